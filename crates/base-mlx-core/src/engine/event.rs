@@ -1,0 +1,68 @@
+use crate::TokenId;
+
+/// What an answer consists of, in order. A non-streamed answer is the fold of the streamed one.
+#[derive(Clone, Debug, PartialEq)]
+pub enum Event {
+    /// The prompt's log probabilities, once, before any text, if they were asked for; the first token has none.
+    Prompt { choice: usize, logprobs: Vec<TokenLogprob> },
+    /// Whole characters of visible text, never empty of both text and entries. `logprobs` are the entries of the
+    /// tokens whose text ends in this piece.
+    Text { choice: usize, text: String, logprobs: Vec<TokenLogprob> },
+    /// The last event of a choice.
+    Finish { choice: usize, reason: FinishReason },
+    /// The last event of a request that did not fail.
+    Usage(Usage),
+    /// The last event of a request that did.
+    Error(GenerateError),
+}
+
+/// A token's log probability under the model's raw distribution: before bias, penalties, temperature and filters.
+#[derive(Clone, Debug, PartialEq)]
+pub struct TokenLogprob {
+    pub token: TokenId,
+    /// The token's own bytes, which need not be whole characters.
+    pub bytes: Vec<u8>,
+    /// Natural logarithm. NaN for the first token of a prompt, which nothing predicts.
+    pub logprob: f32,
+    /// The most probable tokens, best first, as many as were asked for.
+    pub top: Vec<TopLogprob>,
+}
+
+#[derive(Clone, Debug, PartialEq)]
+pub struct TopLogprob {
+    pub token: TokenId,
+    pub bytes: Vec<u8>,
+    pub logprob: f32,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum FinishReason {
+    /// An end token or a stop string.
+    Stop,
+    /// `max_tokens`, or the context is full.
+    Length,
+}
+
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Usage {
+    /// The whole prompt, counted once, cached tokens included.
+    pub prompt_tokens: usize,
+    /// Prompt tokens that were not computed for this request.
+    pub cached_tokens: usize,
+    /// Sum over all choices, end tokens included.
+    pub completion_tokens: usize,
+}
+
+/// Why a request that was accepted could not be answered.
+#[derive(Clone, Debug, PartialEq, thiserror::Error)]
+pub enum GenerateError {
+    #[error("the prompt has {prompt} tokens, the context holds {context}")]
+    PromptTooLong { prompt: usize, context: usize },
+    #[error("the prompt is empty")]
+    PromptEmpty,
+    /// The step panicked or the device failed; the batch it happened in is lost, the engine goes on.
+    #[error("the model failed: {0}")]
+    Failed(String),
+    #[error("the engine is shutting down")]
+    ShuttingDown,
+}

@@ -1,0 +1,11 @@
+//! The door to a running model: [`Engine`] takes requests and gives streams of [`Event`]s. Behind it one thread per
+//! device runs the loop: plan, forward, choose, commit.
+//!
+//! The scheduler and the sequence hold no tensor, clock, thread or await, so a seed replays them. May import
+//! everything else in this crate but `store`.
+
+mod event;
+mod request;
+
+pub use event::{Event, FinishReason, GenerateError, TokenLogprob, TopLogprob, Usage};
+pub use request::GenerateRequest;

@@ -1,0 +1,23 @@
+use crate::TokenId;
+use crate::sample::SamplingParams;
+
+/// A validated request: every limit was checked where it was parsed.
+#[derive(Clone, Debug)]
+pub struct GenerateRequest {
+    /// The rendered prompt; at least one token and fewer than the context holds.
+    pub prompt: Vec<TokenId>,
+    /// Independent answers to one prompt, at least 1; the prompt is computed once.
+    pub choices: usize,
+    /// `seed` is the request's; each choice derives its own from it.
+    pub sampling: SamplingParams,
+    /// Most tokens of one answer; `None` is what the context leaves.
+    pub max_tokens: Option<usize>,
+    /// None of them is empty. The answer ends before the first that appears in it.
+    pub stop: Vec<String>,
+    /// Do not stop at the model's end tokens.
+    pub ignore_end: bool,
+    /// Report log probabilities of the prompt's tokens too, before the answer (legacy `echo` with `logprobs`).
+    pub score_prompt: bool,
+    /// Was the answer asked for as a stream? Only the log line wants to know.
+    pub streamed: bool,
+}

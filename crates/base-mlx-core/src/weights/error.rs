@@ -1,0 +1,42 @@
+use std::path::PathBuf;
+
+use crate::backend::DeviceError;
+
+/// Why a model could not be loaded. Messages name the file, the tensor and both numbers.
+#[derive(Debug, thiserror::Error)]
+pub enum LoadError {
+    #[error("cannot read {path}: {source}")]
+    Io { path: PathBuf, source: std::io::Error },
+    /// The file is not what it says it is: cut off, lying about sizes, hostile.
+    #[error("{path} is damaged: {what}")]
+    Damaged { path: PathBuf, what: String },
+    /// A sound file of a kind that is not supported.
+    #[error("{path}: {what} is not supported\nhint: {hint}")]
+    Unsupported { path: PathBuf, what: String, hint: String },
+    #[error("`{key}` in {path} {what}")]
+    Config { path: PathBuf, key: String, what: String },
+    #[error("{path} has no tensor `{tensor}`")]
+    MissingTensor { path: PathBuf, tensor: String },
+    #[error("tensor `{tensor}` in {path} has shape {found:?}, expected {expected:?}{hint}")]
+    WrongShape {
+        path: PathBuf,
+        tensor: String,
+        found: Vec<usize>,
+        expected: Vec<usize>,
+        /// Empty, or a line break, `hint: ` and a sentence.
+        hint: String,
+    },
+    /// A tensor that no part of the family read: the family does not fit the checkpoint.
+    #[error(
+        "{path} has {count} tensors that family `{family}` does not use, the first is `{first}`"
+    )]
+    UnreadTensors { path: PathBuf, family: String, count: usize, first: String },
+    #[error("{path}: family `{family}` is not supported\nhint: supported are {supported}")]
+    UnknownFamily { path: PathBuf, family: String, supported: String },
+    #[error("{path}: the tokenizer cannot be read: {what}")]
+    Tokenizer { path: PathBuf, what: String },
+    #[error("{path}: the chat template cannot be read: {what}")]
+    Template { path: PathBuf, what: String },
+    #[error(transparent)]
+    Device(#[from] DeviceError),
+}
