@@ -1,1 +1,53 @@
-fn main() {}
+//! What the project does to itself: `cargo xtask ci | tidy | models | golden`.
+//!
+//! Needs Rust, a C compiler and Python 3 with pip, and nothing that is not fetched by their own clients. What it
+//! installs lies under `target/`.
+
+mod ci;
+mod golden;
+mod models;
+mod process;
+mod python;
+mod tidy;
+
+use std::path::PathBuf;
+
+use anyhow::Result;
+use clap::{Parser, Subcommand};
+
+#[derive(Parser)]
+#[command(name = "cargo xtask", about = "What the project does to itself")]
+struct Arguments {
+    #[command(subcommand)]
+    task: Task,
+}
+
+#[derive(Subcommand)]
+enum Task {
+    /// Everything that must pass before a change is merged; stops at the first step that fails
+    Ci,
+    /// Check what the compiler does not: arrows between folders, file sizes and names, leftovers
+    Tidy,
+    /// Fetch the models that tests need into $BASE_MLX_TEST_MODELS (default target/test-models)
+    Models,
+    /// Make the reference data of the tests again, from the reference implementations
+    Golden {
+        /// Only scripts with this word in their path
+        what: Option<String>,
+    },
+}
+
+fn main() -> Result<()> {
+    match Arguments::parse().task {
+        Task::Ci => ci::run(&root()),
+        Task::Tidy => tidy::run(&root()),
+        Task::Models => models::fetch(&models::folder(&root())),
+        Task::Golden { what } => golden::make(&root(), what.as_deref()),
+    }
+}
+
+/// The workspace's folder.
+fn root() -> PathBuf {
+    let xtask = PathBuf::from(env!("CARGO_MANIFEST_DIR"));
+    xtask.parent().expect("xtask lies in the workspace").to_owned()
+}

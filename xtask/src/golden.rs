@@ -1,0 +1,50 @@
+//! Reference data, made by the implementations that everyone compares with. The scripts lie beside what they make:
+//! `crates/*/tests/**/make*.py`. What they make is committed, so this runs only when a script changes.
+
+use std::path::{Path, PathBuf};
+
+use anyhow::{Result, ensure};
+
+use crate::{process, python};
+
+const PACKAGES: &[&str] = &[
+    "gguf==0.18.0",
+    "jinja2==3.1.6",
+    "llama-cpp-python==0.3.36",
+    "mlx-lm==0.32.2",
+    "mlx[cpu]==0.32.4",
+    "numpy",
+];
+
+pub(crate) fn make(root: &Path, what: Option<&str>) -> Result<()> {
+    let mut scripts = Vec::new();
+    for entry in std::fs::read_dir(root.join("crates"))? {
+        find(&entry?.path().join("tests"), &mut scripts)?;
+    }
+    scripts.sort();
+    scripts.retain(|script| what.is_none_or(|what| script.to_string_lossy().contains(what)));
+    ensure!(!scripts.is_empty(), "no script fits\nhint: they are crates/*/tests/**/make*.py");
+    for script in scripts {
+        println!("{}", script.strip_prefix(root).unwrap_or(&script).display());
+        let mut python = python::with_packages(root, "golden", PACKAGES)?;
+        python.env("BASE_MLX_TEST_MODELS", crate::models::folder(root));
+        process::run(python.current_dir(root).arg(script))?;
+    }
+    Ok(())
+}
+
+fn find(folder: &Path, scripts: &mut Vec<PathBuf>) -> Result<()> {
+    if !folder.is_dir() {
+        return Ok(());
+    }
+    for entry in std::fs::read_dir(folder)? {
+        let path = entry?.path();
+        let name = path.file_name().unwrap_or_default().to_string_lossy();
+        if path.is_dir() {
+            find(&path, scripts)?;
+        } else if name.starts_with("make") && name.ends_with(".py") {
+            scripts.push(path);
+        }
+    }
+    Ok(())
+}
