@@ -6,6 +6,12 @@
 
 mod event;
 mod request;
+mod scheduler;
+mod sequence;
+#[cfg(test)]
+mod simulation;
 
 pub use event::{Event, FinishReason, GenerateError, TokenLogprob, TopLogprob, Usage};
 pub use request::GenerateRequest;
+pub use scheduler::{Finished, Fork, Limits, Outcome, Plan, PlannedSpan, Refused, Scheduler};
+pub use sequence::{Sequence, SequenceId};

@@ -1,0 +1,441 @@
+use std::collections::BTreeMap;
+use std::ops::Range;
+
+use super::event::FinishReason;
+use super::sequence::{Sequence, SequenceId};
+use crate::TokenId;
+
+/// Decides, step by step, which sequence computes which of its positions. Pure arithmetic: it holds no tensor, clock or
+/// thread, and the same calls give the same plans.
+///
+/// The rules:
+/// - There is no prefill and no decoding, only sequences whose cursor is behind their tokens by many or by one.
+/// - Every running sequence computes at least one position in every step, so an answer that runs gets a token in every
+///   step, however long the prompts beside it are. There are never more running sequences than `step_tokens`.
+/// - What is left of `step_tokens` goes to drafts and to sequences that are further behind, prompts for short. While
+///   there are such, drafts get at most half. Of the rest, half goes to the prompt that came first, so that a long one
+///   always moves; the other half to the prompts that need least, so that a short one need not wait for a long one.
+/// - Sequences are admitted in the order they came, as long as `running` and `kv_tokens` allow. The first one waiting is
+///   never overtaken, but by others while it waits for a sibling's prompt; its place is kept free then.
+/// - The tokens of all running sequences fit into `kv_tokens`. When they have grown out of it, the newest is preempted:
+///   it loses its cache and waits again, in its old place. The oldest is never preempted, so something always moves.
+/// - Siblings start from a fork of the first of them that has computed the prompt but for its last token. It waits there
+///   for one step if siblings can be admitted, so that they choose their first tokens together.
+pub struct Scheduler {
+    limits: Limits,
+    /// Both by arrival; a preempted sequence keeps its number.
+    running: BTreeMap<u64, Sequence>,
+    waiting: BTreeMap<u64, Sequence>,
+    arrivals: u64,
+}
+
+#[derive(Clone, Copy, Debug)]
+pub struct Limits {
+    /// Most sequences in one step.
+    pub running: usize,
+    /// Most positions computed in one step.
+    pub step_tokens: usize,
+    /// Most positions in all caches together.
+    pub kv_tokens: usize,
+    /// Most tokens of a sequence, prompt and answer together.
+    pub context: usize,
+}
+
+/// What one step computes. The runner carries it out in this order:
+/// 1. it drops the caches of `dropped`,
+/// 2. it truncates the cache of every span to `range.start`, which is where rejected drafts disappear,
+/// 3. it makes the forks,
+/// 4. it computes the spans.
+///
+/// Caches of finished and cancelled sequences are dropped when that is known.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Plan {
+    /// Oldest sequence first, none of them empty.
+    pub spans: Vec<PlannedSpan>,
+    /// Sequences that were preempted.
+    pub dropped: Vec<SequenceId>,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct PlannedSpan {
+    pub sequence: SequenceId,
+    /// The positions computed in this step, drafts included.
+    pub range: Range<usize>,
+    /// The tokens at these positions.
+    pub tokens: Vec<TokenId>,
+    /// The positions whose rows of logits are wanted. The row of a position is about the token that follows it: of
+    /// those before `choose_from` that token is known, and the row scores it.
+    pub wanted: Range<usize>,
+    /// The rows of `wanted` from here on choose tokens: the row of the sequence's last token, then those of its drafts.
+    /// A row counts only if the token chosen before it was the draft that the row was computed with.
+    pub choose_from: usize,
+    /// The sequence has no cache yet: it starts with the first `len` positions of another's.
+    pub fork: Option<Fork>,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Fork {
+    pub from: SequenceId,
+    pub len: usize,
+}
+
+/// What came out of one span.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Outcome {
+    /// The tokens chosen, in order: all but the last are equal to the drafts. Empty if the span has no row to choose
+    /// from, else at least one.
+    pub tokens: Vec<TokenId>,
+    /// The last of them ends the answer.
+    pub ended: Option<FinishReason>,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Finished {
+    pub id: SequenceId,
+    pub reason: FinishReason,
+}
+
+/// Why a sequence can never run.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum Refused {
+    #[error("the prompt is empty")]
+    Empty,
+    #[error("the prompt has {prompt} tokens, a sequence may have {longest}")]
+    TooLong { prompt: usize, longest: usize },
+}
+
+impl Limits {
+    /// Most tokens of a sequence that can be finished when it is alone.
+    pub fn longest(&self) -> usize {
+        self.context.min(self.kv_tokens)
+    }
+}
+
+impl Scheduler {
+    /// At least one sequence of at least one token must be possible. `running` is lowered to `step_tokens` if it is more.
+    pub fn new(limits: Limits) -> Self {
+        assert!(
+            limits.running > 0 && limits.step_tokens > 0 && limits.longest() > 0,
+            "nothing could run: {limits:?}"
+        );
+        let limits = Limits { running: limits.running.min(limits.step_tokens), ..limits };
+        Self { limits, running: BTreeMap::new(), waiting: BTreeMap::new(), arrivals: 0 }
+    }
+
+    /// Takes a sequence that nothing was computed of. Members of a group must have the same prompt; they share it best
+    /// when they are submitted together.
+    pub fn submit(&mut self, sequence: Sequence) -> Result<(), Refused> {
+        assert!(
+            sequence.computed == 0 && sequence.draft.is_empty(),
+            "a new sequence has no cache and no draft"
+        );
+        assert!(sequence.prompt_len == sequence.tokens.len(), "a new sequence has no answer");
+        assert!(self.sequence(sequence.id).is_none(), "{:?} is already there", sequence.id);
+        let longest = self.limits.longest();
+        if sequence.prompt_len == 0 {
+            return Err(Refused::Empty);
+        }
+        // The last token of an answer is never computed, but it counts as part of the context.
+        if sequence.prompt_len + sequence.max_tokens.min(1) > longest {
+            return Err(Refused::TooLong { prompt: sequence.prompt_len, longest });
+        }
+        if let Some(sibling) = self.sequences().find(|other| other.group == sequence.group) {
+            assert!(sibling.prompt() == sequence.prompt(), "a group has one prompt");
+        }
+        self.waiting.insert(self.arrivals, sequence);
+        self.arrivals += 1;
+        Ok(())
+    }
+
+    /// Forgets a sequence; false if it was not there (any more). Its cache is the runner's to drop.
+    pub fn cancel(&mut self, id: SequenceId) -> bool {
+        let before = self.running.len() + self.waiting.len();
+        self.running.retain(|_, sequence| sequence.id != id);
+        self.waiting.retain(|_, sequence| sequence.id != id);
+        self.running.len() + self.waiting.len() < before
+    }
+
+    /// Guesses at what a running sequence says next, for the next step only; false if the sequence does not run. The
+    /// plan takes as many of them as limits allow.
+    pub fn draft(&mut self, id: SequenceId, draft: Vec<TokenId>) -> bool {
+        let Some(sequence) = self.running.values_mut().find(|sequence| sequence.id == id) else {
+            return false;
+        };
+        sequence.draft = draft;
+        true
+    }
+
+    /// Decides the next step. An empty plan means that nothing is left to do.
+    pub fn plan(&mut self) -> Plan {
+        let dropped = self.make_room();
+        let Admission { forks, held } = self.admit();
+        let shares = self.share(&held);
+        let spans = self
+            .running
+            .iter_mut()
+            .map(|(arrival, sequence)| {
+                let end = sequence.computed + shares[arrival];
+                span(sequence, end, forks.get(arrival).copied())
+            })
+            .collect();
+        Plan { spans, dropped }
+    }
+
+    /// Takes what came out of a plan, one outcome for each span. A sequence that was cancelled since is skipped.
+    pub fn commit(&mut self, plan: &Plan, outcomes: &[Outcome]) -> Vec<Finished> {
+        assert_eq!(plan.spans.len(), outcomes.len(), "one outcome for each span");
+        let longest = self.limits.longest();
+        let mut finished = Vec::new();
+        for (span, outcome) in plan.spans.iter().zip(outcomes) {
+            let Some(sequence) =
+                self.running.values_mut().find(|sequence| sequence.id == span.sequence)
+            else {
+                continue;
+            };
+            if let Some(reason) = advance(sequence, span, outcome, longest) {
+                finished.push(Finished { id: span.sequence, reason });
+            }
+        }
+        self.running.retain(|_, sequence| !finished.iter().any(|done| done.id == sequence.id));
+        finished
+    }
+
+    pub fn is_idle(&self) -> bool {
+        self.running.is_empty() && self.waiting.is_empty()
+    }
+
+    pub fn running(&self) -> usize {
+        self.running.len()
+    }
+
+    pub fn waiting(&self) -> usize {
+        self.waiting.len()
+    }
+
+    pub fn sequence(&self, id: SequenceId) -> Option<&Sequence> {
+        self.sequences().find(|sequence| sequence.id == id)
+    }
+
+    /// Panics if the books are wrong. For tests: it walks over everything.
+    pub fn check_integrity(&self) {
+        let longest = self.limits.longest();
+        assert!(self.running.len() <= self.limits.running, "too many running");
+        assert!(
+            self.running.keys().all(|arrival| !self.waiting.contains_key(arrival)),
+            "running and waiting"
+        );
+        for sequence in self.sequences() {
+            let Sequence { id, tokens, prompt_len, computed, scored, .. } = sequence;
+            assert!((1..=tokens.len()).contains(prompt_len), "{id:?} lost its prompt");
+            assert!(tokens.len() <= longest, "{id:?} has {} tokens of {longest}", tokens.len());
+            assert!(*computed < tokens.len(), "{id:?} has nothing to compute");
+            assert!(*scored < *prompt_len, "{id:?} scored beyond its prompt");
+            let room = sequence.max_tokens.max(1) - 1;
+            assert!(sequence.answer().len() <= room, "{id:?} should have ended");
+        }
+        for sequence in self.waiting.values() {
+            assert!(
+                sequence.computed == 0 && sequence.draft.is_empty(),
+                "{:?} waits with a cache",
+                sequence.id
+            );
+        }
+    }
+
+    fn sequences(&self) -> impl Iterator<Item = &Sequence> {
+        self.running.values().chain(self.waiting.values())
+    }
+
+    /// Positions that are or may soon be in caches. A prompt counts in full from the moment it is admitted.
+    fn reserved(&self) -> usize {
+        self.running.values().map(|sequence| sequence.tokens.len()).sum()
+    }
+
+    fn make_room(&mut self) -> Vec<SequenceId> {
+        let mut dropped = Vec::new();
+        while self.reserved() > self.limits.kv_tokens {
+            let (arrival, mut sequence) =
+                self.running.pop_last().expect("what is reserved belongs to someone");
+            sequence.computed = 0;
+            sequence.draft.clear();
+            dropped.push(sequence.id);
+            self.waiting.insert(arrival, sequence);
+        }
+        dropped
+    }
+
+    fn admit(&mut self) -> Admission {
+        let mut admission = Admission::default();
+        let mut places = self.limits.running - self.running.len();
+        let mut reserved = self.reserved();
+        let mut admitted = Vec::new();
+        for (&arrival, sequence) in &self.waiting {
+            // A sequence admitted into the last free position would be preempted in the next step.
+            let members = self.limits.running - places;
+            let growth = (members + 1) * GROWTH_TOKENS;
+            let alone = members == 0;
+            if places == 0
+                || !alone && reserved + sequence.tokens.len() + growth > self.limits.kv_tokens
+            {
+                break;
+            }
+            places -= 1;
+            reserved += sequence.tokens.len();
+            match self.start(sequence, &admitted) {
+                Start::Alone => admitted.push(arrival),
+                Start::Fork(fork) => {
+                    admitted.push(arrival);
+                    admission.forks.insert(arrival, fork);
+                }
+                Start::Later => admission.held.push(sequence.group),
+            }
+        }
+        for arrival in admitted {
+            let mut sequence = self.waiting.remove(&arrival).expect("it was found there");
+            if let Some(fork) = admission.forks.get(&arrival) {
+                sequence.computed = fork.len;
+                sequence.scored = fork.len;
+            }
+            self.running.insert(arrival, sequence);
+        }
+        admission
+    }
+
+    /// How a waiting sequence begins, given those that run and those that were just admitted.
+    fn start(&self, sequence: &Sequence, admitted: &[u64]) -> Start {
+        let len = sequence.fork_len();
+        if len == 0 {
+            return Start::Alone;
+        }
+        let mut siblings =
+            self.running.values().filter(|other| other.group == sequence.group).peekable();
+        let new_sibling =
+            admitted.iter().any(|arrival| self.waiting[arrival].group == sequence.group);
+        if siblings.peek().is_none() && !new_sibling {
+            return Start::Alone;
+        }
+        match siblings.find(|other| other.computed >= len) {
+            Some(other) => Start::Fork(Fork { from: other.id, len }),
+            None => Start::Later,
+        }
+    }
+
+    /// How many positions each running sequence computes: at least one, `step_tokens` in all at most. Cuts the drafts to
+    /// what was granted.
+    fn share(&mut self, held: &[u64]) -> BTreeMap<u64, usize> {
+        let mut left = self.limits.step_tokens - self.running.len();
+        let mut kv_left = self.limits.kv_tokens - self.reserved();
+        let longest = self.limits.longest();
+        let mut shares: BTreeMap<u64, usize> =
+            self.running.keys().map(|&arrival| (arrival, 1)).collect();
+
+        let mut prompts: Vec<(u64, usize)> = Vec::new();
+        for (&arrival, sequence) in &self.running {
+            let waits = held.contains(&sequence.group) && sequence.computed < sequence.fork_len();
+            let end = if waits { sequence.fork_len() } else { sequence.tokens.len() };
+            if end - sequence.computed > 1 {
+                prompts.push((arrival, end - sequence.computed - 1));
+            }
+        }
+
+        let mut for_drafts = if prompts.is_empty() { left } else { left / 2 };
+        for (arrival, sequence) in &mut self.running {
+            // The token after the last draft is chosen too, so one draft less than tokens that may still come.
+            let may_come = sequence
+                .max_tokens
+                .saturating_sub(sequence.answer().len())
+                .min(longest - sequence.tokens.len());
+            let granted = match sequence.behind() {
+                1 => may_come.saturating_sub(1).min(for_drafts).min(kv_left),
+                _ => 0,
+            };
+            sequence.draft.truncate(granted);
+            let drafts = sequence.draft.len();
+            *shares.get_mut(arrival).expect("every running sequence has a share") += drafts;
+            for_drafts -= drafts;
+            kv_left -= drafts;
+            left -= drafts;
+        }
+
+        let half = left.div_ceil(2);
+        let mut grant = |(arrival, need): &mut (u64, usize), most: usize| {
+            let tokens = (*need).min(most).min(left);
+            *shares.get_mut(arrival).expect("every running sequence has a share") += tokens;
+            *need -= tokens;
+            left -= tokens;
+        };
+        if let Some(first) = prompts.first_mut() {
+            grant(first, half);
+        }
+        prompts.sort_by_key(|&(arrival, need)| (need, arrival));
+        for prompt in &mut prompts {
+            grant(prompt, usize::MAX);
+        }
+        shares
+    }
+}
+
+fn span(sequence: &Sequence, end: usize, fork: Option<Fork>) -> PlannedSpan {
+    let range = sequence.computed..end;
+    let known = sequence.tokens.len();
+    let mut tokens = sequence.tokens[range.start..end.min(known)].to_vec();
+    tokens.extend(&sequence.draft[..end.saturating_sub(known)]);
+
+    let chooses = end >= known && sequence.max_tokens > 0;
+    // The last prompt token's row is about the answer.
+    let scores_end = if sequence.score_prompt { end.min(sequence.fork_len()) } else { 0 };
+    let scores = range.start.max(sequence.scored)..scores_end;
+    let wanted = match (scores.is_empty(), chooses) {
+        (true, true) => known - 1..end,
+        (true, false) => end..end,
+        (false, true) => scores.start..end,
+        (false, false) => scores,
+    };
+    let choose_from = if chooses { known - 1 } else { wanted.end };
+    PlannedSpan { sequence: sequence.id, range, tokens, wanted, choose_from, fork }
+}
+
+/// Moves a sequence over what a step computed; says why if that finished it.
+fn advance(
+    sequence: &mut Sequence,
+    span: &PlannedSpan,
+    outcome: &Outcome,
+    longest: usize,
+) -> Option<FinishReason> {
+    let known = sequence.tokens.len();
+    let rows = span.wanted.end - span.choose_from;
+    assert!(outcome.tokens.len() <= rows, "more tokens than rows");
+    assert_eq!(outcome.tokens.is_empty(), rows == 0, "a row to choose from gives a token");
+    let drafts = std::mem::take(&mut sequence.draft);
+    let Some((_, accepted)) = outcome.tokens.split_last() else {
+        sequence.computed = span.range.end;
+        sequence.scored = sequence.scored.max(sequence.computed.min(sequence.fork_len()));
+        // Only a sequence that may add nothing comes to its end without a row.
+        return (sequence.computed == known).then_some(FinishReason::Length);
+    };
+    assert!(drafts.starts_with(accepted), "a row beyond a rejected draft was used");
+    sequence.tokens.extend(&outcome.tokens);
+    // The last token was chosen just now; the cache ends before it, whatever drafts were computed there.
+    sequence.computed = sequence.tokens.len() - 1;
+    sequence.scored = sequence.scored.max(sequence.fork_len());
+    let full = sequence.answer().len() >= sequence.max_tokens || sequence.tokens.len() >= longest;
+    outcome.ended.or(full.then_some(FinishReason::Length))
+}
+
+/// A sequence is admitted beside others only if each of them could then grow by this much without a preemption.
+const GROWTH_TOKENS: usize = 8;
+
+#[derive(Default)]
+struct Admission {
+    /// By arrival of the sequence that starts with it.
+    forks: BTreeMap<u64, Fork>,
+    /// Groups with a member that waits for a running member's prompt.
+    held: Vec<u64>,
+}
+
+enum Start {
+    Alone,
+    Fork(Fork),
+    /// A sibling is still computing the prompt.
+    Later,
+}

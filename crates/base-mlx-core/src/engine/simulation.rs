@@ -1,0 +1,413 @@
+//! Random worlds for the scheduler. The model is a hash chain: what a position holds is made from what the position
+//! before it holds and from its token, and the next token is made from that. A wrong cache, a wrong position, a stale
+//! draft or a lost token changes everything that follows, so whatever the schedule, each answer must be the one that its
+//! sequence gives when it runs alone.
+
+use std::collections::BTreeMap;
+
+use super::event::FinishReason;
+use super::scheduler::{Limits, Outcome, Plan, PlannedSpan, Refused, Scheduler};
+use super::sequence::{Sequence, SequenceId};
+use crate::TokenId;
+
+const VOCAB: u64 = 24;
+const END: TokenId = 0;
+
+#[test]
+fn any_schedule_gives_the_tokens_of_running_alone() {
+    let first = std::env::var("BASE_MLX_SEED").ok().and_then(|seed| seed.parse().ok());
+    let (first, worlds) = first.map_or((1, 1500), |seed: u64| (seed, 1));
+    let mut seen = Seen::default();
+    for seed in first..first + worlds {
+        let world = std::panic::AssertUnwindSafe(|| World::new(seed).run());
+        match std::panic::catch_unwind(world) {
+            Ok(in_this) => seen.add(&in_this),
+            Err(panic) => {
+                eprintln!("world {seed} broke; BASE_MLX_SEED={seed} replays it alone");
+                std::panic::resume_unwind(panic);
+            }
+        }
+    }
+    // Dice that never show some face prove nothing about it.
+    assert!(worlds == 1 || seen.all(), "something never happened: {seen:?}");
+}
+
+/// What the dice showed.
+#[derive(Debug, Default)]
+struct Seen {
+    finished: usize,
+    cancelled: usize,
+    refused: usize,
+    preempted: usize,
+    forks: usize,
+    drafts_accepted: usize,
+    drafts_rejected: usize,
+    scored: usize,
+    steps_with_prompts_and_answers: usize,
+}
+
+impl Seen {
+    fn add(&mut self, other: &Seen) {
+        self.finished += other.finished;
+        self.cancelled += other.cancelled;
+        self.refused += other.refused;
+        self.preempted += other.preempted;
+        self.forks += other.forks;
+        self.drafts_accepted += other.drafts_accepted;
+        self.drafts_rejected += other.drafts_rejected;
+        self.scored += other.scored;
+        self.steps_with_prompts_and_answers += other.steps_with_prompts_and_answers;
+    }
+
+    fn all(&self) -> bool {
+        let rare =
+            [self.finished, self.cancelled, self.refused, self.preempted, self.forks, self.scored];
+        let common =
+            [self.drafts_accepted, self.drafts_rejected, self.steps_with_prompts_and_answers];
+        rare.into_iter().chain(common).all(|times| times > 100)
+    }
+}
+
+struct World {
+    dice: Dice,
+    limits: Limits,
+    scheduler: Scheduler,
+    /// What the runner holds for each sequence: a hash for each position.
+    caches: BTreeMap<SequenceId, Vec<u64>>,
+    arrivals: Vec<Arrival>,
+    live: BTreeMap<SequenceId, Expected>,
+    seen: Seen,
+}
+
+/// A request: its choices arrive together.
+struct Arrival {
+    step: usize,
+    sequences: Vec<(Sequence, Expected)>,
+}
+
+#[derive(Clone)]
+struct Expected {
+    tokens: Vec<TokenId>,
+    reason: FinishReason,
+    /// One for each prompt token but the first.
+    scores: Vec<u64>,
+    got_scores: Vec<u64>,
+    cancel_at: Option<usize>,
+}
+
+impl World {
+    fn new(seed: u64) -> Self {
+        let mut dice = Dice(seed);
+        let step_tokens = dice.one_of(&[1, 2, 5, 16, 64]);
+        let limits = Limits {
+            running: dice.one_of(&[1, 2, 3, 8, 100]),
+            step_tokens,
+            kv_tokens: dice.one_of(&[20, 40, 90, 300, 5000]),
+            context: dice.one_of(&[30, 64, 1000]),
+        };
+        let longest = limits.longest();
+        let mut arrivals = Vec::new();
+        let (mut step, mut next_id) = (0, 0);
+        for group in 0..dice.below(12) + 1 {
+            step += dice.one_of(&[0, 0, 1, 3, 20]);
+            let prompt_len = 1 + dice.below(dice_prompt(&mut Dice(seed ^ group as u64), longest));
+            let prompt: Vec<_> =
+                (0..prompt_len).map(|_| dice.below(VOCAB as usize) as TokenId).collect();
+            let choices = dice.one_of(&[1, 1, 1, 2, 3, 5]);
+            let max_tokens = dice.one_of(&[0, 1, 2, 10, 40, 1000]);
+            let score_prompt = max_tokens == 0 || dice.below(4) == 0;
+            let cancel = dice.below(6) == 0;
+            let sequences = (0..choices)
+                .map(|choice| {
+                    let id = SequenceId(next_id);
+                    next_id += 1;
+                    let mut sequence = Sequence::new(id, group as u64, prompt.clone(), max_tokens);
+                    sequence.score_prompt = score_prompt && choice == 0;
+                    let mut expected = alone(&sequence, longest);
+                    let cancels = cancel && dice.below(2) == 0;
+                    expected.cancel_at = cancels.then(|| step + dice.below(60));
+                    (sequence, expected)
+                })
+                .collect();
+            arrivals.push(Arrival { step, sequences });
+        }
+        Self {
+            dice,
+            limits,
+            scheduler: Scheduler::new(limits),
+            caches: BTreeMap::new(),
+            arrivals,
+            live: BTreeMap::new(),
+            seen: Seen::default(),
+        }
+    }
+
+    fn run(mut self) -> Seen {
+        // The oldest sequence moves in every step, so no step is without progress, even if all the others' were lost.
+        let all = || self.arrivals.iter().flat_map(|arrival| &arrival.sequences);
+        let work: usize = all().map(|(_, expected)| expected.tokens.len() + 2).sum();
+        let last = self.arrivals.last().map_or(0, |arrival| arrival.step);
+        for step in 0.. {
+            assert!(step <= last + work, "not done after {step} steps");
+            self.arrive(step);
+            self.cancel(step);
+            self.scheduler.check_integrity();
+            if self.scheduler.is_idle() && self.arrivals.is_empty() {
+                break;
+            }
+            self.propose();
+            let plan = self.scheduler.plan();
+            self.scheduler.check_integrity();
+            assert_eq!(plan.spans.is_empty(), self.scheduler.is_idle(), "an idle step");
+            self.check_fairness(&plan);
+            let outcomes = self.compute(&plan);
+            if !plan.spans.is_empty() && self.dice.below(8) == 0 {
+                self.cancel_in_flight(&plan);
+            }
+            self.commit(&plan, &outcomes);
+        }
+        assert!(self.live.is_empty(), "unfinished: {:?}", self.live.keys());
+        assert!(self.caches.is_empty(), "left behind: {:?}", self.caches.keys());
+        self.seen
+    }
+
+    fn arrive(&mut self, step: usize) {
+        while self.arrivals.first().is_some_and(|arrival| arrival.step <= step) {
+            for (sequence, expected) in self.arrivals.remove(0).sequences {
+                let (id, prompt) = (sequence.id, sequence.prompt_len);
+                let longest = self.limits.longest();
+                let fits = prompt + sequence.max_tokens.min(1) <= longest;
+                match self.scheduler.submit(sequence) {
+                    Ok(()) => {
+                        assert!(fits);
+                        self.live.insert(id, expected);
+                    }
+                    Err(error) => {
+                        assert!(!fits);
+                        assert_eq!(error, Refused::TooLong { prompt, longest });
+                        self.seen.refused += 1;
+                    }
+                }
+            }
+        }
+    }
+
+    fn cancel(&mut self, step: usize) {
+        let due = |expected: &Expected| expected.cancel_at.is_some_and(|at| at <= step);
+        let ids: Vec<_> =
+            self.live.iter().filter(|(_, expected)| due(expected)).map(|(&id, _)| id).collect();
+        for id in ids {
+            self.forget(id);
+        }
+    }
+
+    /// The client goes away while the device computes.
+    fn cancel_in_flight(&mut self, plan: &Plan) {
+        let span = &plan.spans[self.dice.below(plan.spans.len())];
+        if self.live[&span.sequence].cancel_at.is_some() {
+            self.forget(span.sequence);
+        }
+    }
+
+    fn forget(&mut self, id: SequenceId) {
+        assert!(self.scheduler.cancel(id));
+        assert!(!self.scheduler.cancel(id));
+        self.live.remove(&id);
+        self.caches.remove(&id);
+        self.seen.cancelled += 1;
+    }
+
+    /// Drafts: the right ones, with some dice thrown in.
+    fn propose(&mut self) {
+        let ids: Vec<_> = self.live.keys().copied().collect();
+        for id in ids {
+            if self.dice.below(2) == 0 {
+                continue;
+            }
+            let known = self.scheduler.sequence(id).unwrap().tokens.len();
+            let longest = self.dice.below(6);
+            let mut draft: Vec<_> =
+                self.live[&id].tokens[known..].iter().copied().take(longest).collect();
+            draft.resize_with(longest, || self.dice.below(VOCAB as usize) as TokenId);
+            for token in &mut draft {
+                if self.dice.below(4) == 0 {
+                    *token = self.dice.below(VOCAB as usize) as TokenId;
+                }
+            }
+            self.scheduler.draft(id, draft);
+        }
+    }
+
+    /// Every answer that runs gets a token in every step, and the prompt that came first gets half of what is left.
+    fn check_fairness(&mut self, plan: &Plan) {
+        assert_eq!(plan.spans.len(), self.scheduler.running(), "someone stands still");
+        let chunks: Vec<_> = plan.spans.iter().filter(|span| span.tokens.len() > 1).collect();
+        let answers = plan.spans.iter().filter(|span| span.wanted.end > span.choose_from).count();
+        self.seen.steps_with_prompts_and_answers +=
+            usize::from(answers > 0 && answers < chunks.len());
+        for span in &plan.spans {
+            let sequence = self.scheduler.sequence(span.sequence).unwrap();
+            let chooses = span.wanted.end > span.choose_from;
+            assert_eq!(chooses, span.range.end >= sequence.tokens.len() && sequence.max_tokens > 0);
+            assert!(
+                chooses || sequence.behind() > 1 || sequence.max_tokens == 0,
+                "an answer without a token"
+            );
+        }
+    }
+
+    /// The runner.
+    fn compute(&mut self, plan: &Plan) -> Vec<Outcome> {
+        for id in &plan.dropped {
+            self.caches.remove(id).expect("only what has a cache is dropped");
+            self.seen.preempted += 1;
+        }
+        for span in &plan.spans {
+            if let Some(cache) = self.caches.get_mut(&span.sequence) {
+                assert!(span.fork.is_none(), "a fork over a cache");
+                assert!(cache.len() >= span.range.start, "the cache ends before the span starts");
+                cache.truncate(span.range.start);
+            }
+        }
+        for span in &plan.spans {
+            let fork = |fork: super::scheduler::Fork| self.caches[&fork.from][..fork.len].to_vec();
+            let forked = span.fork.map(fork);
+            self.seen.forks += usize::from(forked.is_some());
+            self.caches.entry(span.sequence).or_insert_with(|| forked.unwrap_or_default());
+        }
+        let outcomes: Vec<_> = plan.spans.iter().map(|span| self.forward(span)).collect();
+        let computed: usize = plan.spans.iter().map(|span| span.range.len()).sum();
+        assert!(computed <= self.limits.step_tokens, "{computed} tokens in a step");
+        let held: usize = self.caches.values().map(Vec::len).sum();
+        assert!(held <= self.limits.kv_tokens, "{held} positions held");
+        outcomes
+    }
+
+    fn forward(&mut self, span: &PlannedSpan) -> Outcome {
+        assert!(!span.range.is_empty(), "an empty span");
+        assert_eq!(span.range.len(), span.tokens.len());
+        let cache = self.caches.get_mut(&span.sequence).unwrap();
+        assert_eq!(cache.len(), span.range.start, "the span starts where the cache ends");
+        for &token in &span.tokens {
+            cache.push(next_hash(cache.last().copied(), token));
+        }
+        let token_at = |position: usize| span.tokens[position - span.range.start];
+        let expected = self.live.get_mut(&span.sequence).unwrap();
+        let sequence = self.scheduler.sequence(span.sequence).unwrap();
+        let rows = |positions: std::ops::Range<usize>| positions.clone().zip(&cache[positions]);
+        for (position, &row) in rows(span.wanted.start..span.choose_from) {
+            expected.got_scores.push(score(row, sequence.tokens[position + 1]));
+            self.seen.scored += 1;
+        }
+        let mut outcome = Outcome::default();
+        for (position, &row) in rows(span.choose_from..span.wanted.end) {
+            let token = choose(row, sequence);
+            outcome.tokens.push(token);
+            outcome.ended = (token == END).then_some(FinishReason::Stop);
+            if outcome.ended.is_some() || position + 1 == span.range.end {
+                break;
+            }
+            if token_at(position + 1) != token {
+                self.seen.drafts_rejected += 1;
+                break;
+            }
+            self.seen.drafts_accepted += 1;
+        }
+        outcome
+    }
+
+    fn commit(&mut self, plan: &Plan, outcomes: &[Outcome]) {
+        let mut tokens: BTreeMap<SequenceId, Vec<TokenId>> = BTreeMap::new();
+        for (span, outcome) in plan.spans.iter().zip(outcomes) {
+            if let Some(sequence) = self.scheduler.sequence(span.sequence) {
+                let mut now = sequence.tokens.clone();
+                now.extend(&outcome.tokens);
+                tokens.insert(span.sequence, now);
+            }
+        }
+        let finished = self.scheduler.commit(plan, outcomes);
+        for (id, tokens) in &tokens {
+            let expected = &self.live[id];
+            assert!(
+                expected.tokens.starts_with(tokens),
+                "{id:?}: {tokens:?} is not {:?}",
+                expected.tokens
+            );
+            if let Some(sequence) = self.scheduler.sequence(*id) {
+                assert_eq!(sequence.tokens, *tokens);
+                assert!(self.caches[id].len() >= sequence.computed);
+            }
+        }
+        for done in finished {
+            let expected = self.live.remove(&done.id).expect("finished once");
+            assert_eq!(tokens[&done.id], expected.tokens, "{:?} lost tokens", done.id);
+            assert_eq!(done.reason, expected.reason);
+            assert_eq!(expected.got_scores, expected.scores);
+            assert!(self.scheduler.sequence(done.id).is_none());
+            self.caches.remove(&done.id);
+            self.seen.finished += 1;
+        }
+    }
+}
+
+/// The judge: one sequence, one token at a time, no scheduler.
+fn alone(sequence: &Sequence, longest: usize) -> Expected {
+    let mut tokens = sequence.tokens.clone();
+    let mut hash = None;
+    let mut scores = Vec::new();
+    for (position, &token) in tokens.iter().enumerate() {
+        hash = Some(next_hash(hash, token));
+        if let (true, Some(&next)) = (sequence.score_prompt, tokens.get(position + 1)) {
+            scores.push(score(hash.unwrap(), next));
+        }
+    }
+    let mut reason = FinishReason::Length;
+    while tokens.len() < longest && tokens.len() - sequence.prompt_len < sequence.max_tokens {
+        let token = choose(hash.unwrap(), sequence);
+        tokens.push(token);
+        hash = Some(next_hash(hash, token));
+        if token == END {
+            reason = FinishReason::Stop;
+            break;
+        }
+    }
+    Expected { tokens, reason, scores, got_scores: Vec::new(), cancel_at: None }
+}
+
+fn next_hash(before: Option<u64>, token: TokenId) -> u64 {
+    Dice(before.unwrap_or(7) ^ (u64::from(token) << 40)).next()
+}
+
+/// Siblings choose differently, as their seeds would make them.
+fn choose(hash: u64, sequence: &Sequence) -> TokenId {
+    (Dice(hash ^ sequence.id.0).next() % VOCAB) as TokenId
+}
+
+fn score(hash: u64, token: TokenId) -> u64 {
+    hash ^ u64::from(token)
+}
+
+fn dice_prompt(dice: &mut Dice, longest: usize) -> usize {
+    dice.one_of(&[1, 3, 12, 40, longest, longest + 3])
+}
+
+/// SplitMix64.
+struct Dice(u64);
+
+impl Dice {
+    fn next(&mut self) -> u64 {
+        self.0 = self.0.wrapping_add(0x9e37_79b9_7f4a_7c15);
+        let mut z = self.0;
+        z = (z ^ (z >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
+        z = (z ^ (z >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
+        z ^ (z >> 31)
+    }
+
+    fn below(&mut self, limit: usize) -> usize {
+        (self.next() % limit as u64) as usize
+    }
+
+    fn one_of<T: Copy>(&mut self, values: &[T]) -> T {
+        values[self.below(values.len())]
+    }
+}
