@@ -1,1 +1,28 @@
-//! placeholder
+//! CPU kernels over plain slices, and the threads that run them. Knows no tensor and no model.
+//!
+//! Every kernel is written once over [`Lanes`], eight f32 values side by side, and compiled for each instruction set
+//! of [`Isa`]; [`Isa::Scalar`] is the portable twin that judges the others in the tests. To add an instruction set:
+//! one implementation of `Lanes`, one variant of `Isa`.
+//!
+//! A row's result has the same bits alone and in company: every product has one eight-lane accumulator for each
+//! (row, output) that runs over the inner dimension in order, however many rows share the call, and attention walks a
+//! sequence's keys in the order of their positions, in blocks counted from position 0.
+
+mod attention;
+#[cfg(target_arch = "x86_64")]
+mod avx2;
+mod elementwise;
+mod isa;
+mod linear;
+mod matrix;
+mod pool;
+mod rope;
+mod shared;
+
+pub use attention::{AttentionShape, AttentionSpan, KEY_BLOCK, attention};
+pub use elementwise::{add, rms_norm, swiglu};
+pub use isa::{Isa, Kernel, Lanes};
+pub use linear::linear;
+pub use matrix::{Affine, Floats, Matrix, unpack_rows};
+pub use pool::{Pool, Scratch};
+pub use rope::{RopeTable, rope};

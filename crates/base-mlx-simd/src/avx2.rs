@@ -1,0 +1,144 @@
+//! AVX2 with FMA and F16C: every x86-64 CPU since 2015 or so.
+
+use std::arch::x86_64::*;
+
+use crate::isa::{Kernel, Lanes};
+
+/// Exists only if the CPU has AVX2, FMA and F16C.
+#[derive(Clone, Copy, Debug)]
+pub struct Avx2(());
+
+impl Avx2 {
+    pub fn detect() -> Option<Self> {
+        let has = is_x86_feature_detected!("avx2")
+            && is_x86_feature_detected!("fma")
+            && is_x86_feature_detected!("f16c");
+        has.then_some(Self(()))
+    }
+
+    pub(crate) fn run<K: Kernel>(self, kernel: K) -> K::Output {
+        #[target_feature(enable = "avx2,fma,f16c")]
+        fn compiled_for_avx2<K: Kernel>(avx2: Avx2, kernel: K) -> K::Output {
+            kernel.run(avx2)
+        }
+        // SAFETY: an `Avx2` exists only if the CPU has these features.
+        unsafe { compiled_for_avx2(self, kernel) }
+    }
+}
+
+/// Instructions on values, without memory: sound wherever an [`Avx2`] exists.
+macro_rules! values {
+    ($call:expr) => {
+        // SAFETY: `self` exists only if the CPU has AVX2, FMA and F16C.
+        unsafe { $call }
+    };
+}
+
+impl Lanes for Avx2 {
+    type V = __m256;
+
+    #[inline(always)]
+    fn splat(self, value: f32) -> __m256 {
+        values!(_mm256_set1_ps(value))
+    }
+    #[inline(always)]
+    fn load(self, from: &[f32; 8]) -> __m256 {
+        // SAFETY: the CPU has AVX, and the array holds the eight floats that are read; no alignment is asked for.
+        unsafe { _mm256_loadu_ps(from.as_ptr()) }
+    }
+    #[inline(always)]
+    fn store(self, value: __m256, to: &mut [f32; 8]) {
+        // SAFETY: the CPU has AVX, and the array takes the eight floats that are written.
+        unsafe { _mm256_storeu_ps(to.as_mut_ptr(), value) }
+    }
+    #[inline(always)]
+    fn add(self, a: __m256, b: __m256) -> __m256 {
+        values!(_mm256_add_ps(a, b))
+    }
+    #[inline(always)]
+    fn sub(self, a: __m256, b: __m256) -> __m256 {
+        values!(_mm256_sub_ps(a, b))
+    }
+    #[inline(always)]
+    fn mul(self, a: __m256, b: __m256) -> __m256 {
+        values!(_mm256_mul_ps(a, b))
+    }
+    #[inline(always)]
+    fn div(self, a: __m256, b: __m256) -> __m256 {
+        values!(_mm256_div_ps(a, b))
+    }
+    #[inline(always)]
+    fn max(self, a: __m256, b: __m256) -> __m256 {
+        values!(_mm256_max_ps(a, b))
+    }
+    #[inline(always)]
+    fn min(self, a: __m256, b: __m256) -> __m256 {
+        values!(_mm256_min_ps(a, b))
+    }
+    #[inline(always)]
+    fn mul_add(self, a: __m256, b: __m256, c: __m256) -> __m256 {
+        values!(_mm256_fmadd_ps(a, b, c))
+    }
+    #[inline(always)]
+    fn sum(self, v: __m256) -> f32 {
+        values!({
+            let four = _mm_add_ps(_mm256_castps256_ps128(v), _mm256_extractf128_ps::<1>(v));
+            let two = _mm_add_ps(four, _mm_movehl_ps(four, four));
+            _mm_cvtss_f32(_mm_add_ss(two, _mm_movehdup_ps(two)))
+        })
+    }
+    #[inline(always)]
+    fn pow2(self, value: __m256) -> __m256 {
+        values!({
+            let exponent = _mm256_add_epi32(_mm256_cvtps_epi32(value), _mm256_set1_epi32(127));
+            _mm256_castsi256_ps(_mm256_slli_epi32::<23>(exponent))
+        })
+    }
+    #[inline(always)]
+    fn unsigned<const BITS: usize>(self, from: &[u8; BITS]) -> __m256 {
+        let mut word = [0; 8];
+        word[..BITS].copy_from_slice(from);
+        let word = u64::from_le_bytes(word) as i64;
+        values!({
+            let whole = match BITS {
+                8 => _mm256_cvtepu8_epi32(_mm_cvtsi64_si128(word)),
+                // All eight fit into 32 bits: one shift by another count in each lane.
+                2..=4 => {
+                    let bits = BITS as i32;
+                    let counts = _mm256_mullo_epi32(
+                        _mm256_setr_epi32(0, 1, 2, 3, 4, 5, 6, 7),
+                        _mm256_set1_epi32(bits),
+                    );
+                    let shifted = _mm256_srlv_epi32(_mm256_set1_epi32(word as i32), counts);
+                    _mm256_and_si256(shifted, _mm256_set1_epi32((1 << bits) - 1))
+                }
+                // Four in the low half of the word, four in the high half; both halves fit into 32 bits.
+                _ => {
+                    let bits = BITS as i32;
+                    let counts = _mm256_mullo_epi32(
+                        _mm256_setr_epi32(0, 1, 2, 3, 0, 1, 2, 3),
+                        _mm256_set1_epi32(bits),
+                    );
+                    let (low, high) = (word as i32, (word >> (4 * bits)) as i32);
+                    let halves = _mm256_setr_epi32(low, low, low, low, high, high, high, high);
+                    let shifted = _mm256_srlv_epi32(halves, counts);
+                    _mm256_and_si256(shifted, _mm256_set1_epi32((1 << bits) - 1))
+                }
+            };
+            _mm256_cvtepi32_ps(whole)
+        })
+    }
+    #[inline(always)]
+    fn f16(self, from: &[u8; 16]) -> __m256 {
+        // SAFETY: the CPU has F16C, and the array holds the sixteen bytes that are read.
+        unsafe { _mm256_cvtph_ps(_mm_loadu_si128(from.as_ptr().cast())) }
+    }
+    #[inline(always)]
+    fn bf16(self, from: &[u8; 16]) -> __m256 {
+        // SAFETY: the CPU has AVX2, and the array holds the sixteen bytes that are read.
+        unsafe {
+            let wide = _mm256_cvtepu16_epi32(_mm_loadu_si128(from.as_ptr().cast()));
+            _mm256_castsi256_ps(_mm256_slli_epi32::<16>(wide))
+        }
+    }
+}

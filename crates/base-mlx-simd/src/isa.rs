@@ -1,0 +1,214 @@
+//! Which instructions a kernel may use, and the eight-lane vector it is written in.
+
+#[cfg(target_arch = "x86_64")]
+pub(crate) use crate::avx2::Avx2;
+
+/// An instruction set that this CPU has. Found once, then handed to every kernel.
+#[derive(Clone, Copy, Debug)]
+pub enum Isa {
+    Scalar,
+    #[cfg(target_arch = "x86_64")]
+    Avx2(Avx2),
+}
+
+impl Isa {
+    /// The fastest one that this CPU has.
+    pub fn best() -> Self {
+        Self::all().into_iter().next_back().unwrap_or(Self::Scalar)
+    }
+
+    /// Every one that this CPU has, the slowest first.
+    pub fn all() -> Vec<Self> {
+        let mut all = vec![Self::Scalar];
+        #[cfg(target_arch = "x86_64")]
+        all.extend(Avx2::detect().map(Self::Avx2));
+        all
+    }
+
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Scalar => "scalar",
+            #[cfg(target_arch = "x86_64")]
+            Self::Avx2(_) => "avx2",
+        }
+    }
+
+    /// Runs a kernel compiled for this instruction set.
+    pub fn run<K: Kernel>(self, kernel: K) -> K::Output {
+        match self {
+            Self::Scalar => kernel.run(Scalar),
+            #[cfg(target_arch = "x86_64")]
+            Self::Avx2(avx2) => avx2.run(kernel),
+        }
+    }
+}
+
+/// Work written over [`Lanes`]. `run` and all it calls must be `#[inline(always)]`: the body takes on the instruction
+/// set of the function that it is inlined into.
+pub trait Kernel {
+    type Output;
+    fn run<L: Lanes>(self, lanes: L) -> Self::Output;
+}
+
+/// Eight f32 lanes. A value of the implementing type proves that the CPU has the instructions.
+pub trait Lanes: Copy + Send + Sync + 'static {
+    type V: Copy;
+
+    fn splat(self, value: f32) -> Self::V;
+    fn load(self, from: &[f32; 8]) -> Self::V;
+    fn store(self, value: Self::V, to: &mut [f32; 8]);
+    fn add(self, a: Self::V, b: Self::V) -> Self::V;
+    fn sub(self, a: Self::V, b: Self::V) -> Self::V;
+    fn mul(self, a: Self::V, b: Self::V) -> Self::V;
+    fn div(self, a: Self::V, b: Self::V) -> Self::V;
+    fn max(self, a: Self::V, b: Self::V) -> Self::V;
+    fn min(self, a: Self::V, b: Self::V) -> Self::V;
+    /// `a * b + c`, rounded once where the CPU can.
+    fn mul_add(self, a: Self::V, b: Self::V, c: Self::V) -> Self::V;
+    /// The same order of additions everywhere: (0+4 + 2+6) + (1+5 + 3+7).
+    fn sum(self, value: Self::V) -> f32;
+    /// 2 to the power of each lane, which holds a whole number from -126 to 127.
+    fn pow2(self, value: Self::V) -> Self::V;
+    /// Eight unsigned `BITS`-wide values, the first in the lowest bits.
+    fn unsigned<const BITS: usize>(self, from: &[u8; BITS]) -> Self::V;
+    /// Little-endian half floats.
+    fn f16(self, from: &[u8; 16]) -> Self::V;
+    /// Little-endian bfloats.
+    fn bf16(self, from: &[u8; 16]) -> Self::V;
+
+    /// The lanes as an array.
+    #[inline(always)]
+    fn to_array(self, value: Self::V) -> [f32; 8] {
+        let mut to = [0.0; 8];
+        self.store(value, &mut to);
+        to
+    }
+
+    /// Up to eight values; the lanes beyond are zero.
+    #[inline(always)]
+    fn load_some(self, from: &[f32]) -> Self::V {
+        match from.as_array() {
+            Some(from) => self.load(from),
+            None => {
+                let mut padded = [0.0; 8];
+                padded[..from.len()].copy_from_slice(from);
+                self.load(&padded)
+            }
+        }
+    }
+
+    /// The first `to.len()` lanes, eight at most.
+    #[inline(always)]
+    fn store_some(self, value: Self::V, to: &mut [f32]) {
+        match to.as_mut_array() {
+            Some(to) => self.store(value, to),
+            None => to.copy_from_slice(&self.to_array(value)[..to.len()]),
+        }
+    }
+
+    /// e to the power of each lane, to about one unit in the last place; clamped where f32 would over- or underflow.
+    /// (The polynomial is Cephes' expf.)
+    #[inline(always)]
+    fn exp(self, x: Self::V) -> Self::V {
+        let x = self.min(self.max(x, self.splat(-87.33)), self.splat(88.37));
+        // Adding and subtracting 1.5 * 2^23 rounds to a whole number.
+        let magic = self.splat(12_582_912.0);
+        let n = self.sub(self.mul_add(x, self.splat(std::f32::consts::LOG2_E), magic), magic);
+        // ln 2 in two parts, the first exact in few bits, so that r keeps its low bits.
+        let r = self.mul_add(n, self.splat(-0.693_359_4), x);
+        let r = self.mul_add(n, self.splat(2.121_944_4e-4), r);
+        let mut p = self.splat(1.987_569_1e-4);
+        for c in [1.398_2e-3, 8.333_452e-3, 4.166_579_6e-2, 1.666_666_5e-1, 0.5] {
+            p = self.mul_add(p, r, self.splat(c));
+        }
+        let y = self.add(self.mul_add(p, self.mul(r, r), r), self.splat(1.0));
+        self.mul(y, self.pow2(n))
+    }
+}
+
+/// Plain Rust, for any CPU; the judge of the others.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Scalar;
+
+/// A fused multiply-add is a call into a library, and slow, where the compiler may not use the instruction.
+const FUSED: bool = cfg!(any(target_feature = "fma", target_arch = "aarch64"));
+
+impl Scalar {
+    #[inline(always)]
+    fn zip(a: [f32; 8], b: [f32; 8], f: impl Fn(f32, f32) -> f32) -> [f32; 8] {
+        std::array::from_fn(|lane| f(a[lane], b[lane]))
+    }
+}
+
+impl Lanes for Scalar {
+    type V = [f32; 8];
+
+    #[inline(always)]
+    fn splat(self, value: f32) -> [f32; 8] {
+        [value; 8]
+    }
+    #[inline(always)]
+    fn load(self, from: &[f32; 8]) -> [f32; 8] {
+        *from
+    }
+    #[inline(always)]
+    fn store(self, value: [f32; 8], to: &mut [f32; 8]) {
+        *to = value;
+    }
+    #[inline(always)]
+    fn add(self, a: [f32; 8], b: [f32; 8]) -> [f32; 8] {
+        Self::zip(a, b, |a, b| a + b)
+    }
+    #[inline(always)]
+    fn sub(self, a: [f32; 8], b: [f32; 8]) -> [f32; 8] {
+        Self::zip(a, b, |a, b| a - b)
+    }
+    #[inline(always)]
+    fn mul(self, a: [f32; 8], b: [f32; 8]) -> [f32; 8] {
+        Self::zip(a, b, |a, b| a * b)
+    }
+    #[inline(always)]
+    fn div(self, a: [f32; 8], b: [f32; 8]) -> [f32; 8] {
+        Self::zip(a, b, |a, b| a / b)
+    }
+    #[inline(always)]
+    fn max(self, a: [f32; 8], b: [f32; 8]) -> [f32; 8] {
+        Self::zip(a, b, |a, b| if a > b { a } else { b })
+    }
+    #[inline(always)]
+    fn min(self, a: [f32; 8], b: [f32; 8]) -> [f32; 8] {
+        Self::zip(a, b, |a, b| if a < b { a } else { b })
+    }
+    #[inline(always)]
+    fn mul_add(self, a: [f32; 8], b: [f32; 8], c: [f32; 8]) -> [f32; 8] {
+        std::array::from_fn(|lane| {
+            if FUSED { a[lane].mul_add(b[lane], c[lane]) } else { a[lane] * b[lane] + c[lane] }
+        })
+    }
+    #[inline(always)]
+    fn sum(self, v: [f32; 8]) -> f32 {
+        let [a, b, c, d] = [v[0] + v[4], v[1] + v[5], v[2] + v[6], v[3] + v[7]];
+        (a + c) + (b + d)
+    }
+    #[inline(always)]
+    fn pow2(self, value: [f32; 8]) -> [f32; 8] {
+        value.map(|n| f32::from_bits((((n as i32) + 127) as u32) << 23))
+    }
+    #[inline(always)]
+    fn unsigned<const BITS: usize>(self, from: &[u8; BITS]) -> [f32; 8] {
+        let mut word = [0; 8];
+        word[..BITS].copy_from_slice(from);
+        let word = u64::from_le_bytes(word);
+        std::array::from_fn(|lane| ((word >> (lane * BITS)) & ((1 << BITS) - 1)) as f32)
+    }
+    #[inline(always)]
+    fn f16(self, from: &[u8; 16]) -> [f32; 8] {
+        let pairs = from.as_chunks::<2>().0;
+        std::array::from_fn(|lane| half::f16::from_le_bytes(pairs[lane]).to_f32())
+    }
+    #[inline(always)]
+    fn bf16(self, from: &[u8; 16]) -> [f32; 8] {
+        let pairs = from.as_chunks::<2>().0;
+        std::array::from_fn(|lane| half::bf16::from_le_bytes(pairs[lane]).to_f32())
+    }
+}
