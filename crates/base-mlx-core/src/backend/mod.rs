@@ -4,8 +4,12 @@
 //!
 //! May import `tensor` and `base-mlx-simd`; nothing here knows a model, a tokenizer or a request.
 
+mod cpu;
+mod reference;
 mod rope;
 
+pub use cpu::{CpuArray, CpuBackend, CpuKv};
+pub use reference::{ReferenceArray, ReferenceBackend, ReferenceKv};
 pub use rope::Rope;
 
 use std::ops::Range;

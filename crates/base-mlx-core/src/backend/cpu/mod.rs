@@ -1,0 +1,131 @@
+//! Computing on the CPU: eager, f32, threaded, with the kernels of `base-mlx-simd`. One file for each family of
+//! operations checks shapes and hands slices to the kernels; weights stay packed, as they lie in the mapped file.
+
+mod array;
+mod attention;
+mod elementwise;
+mod kv;
+mod linear;
+mod norm;
+mod rope;
+
+pub use array::CpuArray;
+pub use kv::CpuKv;
+
+use std::sync::Arc;
+
+use base_mlx_simd::{Isa, Pool};
+
+use self::rope::RopeTables;
+use super::{Attend, Backend, DeviceError, LayerSpec, Qkv, Rope, Span};
+use crate::tensor::{HostArray, HostWeight, Shape, Tensor, Weight};
+
+/// The CPU as a device: its threads, and the instructions it was found to have.
+#[derive(Clone)]
+pub struct CpuBackend {
+    device: Arc<Device>,
+}
+
+struct Device {
+    pool: Pool,
+    isa: Isa,
+    rope_tables: RopeTables,
+}
+
+impl CpuBackend {
+    /// Computes on `threads` threads, at least one and at most one for each core.
+    pub fn new(threads: usize) -> Self {
+        Self::with_isa(threads, Isa::best())
+    }
+
+    /// The same with instructions of the caller's choice, for comparing one with another.
+    pub fn with_isa(threads: usize, isa: Isa) -> Self {
+        let device = Device { pool: Pool::new(threads), isa, rope_tables: RopeTables::default() };
+        Self { device: Arc::new(device) }
+    }
+
+    /// What it computes with, for people: "cpu, 2 threads, avx2".
+    pub fn describe(&self) -> String {
+        let threads = self.device.pool.threads();
+        let plural = if threads == 1 { "" } else { "s" };
+        format!("cpu, {threads} thread{plural}, {}", self.device.isa.name())
+    }
+
+    fn pool(&self) -> &Pool {
+        &self.device.pool
+    }
+
+    fn isa(&self) -> Isa {
+        self.device.isa
+    }
+}
+
+impl Backend for CpuBackend {
+    type Array = CpuArray;
+    type Kv = CpuKv;
+
+    fn upload(&self, data: HostArray) -> Result<CpuArray, DeviceError> {
+        Ok(CpuArray::from_host(data))
+    }
+
+    fn upload_weight(&self, data: HostWeight) -> Result<Weight<Self>, DeviceError> {
+        let shape = Shape::new(&data.shape());
+        Ok(match data {
+            HostWeight::Dense(array) => Weight::Dense { array: CpuArray::as_it_lies(array), shape },
+            HostWeight::Affine { packed, scales, biases, bits, group_size } => Weight::Affine {
+                packed: CpuArray::as_it_lies(packed),
+                scales: CpuArray::as_it_lies(scales),
+                biases: CpuArray::as_it_lies(biases),
+                bits,
+                group_size,
+                shape,
+            },
+        })
+    }
+
+    fn download(&self, x: &CpuArray) -> Result<HostArray, DeviceError> {
+        Ok(x.to_host())
+    }
+
+    fn new_kv(&self, layers: &[LayerSpec]) -> Result<CpuKv, DeviceError> {
+        Ok(CpuKv::new(layers))
+    }
+
+    fn embed(&self, table: &Weight<Self>, tokens: &Tensor<Self>) -> CpuArray {
+        linear::embed(self, table, tokens)
+    }
+
+    fn linear(&self, x: &Tensor<Self>, w: &Weight<Self>, bias: Option<&Tensor<Self>>) -> CpuArray {
+        linear::linear(self, x, w, bias)
+    }
+
+    fn rms_norm(&self, x: &Tensor<Self>, w: &Tensor<Self>, eps: f32) -> CpuArray {
+        norm::rms_norm(self, x, w, eps)
+    }
+
+    fn rope(&self, x: &Tensor<Self>, positions: &Tensor<Self>, rope: &Rope) -> CpuArray {
+        rope::rope(self, x, positions, rope)
+    }
+
+    fn swiglu(&self, gate: &Tensor<Self>, up: &Tensor<Self>) -> CpuArray {
+        elementwise::swiglu(self, gate, up)
+    }
+
+    fn add(&self, a: &Tensor<Self>, b: &Tensor<Self>) -> CpuArray {
+        elementwise::add(self, a, b)
+    }
+
+    fn take_rows(&self, x: &Tensor<Self>, rows: &[u32]) -> CpuArray {
+        elementwise::take_rows(x, rows)
+    }
+
+    fn attend(
+        &self,
+        layer: usize,
+        qkv: Qkv<Self>,
+        spans: &mut [Span<Self>],
+        how: Attend,
+    ) -> CpuArray {
+        attention::attend(self, layer, qkv, spans, how)
+    }
+}
