@@ -3,6 +3,8 @@ use std::path::{Path, PathBuf};
 use serde_json::{Map, Value};
 
 use super::LoadError;
+use super::folder::MAX_JSON_BYTES;
+use super::mapping::read_text;
 
 /// `config.json`, or what GGUF metadata says in its words. Keys keep the spelling of `config.json`.
 #[derive(Clone, Debug)]
@@ -15,6 +17,17 @@ impl Config {
     /// `path` is the file that errors name.
     pub fn new(path: &Path, values: Map<String, Value>) -> Self {
         Self { path: path.to_owned(), values }
+    }
+
+    /// Reads a `config.json`.
+    pub fn read(path: &Path) -> Result<Self, LoadError> {
+        match serde_json::from_str(&read_text(path, MAX_JSON_BYTES)?) {
+            Ok(values) => Ok(Self::new(path, values)),
+            Err(error) => Err(LoadError::Damaged {
+                path: path.to_owned(),
+                what: format!("it cannot be read as a JSON object: {error}"),
+            }),
+        }
     }
 
     pub fn path(&self) -> &Path {

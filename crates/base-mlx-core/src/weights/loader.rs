@@ -1,0 +1,110 @@
+use std::fmt::Display;
+use std::sync::{Arc, Mutex, PoisonError};
+
+use super::checkpoint::Stored;
+use super::{Checkpoint, Config, LoadError};
+use crate::backend::Backend;
+use crate::tensor::{HostArray, HostWeight, Shape, Tensor, Weight};
+
+/// Hands out a checkpoint's tensors by name, uploaded, and remembers which were asked for. A scope is a cheap copy
+/// that puts a prefix before every name.
+pub struct Loader<B: Backend> {
+    checkpoint: Checkpoint,
+    backend: B,
+    scope: String,
+    /// For each of the checkpoint's tensors whether it was asked for; one for all scopes.
+    read: Arc<Mutex<Vec<bool>>>,
+}
+
+impl<B: Backend> Loader<B> {
+    pub(super) fn new(checkpoint: Checkpoint, backend: B) -> Self {
+        let read = Arc::new(Mutex::new(vec![false; checkpoint.stored().len()]));
+        Self { checkpoint, backend, scope: String::new(), read }
+    }
+
+    pub fn config(&self) -> &Config {
+        self.checkpoint.config()
+    }
+
+    pub fn backend(&self) -> &B {
+        &self.backend
+    }
+
+    /// The tensors whose names begin with this scope's and `scope`.
+    pub fn at(&self, scope: impl Display) -> Self {
+        Self {
+            checkpoint: self.checkpoint.clone(),
+            backend: self.backend.clone(),
+            scope: self.full(&scope.to_string()),
+            read: Arc::clone(&self.read),
+        }
+    }
+
+    /// A tensor of exactly this shape, as f32.
+    pub fn tensor(&self, name: &str, shape: &[usize]) -> Result<Tensor<B>, LoadError> {
+        let full = self.full(name);
+        self.checkpoint.require(&full)?.check_shape(shape, "")?;
+        let values = self.optional_host(name)?.expect("the tensor was just found");
+        let array = self.backend.upload(HostArray::from_f32(shape, &values))?;
+        Ok(Tensor::new(&self.backend, array, Shape::new(shape)))
+    }
+
+    pub fn optional_tensor(
+        &self,
+        name: &str,
+        shape: &[usize],
+    ) -> Result<Option<Tensor<B>>, LoadError> {
+        if self.has(name) { self.tensor(name, shape).map(Some) } else { Ok(None) }
+    }
+
+    /// A small tensor's values for the host's own use, whatever its shape.
+    pub fn optional_host(&self, name: &str) -> Result<Option<Vec<f32>>, LoadError> {
+        self.ignore(name);
+        self.checkpoint.values(&self.full(name))
+    }
+
+    /// The matrix `name` + `.weight` of shape `[out, in]`, dense or quantised.
+    pub fn weight(&self, name: &str, out_in: [usize; 2]) -> Result<Weight<B>, LoadError> {
+        let weight = self.checkpoint.weight(&self.full(name), out_in)?;
+        self.ignore(&format!("{name}.weight"));
+        if let HostWeight::Affine { .. } = weight {
+            self.ignore(&format!("{name}.scales"));
+            self.ignore(&format!("{name}.biases"));
+        }
+        Ok(self.backend.upload_weight(weight)?)
+    }
+
+    /// Whether there is a tensor of this full name within the scope.
+    pub fn has(&self, name: &str) -> bool {
+        self.checkpoint.find(&self.full(name)).is_some()
+    }
+
+    /// Counts a tensor as read that is known and not needed.
+    pub fn ignore(&self, name: &str) {
+        if let Some(position) = self.checkpoint.position(&self.full(name)) {
+            // A panic elsewhere cannot leave a list of flags half written.
+            self.read.lock().unwrap_or_else(PoisonError::into_inner)[position] = true;
+        }
+    }
+
+    /// Fails if there is a tensor that nobody asked for: such a model is not the one that was built.
+    pub fn finish(&self) -> Result<(), LoadError> {
+        let read = self.read.lock().unwrap_or_else(PoisonError::into_inner);
+        let tensors = self.checkpoint.stored();
+        let unread: Vec<&Stored> =
+            tensors.iter().zip(read.iter()).filter(|(_, read)| !**read).map(|(it, _)| it).collect();
+        match unread.first() {
+            None => Ok(()),
+            Some(first) => Err(LoadError::UnreadTensors {
+                path: self.checkpoint.path().to_owned(),
+                family: self.config().model_type()?.to_owned(),
+                count: unread.len(),
+                first: first.name.clone(),
+            }),
+        }
+    }
+
+    fn full(&self, name: &str) -> String {
+        if self.scope.is_empty() { name.to_owned() } else { format!("{}.{name}", self.scope) }
+    }
+}

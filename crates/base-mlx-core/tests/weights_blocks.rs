@@ -1,0 +1,110 @@
+//! Every GGUF block format against the values that Python's `gguf` package reads from the same bytes
+//! (`tests/golden/blocks/make.py`).
+
+use std::fs;
+use std::path::Path;
+
+use base_mlx_core::tensor::{Dtype, HostWeight};
+use base_mlx_core::weights::gguf::{self, FORMATS, Format};
+
+#[test]
+fn each_format_gives_the_reference_values_bit_for_bit() {
+    for format in FORMATS {
+        let (blocks, expected) = golden(format);
+        let rows = blocks.len() / format.bytes;
+        let weight = gguf::repack(format, &blocks, [rows, format.values], |row| row);
+        assert_same(&values(&weight), &expected, format.name);
+        assert_same(&gguf::dequantise(format, &blocks), &expected, format.name);
+        // The last block's scale, times 8 or more, is too large for a 16-bit bias; Q4_1 and Q5_1 store their bias.
+        let narrow = matches!(format.name, "Q4_1" | "Q5_1");
+        let expected = if narrow { Dtype::F16 } else { Dtype::F32 };
+        assert_eq!(scales_dtype(&weight), expected, "{format:?}");
+    }
+}
+
+#[test]
+fn scales_stay_16_bits_wide_where_that_is_exact() {
+    for format in FORMATS.iter().filter(|format| !format.wide_scales) {
+        let (blocks, expected) = golden(format);
+        for (row, (block, expected)) in
+            blocks.chunks(format.bytes).zip(expected.chunks(format.values)).enumerate().take(5)
+        {
+            let weight = gguf::repack(format, block, [1, format.values], |row| row);
+            assert_eq!(scales_dtype(&weight), Dtype::F16, "{format:?}, block {row}");
+            assert_same(&values(&weight), expected, format.name);
+        }
+    }
+}
+
+#[test]
+fn rows_come_from_where_the_caller_says() {
+    for format in FORMATS {
+        let (blocks, expected) = golden(format);
+        let rows = blocks.len() / format.bytes;
+        let weight = gguf::repack(format, &blocks, [rows, format.values], |row| rows - 1 - row);
+        let backwards: Vec<f32> = expected.chunks(format.values).rev().flatten().copied().collect();
+        assert_same(&values(&weight), &backwards, format.name);
+    }
+}
+
+/// A matrix large enough for threads is the same as its rows one by one.
+#[test]
+fn threads_do_not_change_the_result() {
+    for format in FORMATS {
+        let (blocks, expected) = golden(format);
+        let times = (1 << 20) / blocks.len();
+        let rows = blocks.len() / format.bytes * times;
+        let weight = gguf::repack(format, &blocks.repeat(times), [rows, format.values], |row| row);
+        assert_same(&values(&weight), &expected.repeat(times), format.name);
+    }
+}
+
+fn golden(format: &Format) -> (Vec<u8>, Vec<f32>) {
+    let folder = Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/golden/blocks");
+    let read = |kind: &str| fs::read(folder.join(format!("{}.{kind}", format.name))).unwrap();
+    let values = read("values");
+    let values = values.as_chunks::<4>().0.iter().map(|bytes| f32::from_le_bytes(*bytes));
+    (read("blocks"), values.collect())
+}
+
+/// Reads the packed form as its definition says: one little-endian stream of bits a row.
+fn values(weight: &HostWeight) -> Vec<f32> {
+    let HostWeight::Affine { packed, scales, biases, bits, group_size } = weight else {
+        panic!("not affine: {weight:?}");
+    };
+    let [rows, columns] = weight.shape();
+    let row_bytes = packed.data.len() / rows;
+    assert_eq!(row_bytes, columns * *bits as usize / 8);
+    let (scales, biases) = (scales.to_f32(), biases.to_f32());
+    let mut values = Vec::new();
+    for row in 0..rows {
+        let stream = &packed.data[row * row_bytes..][..row_bytes];
+        for column in 0..columns {
+            let q: u32 = (0..*bits as usize)
+                .map(|bit| (bit, column * *bits as usize + bit))
+                .map(|(bit, at)| u32::from(stream[at / 8] >> (at % 8) & 1) << bit)
+                .sum();
+            let group = (row * columns + column) / group_size;
+            values.push(scales[group] * q as f32 + biases[group]);
+        }
+    }
+    values
+}
+
+fn scales_dtype(weight: &HostWeight) -> Dtype {
+    match weight {
+        HostWeight::Affine { scales, biases, .. } => {
+            assert_eq!(scales.dtype, biases.dtype);
+            scales.dtype
+        }
+        HostWeight::Dense(_) => panic!("not affine"),
+    }
+}
+
+/// Equal bits, but that a zero may have lost its sign.
+fn assert_same(found: &[f32], expected: &[f32], name: &str) {
+    assert_eq!(found.len(), expected.len(), "{name}");
+    for (i, (found, expected)) in found.iter().zip(expected).enumerate() {
+        assert!(found == expected, "{name}: value {i} is {found}, expected {expected}");
+    }
+}
