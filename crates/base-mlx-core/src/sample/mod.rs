@@ -3,6 +3,20 @@
 //!
 //! Imports nothing of this crate but `TokenId`.
 
+mod chain;
+mod history;
+mod logprob;
+mod mask;
 mod params;
+mod random;
+mod rank;
+mod softmax;
+#[cfg(test)]
+mod tests;
 
+pub use chain::{Chosen, NoTokenLeft, choose};
+pub use history::History;
+pub use logprob::{Logprob, score};
+pub use mask::Mask;
 pub use params::SamplingParams;
+pub use random::choice_seed;
