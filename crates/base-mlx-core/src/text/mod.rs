@@ -1,3 +1,49 @@
 //! Tokenizers, incremental decoding, chat templates and the markup of answers.
 //!
 //! May import `weights` (for GGUF metadata and errors) and nothing else of this crate.
+
+mod decoder;
+mod end;
+mod folder;
+mod gguf;
+mod pretokenize;
+mod template;
+mod tokenizer;
+
+pub use decoder::Decoder;
+pub use template::{ChatInput, ChatTemplate, Clock, SpecialTokens, TemplateError};
+pub use tokenizer::{AddSpecial, Tokenizer};
+
+use std::path::Path;
+
+use crate::TokenId;
+use crate::weights::gguf::Metadata;
+use crate::weights::{Checkpoint, LoadError};
+
+/// What a model needs to read messages and to write text.
+#[derive(Clone, Debug)]
+pub struct Text {
+    pub tokenizer: Tokenizer,
+    /// None if the model was not made for conversations.
+    pub template: Option<ChatTemplate>,
+    /// The tokens that end an answer, in ascending order.
+    pub end_tokens: Vec<TokenId>,
+}
+
+impl Text {
+    /// From the files beside a folder's weights, or from a GGUF file's metadata.
+    pub fn load(checkpoint: &Checkpoint) -> Result<Self, LoadError> {
+        match checkpoint.gguf() {
+            Some(metadata) => Self::from_gguf(checkpoint.path(), metadata),
+            None => folder::load(checkpoint.path(), checkpoint.config()),
+        }
+    }
+
+    /// From a GGUF file's metadata alone; errors name `path`.
+    pub fn from_gguf(path: &Path, metadata: &Metadata) -> Result<Self, LoadError> {
+        gguf::load(path, metadata)
+    }
+}
+
+/// No vocabulary is nearly as large; a file that says so lies.
+const MAX_TOKENS: usize = 1 << 24;

@@ -1,0 +1,299 @@
+//! Tokenizers and templates from GGUF metadata.
+
+use std::collections::BTreeMap;
+use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::path::Path;
+
+use tokenizers::models::bpe::{BPE, Merges, Vocab};
+use tokenizers::normalizers::{NFC, NormalizerWrapper, Prepend, Replace, Sequence as Normalizers};
+use tokenizers::pre_tokenizers::PreTokenizerWrapper;
+use tokenizers::pre_tokenizers::byte_level::ByteLevel;
+use tokenizers::pre_tokenizers::sequence::Sequence as PreTokenizers;
+use tokenizers::pre_tokenizers::split::{Split, SplitPattern};
+use tokenizers::{AddedToken, SplitDelimiterBehavior};
+
+use super::end::EndTokens;
+use super::pretokenize::PreTokenizer;
+use super::template::{ChatTemplate, SpecialTokens};
+use super::tokenizer::{Pieces, Spelling, Tokenizer};
+use super::{MAX_TOKENS, Text};
+use crate::TokenId;
+use crate::weights::LoadError;
+use crate::weights::gguf::Metadata;
+
+pub(super) fn load(path: &Path, metadata: &Metadata) -> Result<Text, LoadError> {
+    let error = |what| LoadError::Tokenizer { path: path.to_owned(), what };
+    let vocabulary = Vocabulary::read(metadata).map_err(error)?;
+    // Long lists from a foreign file meet a library that trusts them; whatever it trips over is the file's fault.
+    let tokenizer = catch_unwind(AssertUnwindSafe(|| vocabulary.tokenizer()))
+        .unwrap_or_else(|_| Err("its vocabulary is damaged".to_owned()))
+        .map_err(error)?;
+
+    let mut special = SpecialTokens::new();
+    for name in ["bos", "eos", "unk", "padding"] {
+        let key = if name == "unk" { "unknown" } else { name };
+        if let Some(token) = vocabulary.id(metadata, key) {
+            let name = if name == "padding" { "pad" } else { name };
+            special.insert(format!("{name}_token"), vocabulary.tokens[token as usize].clone());
+        }
+    }
+    let mut sources = BTreeMap::new();
+    for (key, value) in metadata.iter() {
+        let Some(name) = key.strip_prefix("tokenizer.chat_template") else { continue };
+        if let crate::weights::gguf::Value::String(source) = value {
+            let name = name.strip_prefix('.').unwrap_or("default");
+            sources.insert(name.to_owned(), source.clone());
+        }
+    }
+    let template = match sources {
+        sources if sources.is_empty() => None,
+        sources => Some(ChatTemplate::load(path, sources, special)?),
+    };
+
+    let mut end = EndTokens::new(&tokenizer);
+    end.add(["eos", "eot", "eom"].iter().filter_map(|name| vocabulary.id(metadata, name)));
+    end.add_turn_ends(template.as_ref());
+    let end_tokens = end.finish();
+    Ok(Text { tokenizer, template, end_tokens })
+}
+
+/// What `tokenizer.ggml.*` says.
+struct Vocabulary<'a> {
+    model: Model,
+    tokens: &'a [String],
+    kinds: Vec<Kind>,
+    /// In descending order of preference for SentencePiece, empty for the others.
+    scores: &'a [f32],
+    /// Pairs written `left right`, the first merged first.
+    merges: &'a [String],
+    before: Vec<TokenId>,
+    after: Vec<TokenId>,
+}
+
+enum Model {
+    ByteLevel(&'static PreTokenizer),
+    SentencePiece {
+        adds_space: bool,
+    },
+    /// SentencePiece's spelling with the merges written out.
+    MergedSentencePiece,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Kind {
+    Normal,
+    Unknown,
+    /// Markers: never part of an answer's text.
+    Control,
+    /// Recognised before everything else, and part of the text.
+    UserDefined,
+    Unused,
+    Byte,
+}
+
+impl<'a> Vocabulary<'a> {
+    fn read(metadata: &'a Metadata) -> Result<Self, String> {
+        let name = metadata
+            .str("tokenizer.ggml.model")
+            .ok_or("the file has none (`tokenizer.ggml.model` is missing)")?;
+        let flag = |name: &str| metadata.bool(&format!("tokenizer.ggml.{name}"));
+        let (model, adds_bos) = match name {
+            "gpt2" => {
+                let pre = metadata.str("tokenizer.ggml.pre").ok_or(
+                    "`tokenizer.ggml.pre` is missing, so how it cuts words is unknown\n\
+                     hint: the file was made by an old converter; use a newer one",
+                )?;
+                let pre = PreTokenizer::named(pre)
+                    .ok_or_else(|| format!("`tokenizer.ggml.pre` is `{pre}`, which is unknown"))?;
+                (Model::ByteLevel(pre), pre.adds_bos)
+            }
+            "llama" => (
+                Model::SentencePiece { adds_space: flag("add_space_prefix").unwrap_or(true) },
+                true,
+            ),
+            "gemma4" => (Model::MergedSentencePiece, true),
+            other => {
+                return Err(format!(
+                    "`tokenizer.ggml.model` is `{other}`\nhint: `gpt2`, `llama` and `gemma4` are read"
+                ));
+            }
+        };
+        let list = |name: &str| metadata.array(&format!("tokenizer.ggml.{name}"));
+        let tokens = list("tokens")
+            .and_then(|tokens| tokens.strings())
+            .ok_or("`tokenizer.ggml.tokens` is missing or no list of strings")?;
+        if tokens.is_empty() || tokens.len() > MAX_TOKENS {
+            return Err(format!("it has {} tokens, expected 1..={MAX_TOKENS}", tokens.len()));
+        }
+        let kinds = match list("token_type").and_then(|kinds| kinds.integers()) {
+            Some(kinds) => kinds.into_iter().map(Kind::of).collect(),
+            None => vec![Kind::Normal; tokens.len()],
+        };
+        let scores = list("scores").and_then(|scores| scores.f32s()).unwrap_or_default();
+        let merges = list("merges").and_then(|merges| merges.strings()).unwrap_or_default();
+        let scored = matches!(model, Model::SentencePiece { .. });
+        for (name, len) in [("token_type", kinds.len()), ("scores", scores.len())] {
+            if len != tokens.len() && (name == "token_type" || scored) {
+                return Err(format!(
+                    "`tokenizer.ggml.{name}` has {len} entries, `tokenizer.ggml.tokens` has {}",
+                    tokens.len()
+                ));
+            }
+        }
+        let mut vocabulary =
+            Self { model, tokens, kinds, scores, merges, before: Vec::new(), after: Vec::new() };
+        if flag("add_bos_token").unwrap_or(adds_bos) {
+            vocabulary.before.extend(vocabulary.id(metadata, "bos"));
+        }
+        if flag("add_eos_token").unwrap_or(false) {
+            vocabulary.after.extend(vocabulary.id(metadata, "eos"));
+        }
+        Ok(vocabulary)
+    }
+
+    /// The token with the role `name`, if the file names one that exists.
+    fn id(&self, metadata: &Metadata, name: &str) -> Option<TokenId> {
+        let id = metadata.u64(&format!("tokenizer.ggml.{name}_token_id"))?;
+        (id < self.tokens.len() as u64).then_some(id as TokenId)
+    }
+
+    fn tokenizer(&self) -> Result<Tokenizer, String> {
+        let mut inner = self.bare().map_err(|error| error.to_string())?;
+        let of_kind = |kind: Kind, special: bool| {
+            let tokens = self.tokens.iter().zip(&self.kinds);
+            let tokens = tokens.filter(move |(_, k)| **k == kind);
+            tokens.map(move |(text, _)| AddedToken::from(text, special).normalized(false))
+        };
+        let added = of_kind(Kind::Control, true).chain(of_kind(Kind::UserDefined, false));
+        inner.add_tokens(added).map_err(|error| error.to_string())?;
+
+        let spelling = match self.model {
+            Model::ByteLevel(_) => Spelling::ByteLevel,
+            Model::SentencePiece { adds_space } => {
+                Spelling::SentencePiece { strips_first_space: adds_space }
+            }
+            Model::MergedSentencePiece => Spelling::SentencePiece { strips_first_space: false },
+        };
+        let pieces = self.tokens.iter().zip(&self.kinds).map(|(token, kind)| match kind {
+            Kind::Normal | Kind::Byte => (spelling.bytes(token), false),
+            Kind::UserDefined => (token.clone().into_bytes(), false),
+            Kind::Control | Kind::Unknown => (token.clone().into_bytes(), true),
+            Kind::Unused => (Vec::new(), false),
+        });
+        let pieces = Pieces::new(pieces, spelling.strips_first_space());
+        Ok(Tokenizer::new(inner, pieces).surrounded(self.before.clone(), self.after.clone()))
+    }
+
+    /// Without the added tokens.
+    fn bare(&self) -> tokenizers::Result<tokenizers::Tokenizer> {
+        let ids: Vocab = self.tokens.iter().cloned().zip(0..).collect();
+        let split = |pattern: &str| {
+            let pattern = SplitPattern::Regex(pattern.to_owned());
+            Split::new(pattern, SplitDelimiterBehavior::Isolated, false)
+                .map(PreTokenizerWrapper::Split)
+        };
+        let space = || Replace::new(" ", "▁").map(NormalizerWrapper::Replace);
+        match self.model {
+            Model::ByteLevel(pre) => {
+                let bpe = BPE::builder()
+                    .vocab_and_merges(ids, self.written_merges()?)
+                    .ignore_merges(pre.ignore_merges)
+                    .build()?;
+                let mut inner = tokenizers::Tokenizer::new(bpe);
+                let mut steps = Vec::new();
+                for pattern in pre.patterns {
+                    steps.push(split(pattern)?);
+                }
+                steps.push(ByteLevel::new(false, true, false).into());
+                inner.with_pre_tokenizer(Some(PreTokenizers::new(steps)));
+                inner.with_normalizer(pre.composes.then_some(NFC))?;
+                Ok(inner)
+            }
+            Model::SentencePiece { adds_space } => {
+                let merges = self.scored_merges(&ids)?;
+                let mut inner = tokenizers::Tokenizer::new(self.with_bytes(ids, merges)?);
+                let mut steps = Vec::new();
+                if adds_space {
+                    steps.push(NormalizerWrapper::Prepend(Prepend::new("▁".to_owned())));
+                }
+                steps.push(space()?);
+                inner.with_normalizer(Some(Normalizers::new(steps)))?;
+                Ok(inner)
+            }
+            Model::MergedSentencePiece => {
+                let merges = self.written_merges()?;
+                let mut inner = tokenizers::Tokenizer::new(self.with_bytes(ids, merges)?);
+                inner.with_normalizer(Some(space()?))?;
+                inner.with_pre_tokenizer(Some(split(r"[^\n]+|[\n]+")?));
+                Ok(inner)
+            }
+        }
+    }
+
+    /// Merging with bytes for the characters that the vocabulary lacks.
+    fn with_bytes(&self, ids: Vocab, merges: Merges) -> tokenizers::Result<BPE> {
+        let unknown = self.kinds.iter().position(|&kind| kind == Kind::Unknown);
+        let mut builder = BPE::builder().byte_fallback(true).fuse_unk(true);
+        if let Some(unknown) = unknown.map(|id| self.tokens[id].clone()).or_else(|| {
+            let unknown = "<unk>".to_owned();
+            ids.contains_key(&unknown).then_some(unknown)
+        }) {
+            builder = builder.unk_token(unknown);
+        }
+        builder.vocab_and_merges(ids, merges).build()
+    }
+
+    fn written_merges(&self) -> Result<Merges, String> {
+        let pair = |merge: &String| {
+            // The left half may itself begin with a space.
+            let first = merge.chars().next().map_or(0, char::len_utf8);
+            let (left, right) = merge[first..].split_once(' ')?;
+            Some((merge[..first + left.len()].to_owned(), right.to_owned()))
+        };
+        let merges = self.merges.iter();
+        merges
+            .map(|merge| pair(merge).ok_or_else(|| format!("the merge `{merge}` is no pair")))
+            .collect()
+    }
+
+    /// SentencePiece joins whichever two neighbours make the token of the highest score. So every way to cut a
+    /// token into two tokens is a merge, ordered by the score of the whole.
+    fn scored_merges(&self, ids: &Vocab) -> Result<Merges, String> {
+        let mut merges = Vec::new();
+        for (id, token) in self.tokens.iter().enumerate() {
+            if !matches!(self.kinds[id], Kind::Normal | Kind::UserDefined | Kind::Unused) {
+                continue;
+            }
+            if token.len() > MAX_TOKEN_BYTES {
+                return Err(format!("token {id} has {} bytes", token.len()));
+            }
+            let mut cuts = Vec::new();
+            for (at, _) in token.char_indices().skip(1) {
+                let (left, right) = token.split_at(at);
+                if let (Some(&l), Some(&r)) = (ids.get(left), ids.get(right)) {
+                    cuts.push(((l, r), (left.to_owned(), right.to_owned())));
+                }
+            }
+            cuts.sort_by_key(|(ids, _)| *ids);
+            merges.extend(cuts.into_iter().map(|(_, pair)| (self.scores[id], pair)));
+        }
+        merges.sort_by(|(a, _), (b, _)| b.total_cmp(a));
+        Ok(merges.into_iter().map(|(_, pair)| pair).collect())
+    }
+}
+
+impl Kind {
+    fn of(number: i64) -> Self {
+        match number {
+            2 => Self::Unknown,
+            3 => Self::Control,
+            4 => Self::UserDefined,
+            5 => Self::Unused,
+            6 => Self::Byte,
+            _ => Self::Normal,
+        }
+    }
+}
+
+/// SentencePiece's own limit is far below; without one, cutting takes quadratic time.
+const MAX_TOKEN_BYTES: usize = 1024;

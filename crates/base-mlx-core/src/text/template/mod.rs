@@ -1,0 +1,156 @@
+//! Chat templates: messages in, the prompt's text out, byte for byte as Jinja2 in Python would write it.
+//!
+//! A template comes with the model and is foreign code. It gets no files, no network and no clock but the one
+//! handed in, and a budget of work and output that grows with the conversation only.
+
+mod environment;
+mod messages;
+mod probe;
+mod python_json;
+
+use std::collections::BTreeMap;
+use std::fmt;
+use std::path::Path;
+use std::sync::Arc;
+
+use minijinja::Environment;
+use minijinja::value::Serde;
+use serde_json::{Map, Value};
+
+use environment::Budget;
+pub use environment::Clock;
+use messages::Arguments;
+use probe::Capabilities;
+
+use crate::weights::LoadError;
+
+/// A model's chat template, compiled. Immutable and cheap to clone.
+#[derive(Clone)]
+pub struct ChatTemplate {
+    inner: Arc<Inner>,
+}
+
+struct Inner {
+    environment: Environment<'static>,
+    /// Template names, each with what it can take.
+    templates: BTreeMap<String, Capabilities>,
+    special_tokens: SpecialTokens,
+}
+
+/// `bos_token`, `eos_token` and so on: their texts, by the names that templates use.
+pub type SpecialTokens = BTreeMap<String, String>;
+
+/// What a template is given to write a prompt from.
+#[derive(Clone, Copy, Debug)]
+pub struct ChatInput<'a> {
+    /// A list of messages in the words of the chat completions API.
+    pub messages: &'a Value,
+    /// A list of tools in the same words.
+    pub tools: Option<&'a Value>,
+    /// End where the assistant's next answer begins.
+    pub add_generation_prompt: bool,
+    /// Further variables of the template, `enable_thinking` for example.
+    pub kwargs: &'a Map<String, Value>,
+}
+
+/// Why a template wrote no prompt.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum TemplateError {
+    /// The template itself refuses these messages, in its own words.
+    #[error("the chat template refuses the messages: {0}")]
+    Refused(String),
+    #[error("the chat template takes too much work or writes too much text")]
+    TooMuch,
+    /// It is broken, or the messages lack what it takes for granted.
+    #[error("the chat template failed: {0}")]
+    Failed(String),
+}
+
+impl ChatTemplate {
+    /// Compiles templates given by name: `default`, and `tool_use` if there is one for requests with tools.
+    pub fn compile(
+        sources: BTreeMap<String, String>,
+        special_tokens: SpecialTokens,
+        clock: Clock,
+    ) -> Result<Self, TemplateError> {
+        let environment = environment::compile(&sources, clock)?;
+        let mut inner = Inner { environment, templates: BTreeMap::new(), special_tokens };
+        for name in sources.into_keys() {
+            let capabilities = Capabilities::probe(&inner, &name);
+            inner.templates.insert(name, capabilities);
+        }
+        Ok(Self { inner: Arc::new(inner) })
+    }
+
+    /// The prompt for these messages, which may say things in ways that the template does not know: they are
+    /// put into its ways first, without loss.
+    pub fn render(&self, input: &ChatInput) -> Result<String, TemplateError> {
+        let (name, capabilities) = self.choose(input)?;
+        let prepare = |arguments| {
+            let messages = messages::prepare(input.messages, capabilities, arguments);
+            self.inner.render(name, &ChatInput { messages: &messages, ..*input })
+        };
+        match prepare(capabilities.arguments) {
+            // A call whose arguments are of an unforeseen shape may still be written as the string it came as.
+            Err(TemplateError::Failed(_)) if capabilities.arguments == Arguments::Object => {
+                prepare(Arguments::String)
+            }
+            result => result,
+        }
+    }
+
+    /// The template's answer to exactly these messages, nothing adapted.
+    pub fn render_unchanged(&self, input: &ChatInput) -> Result<String, TemplateError> {
+        let (name, _) = self.choose(input)?;
+        self.inner.render(name, input)
+    }
+
+    pub(super) fn load(
+        path: &Path,
+        sources: BTreeMap<String, String>,
+        special_tokens: SpecialTokens,
+    ) -> Result<Self, LoadError> {
+        Self::compile(sources, special_tokens, environment::wall_clock())
+            .map_err(|error| LoadError::Template { path: path.to_owned(), what: error.to_string() })
+    }
+
+    fn choose(&self, input: &ChatInput) -> Result<(&str, &Capabilities), TemplateError> {
+        let templates = &self.inner.templates;
+        let tool_use = input.tools.and_then(|_| templates.get_key_value("tool_use"));
+        tool_use
+            .or_else(|| templates.get_key_value("default"))
+            .or_else(|| templates.first_key_value())
+            .map(|(name, capabilities)| (name.as_str(), capabilities))
+            .ok_or_else(|| TemplateError::Failed("there is none".to_owned()))
+    }
+}
+
+impl fmt::Debug for ChatTemplate {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("ChatTemplate").field("templates", &self.inner.templates).finish()
+    }
+}
+
+impl Inner {
+    fn render(&self, name: &str, input: &ChatInput) -> Result<String, TemplateError> {
+        // Python's callers give `tools` and `documents` always, so templates may ask whether they are `none`.
+        let mut context = Map::new();
+        context.insert("documents".to_owned(), Value::Null);
+        for (key, token) in &self.special_tokens {
+            context.insert(key.clone(), Value::String(token.clone()));
+        }
+        context.extend(input.kwargs.clone());
+        context.insert("messages".to_owned(), input.messages.clone());
+        context.insert("tools".to_owned(), input.tools.cloned().unwrap_or_default());
+        context.insert("add_generation_prompt".to_owned(), input.add_generation_prompt.into());
+        let context = Value::Object(context);
+
+        let budget = Budget::of(&context);
+        let mut environment = self.environment.clone();
+        environment.set_fuel(Some(budget.fuel));
+        let template = environment.get_template(name).map_err(environment::explain)?;
+        let mut output = budget.output();
+        let rendered = template.render_captured_to(Serde(&context), &mut output);
+        output.finish(rendered.map(drop))
+    }
+}

@@ -1,0 +1,255 @@
+use std::fmt;
+use std::sync::Arc;
+
+use tokenizers::decoders::DecoderWrapper;
+use tokenizers::pre_tokenizers::metaspace::PrependScheme;
+
+use super::Decoder;
+use crate::TokenId;
+
+/// Text to tokens and back. Immutable and cheap to clone.
+#[derive(Clone)]
+pub struct Tokenizer {
+    inner: Arc<tokenizers::Tokenizer>,
+    pieces: Arc<Pieces>,
+    /// Added around a text beyond what `inner` adds.
+    before: Vec<TokenId>,
+    after: Vec<TokenId>,
+}
+
+/// Are the tokens wanted that the model expects around every text (mostly one at its beginning)? A chat template
+/// writes them itself.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum AddSpecial {
+    Yes,
+    No,
+}
+
+impl Tokenizer {
+    /// Special tokens written out in `text` become those tokens. A character that the vocabulary cannot express,
+    /// not even as bytes, is left out.
+    pub fn encode(&self, text: &str, special: AddSpecial) -> Vec<TokenId> {
+        if special == AddSpecial::No {
+            return self.encode_inner(text, false);
+        }
+        let mut tokens = self.before.clone();
+        tokens.extend(self.encode_inner(text, true));
+        tokens.extend(&self.after);
+        tokens
+    }
+
+    /// All of `tokens` as text, special tokens left out.
+    pub fn decode(&self, tokens: &[TokenId]) -> String {
+        let mut decoder = self.decoder();
+        let mut text: String = tokens.iter().map(|&token| decoder.push(token)).collect();
+        text.push_str(&decoder.finish());
+        text
+    }
+
+    /// For one answer's tokens, as they come.
+    pub fn decoder(&self) -> Decoder {
+        Decoder::new(Arc::clone(&self.pieces))
+    }
+
+    /// The token's own bytes, which need not be whole characters; of a special token, its name. Empty for an id
+    /// that the vocabulary does not have.
+    pub fn token_bytes(&self, token: TokenId) -> &[u8] {
+        self.pieces.bytes(token)
+    }
+
+    /// The highest id plus one; ids below it may be unused.
+    pub fn vocab_size(&self) -> usize {
+        self.pieces.len()
+    }
+
+    /// Is it a marker that never shows in an answer's text?
+    pub fn is_special(&self, token: TokenId) -> bool {
+        self.pieces.is_special(token)
+    }
+
+    /// The token that is written exactly so, a special one or not.
+    pub fn token(&self, text: &str) -> Option<TokenId> {
+        self.inner.token_to_id(text)
+    }
+
+    pub(super) fn new(inner: tokenizers::Tokenizer, pieces: Pieces) -> Self {
+        let (before, after) = (Vec::new(), Vec::new());
+        Self { inner: Arc::new(inner), pieces: Arc::new(pieces), before, after }
+    }
+
+    pub(super) fn surrounded(self, before: Vec<TokenId>, after: Vec<TokenId>) -> Self {
+        Self { before, after, ..self }
+    }
+
+    fn encode_inner(&self, text: &str, special: bool) -> Vec<TokenId> {
+        match self.inner.encode_fast(text, special) {
+            Ok(encoding) => encoding.get_ids().to_vec(),
+            // Some vocabularies have neither bytes nor an unknown token, and fail as a whole.
+            Err(_) => text
+                .chars()
+                .filter_map(|c| self.inner.encode_fast(c.to_string(), false).ok())
+                .flat_map(|encoding| encoding.get_ids().to_vec())
+                .collect(),
+        }
+    }
+
+    /// The special token that `text` begins with, the longest if several do.
+    pub(super) fn leading_special(&self, text: &str) -> Option<TokenId> {
+        let added = self.inner.get_added_vocabulary().get_added_tokens_decoder();
+        added
+            .iter()
+            .filter(|(id, token)| {
+                self.is_special(**id)
+                    && !token.content.is_empty()
+                    && text.starts_with(&token.content)
+            })
+            .max_by_key(|(_, token)| token.content.len())
+            .map(|(&id, _)| id)
+    }
+}
+
+impl fmt::Debug for Tokenizer {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Tokenizer").field("vocab_size", &self.vocab_size()).finish()
+    }
+}
+
+/// Every token's bytes end to end, and which tokens are special: all that decoding needs.
+#[derive(Debug, Default)]
+pub(super) struct Pieces {
+    bytes: Vec<u8>,
+    /// Where each token's bytes end; they begin where those of the token before end.
+    ends: Vec<usize>,
+    special: Vec<bool>,
+    strips_first_space: bool,
+}
+
+impl Pieces {
+    /// The pieces of tokens 0, 1, 2, …: their bytes, and whether they are special.
+    pub(super) fn new(
+        pieces: impl Iterator<Item = (Vec<u8>, bool)>,
+        strips_first_space: bool,
+    ) -> Self {
+        let mut table = Self { strips_first_space, ..Self::default() };
+        for (bytes, special) in pieces {
+            table.bytes.extend_from_slice(&bytes);
+            table.ends.push(table.bytes.len());
+            table.special.push(special);
+        }
+        table
+    }
+
+    fn len(&self) -> usize {
+        self.ends.len()
+    }
+
+    pub(super) fn bytes(&self, token: TokenId) -> &[u8] {
+        let token = token as usize;
+        let Some(&end) = self.ends.get(token) else { return &[] };
+        let start = if token == 0 { 0 } else { self.ends[token - 1] };
+        &self.bytes[start..end]
+    }
+
+    pub(super) fn is_special(&self, token: TokenId) -> bool {
+        self.special.get(token as usize).copied().unwrap_or(false)
+    }
+
+    /// Vocabularies that put a space before every text take it away again.
+    pub(super) fn strips_first_space(&self) -> bool {
+        self.strips_first_space
+    }
+}
+
+/// How a vocabulary spells bytes.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Spelling {
+    /// GPT-2's alphabet: each character of a token stands for one byte.
+    ByteLevel,
+    /// SentencePiece: `▁` is a space, `<0x0A>` a byte.
+    SentencePiece { strips_first_space: bool },
+    /// Words: a token that does not begin with `prefix` follows a space.
+    Words { prefix: &'static str },
+}
+
+impl Spelling {
+    /// Reads it off a tokenizer.json's decoder; an unknown one is named.
+    pub(super) fn of(tokenizer: &tokenizers::Tokenizer) -> Result<Self, String> {
+        let Some(decoder) = tokenizer.get_decoder() else { return Ok(Self::Words { prefix: "" }) };
+        let steps: &[DecoderWrapper] = match decoder {
+            DecoderWrapper::Sequence(sequence) => sequence.get_decoders(),
+            single => std::slice::from_ref(single),
+        };
+        let mut spelling = None;
+        let mut strips = false;
+        for step in steps {
+            match step {
+                DecoderWrapper::ByteLevel(_) => spelling = Some(Self::ByteLevel),
+                DecoderWrapper::WordPiece(_) => spelling = Some(Self::Words { prefix: "##" }),
+                DecoderWrapper::Metaspace(metaspace) => {
+                    strips = metaspace.get_prepend_scheme() != PrependScheme::Never;
+                    spelling = Some(Self::SentencePiece { strips_first_space: true });
+                }
+                DecoderWrapper::Replace(_) | DecoderWrapper::ByteFallback(_) => {
+                    spelling = spelling.or(Some(Self::SentencePiece { strips_first_space: false }));
+                }
+                DecoderWrapper::Strip(strip) => strips = strip.content == ' ' && strip.start > 0,
+                DecoderWrapper::Fuse(_) => {}
+                other => return Err(format!("its decoder is not supported: {other:?}")),
+            }
+        }
+        match spelling {
+            Some(Self::SentencePiece { .. }) => {
+                Ok(Self::SentencePiece { strips_first_space: strips })
+            }
+            Some(spelling) => Ok(spelling),
+            None => Err(format!("its decoder is not supported: {decoder:?}")),
+        }
+    }
+
+    pub(super) fn strips_first_space(self) -> bool {
+        match self {
+            Self::ByteLevel => false,
+            Self::SentencePiece { strips_first_space } => strips_first_space,
+            Self::Words { .. } => true,
+        }
+    }
+
+    /// The bytes that a token of the vocabulary proper stands for.
+    pub(super) fn bytes(self, token: &str) -> Vec<u8> {
+        match self {
+            Self::ByteLevel => token
+                .chars()
+                .map(byte_level)
+                .collect::<Option<Vec<u8>>>()
+                .unwrap_or_else(|| token.as_bytes().to_vec()),
+            Self::SentencePiece { .. } => match byte_token(token) {
+                Some(byte) => vec![byte],
+                None => token.replace('▁', " ").into_bytes(),
+            },
+            Self::Words { prefix } => match token.strip_prefix(prefix) {
+                Some(rest) if !prefix.is_empty() => rest.as_bytes().to_vec(),
+                _ => format!(" {token}").into_bytes(),
+            },
+        }
+    }
+}
+
+/// The byte that a character of GPT-2's alphabet stands for: printable Latin-1 stands for itself, the other bytes
+/// were given U+0100 onwards, in their order.
+fn byte_level(c: char) -> Option<u8> {
+    let printable = |byte: u32| matches!(byte, 0x21..=0x7e | 0xa1..=0xac | 0xae..=0xff);
+    match u32::from(c) {
+        code if printable(code) => u8::try_from(code).ok(),
+        code @ 0x100..=0x143 => {
+            let mut others = (0u8..=255).filter(|&byte| !printable(u32::from(byte)));
+            others.nth(code as usize - 0x100)
+        }
+        _ => None,
+    }
+}
+
+/// `<0x0A>` is the byte 10.
+fn byte_token(token: &str) -> Option<u8> {
+    let digits = token.strip_prefix("<0x")?.strip_suffix('>')?;
+    (digits.len() == 2).then(|| u8::from_str_radix(digits, 16).ok())?
+}
