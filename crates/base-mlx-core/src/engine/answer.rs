@@ -1,0 +1,279 @@
+use std::collections::VecDeque;
+
+use super::event::{Event, FinishReason, TokenLogprob};
+use super::stop::{Passed, StopStrings};
+use crate::TokenId;
+use crate::text::Decoder;
+
+/// Turns the tokens of one choice into events. Text leaves as soon as it is certain: incomplete characters and what may
+/// still become a stop string wait. Log probabilities leave with the text that they belong to.
+#[derive(Clone, Debug)]
+pub struct Answer<D> {
+    choice: usize,
+    decoder: D,
+    stop: StopStrings,
+    end_tokens: Vec<TokenId>,
+    /// Entries whose text is not out, in order.
+    waiting: VecDeque<Waiting>,
+    /// Bytes of text that tokens made, and those of them that are out.
+    decoded: usize,
+    out: usize,
+    tokens: usize,
+    stopped: bool,
+}
+
+/// Makes text of tokens: complete characters only, the rest when it is known that nothing follows.
+pub trait Decode {
+    fn push(&mut self, token: TokenId) -> String;
+    fn finish(&mut self) -> String;
+}
+
+impl Decode for Decoder {
+    fn push(&mut self, token: TokenId) -> String {
+        Decoder::push(self, token)
+    }
+
+    fn finish(&mut self) -> String {
+        Decoder::finish(self)
+    }
+}
+
+/// What a token added.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub struct Added {
+    pub event: Option<Event>,
+    /// The token was an end token or completed a stop string: it is the last one.
+    pub ended: Option<FinishReason>,
+}
+
+#[derive(Clone, Debug)]
+struct Waiting {
+    /// Where the token's text begins and ends, in bytes of the answer. A token that is only a part of a character, or has
+    /// no text, ends with the first byte that follows.
+    start: usize,
+    end: usize,
+    entry: TokenLogprob,
+}
+
+impl<D: Decode> Answer<D> {
+    /// No `end_tokens` if they are to be ignored.
+    pub fn new(choice: usize, decoder: D, stop: Vec<String>, end_tokens: Vec<TokenId>) -> Self {
+        Self {
+            choice,
+            decoder,
+            stop: StopStrings::new(stop),
+            end_tokens,
+            waiting: VecDeque::new(),
+            decoded: 0,
+            out: 0,
+            tokens: 0,
+            stopped: false,
+        }
+    }
+
+    /// Adds the next token. After one that ended the answer, only `finish` may follow.
+    pub fn push(&mut self, token: TokenId, entry: Option<TokenLogprob>) -> Added {
+        self.tokens += 1;
+        if self.end_tokens.contains(&token) {
+            return Added { event: None, ended: Some(FinishReason::Stop) };
+        }
+        let text = self.decoder.push(token);
+        if let Some(entry) = entry {
+            let start = self.decoded;
+            self.waiting.push_back(Waiting { start, end: start + text.len().max(1), entry });
+        }
+        let event = self.pass(&text);
+        Added { event, ended: self.stopped.then_some(FinishReason::Stop) }
+    }
+
+    /// Ends the choice with what was held back, and with its last event.
+    pub fn finish(mut self, reason: FinishReason) -> Vec<Event> {
+        let mut events = Vec::new();
+        if !self.stopped {
+            let text = self.decoder.finish();
+            events.extend(self.pass(&text));
+        }
+        // The last characters may complete a stop string, though no token did.
+        let reason = if self.stopped { FinishReason::Stop } else { reason };
+        let text = self.stop.finish();
+        let logprobs = self.waiting.drain(..).map(|waiting| waiting.entry).collect();
+        events.extend(self.text(text, logprobs));
+        events.push(Event::Finish { choice: self.choice, reason });
+        events
+    }
+
+    /// Tokens pushed so far, end tokens included.
+    pub fn tokens(&self) -> usize {
+        self.tokens
+    }
+
+    fn pass(&mut self, text: &str) -> Option<Event> {
+        let Passed { text: passed, stopped } = self.stop.push(text);
+        self.decoded += text.len();
+        self.out += passed.len();
+        self.stopped = stopped;
+        // Of the tokens that a stop string cuts, the one with visible text keeps its entry.
+        let out = self.out;
+        let is_out = |waiting: &Waiting| waiting.end <= out || stopped && waiting.start < out;
+        let count = self.waiting.iter().take_while(|waiting| is_out(waiting)).count();
+        let logprobs = self.waiting.drain(..count).map(|waiting| waiting.entry).collect();
+        if stopped {
+            self.waiting.clear();
+        }
+        self.text(passed, logprobs)
+    }
+
+    fn text(&self, text: String, logprobs: Vec<TokenLogprob>) -> Option<Event> {
+        let empty = text.is_empty() && logprobs.is_empty();
+        (!empty).then_some(Event::Text { choice: self.choice, text, logprobs })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    const END: TokenId = 999;
+
+    /// A vocabulary of byte strings.
+    #[derive(Clone, Default)]
+    struct Bytes {
+        vocabulary: Vec<Vec<u8>>,
+        held: Vec<u8>,
+    }
+
+    impl Decode for Bytes {
+        fn push(&mut self, token: TokenId) -> String {
+            self.held.extend(&self.vocabulary[token as usize]);
+            let complete = match std::str::from_utf8(&self.held) {
+                Ok(text) => text.len(),
+                Err(error) => error.valid_up_to(),
+            };
+            let rest = self.held.split_off(complete);
+            String::from_utf8(std::mem::replace(&mut self.held, rest)).unwrap()
+        }
+
+        fn finish(&mut self) -> String {
+            String::from_utf8_lossy(&std::mem::take(&mut self.held)).into_owned()
+        }
+    }
+
+    fn entry(token: TokenId) -> TokenLogprob {
+        TokenLogprob { token, bytes: Vec::new(), logprob: -1.0, top: Vec::new() }
+    }
+
+    fn answer(tokens: &[&[u8]], stop: &[&str]) -> Answer<Bytes> {
+        let vocabulary = tokens.iter().map(|bytes| bytes.to_vec()).collect();
+        let decoder = Bytes { vocabulary, held: Vec::new() };
+        Answer::new(2, decoder, stop.iter().map(|stop| stop.to_string()).collect(), vec![END])
+    }
+
+    /// Pushes tokens 0, 1, … until the answer ends; the pieces with their entries, and the reason.
+    fn run(mut answer: Answer<Bytes>) -> (Vec<(String, Vec<TokenId>)>, FinishReason) {
+        let mut events = Vec::new();
+        let mut reason = FinishReason::Length;
+        for token in 0..answer.decoder.vocabulary.len() as TokenId {
+            let added = answer.push(token, Some(entry(token)));
+            events.extend(added.event);
+            if let Some(ended) = added.ended {
+                reason = ended;
+                break;
+            }
+        }
+        events.extend(answer.finish(reason));
+        let Some(Event::Finish { choice: 2, reason }) = events.pop() else { panic!("no finish") };
+        let pieces = events.into_iter().map(|event| match event {
+            Event::Text { choice: 2, text, logprobs } => {
+                assert!(!text.is_empty() || !logprobs.is_empty());
+                (text, logprobs.iter().map(|entry| entry.token).collect())
+            }
+            other => panic!("{other:?}"),
+        });
+        (pieces.collect(), reason)
+    }
+
+    fn piece(text: &str, entries: &[TokenId]) -> (String, Vec<TokenId>) {
+        (text.to_string(), entries.to_vec())
+    }
+
+    #[test]
+    fn a_split_character_brings_the_entries_of_its_parts() {
+        let smile = "🙂".as_bytes();
+        let (pieces, reason) = run(answer(&[b"a", &smile[..2], &smile[2..], b"b"], &[]));
+        assert_eq!(pieces, [piece("a", &[0]), piece("🙂", &[1, 2]), piece("b", &[3])]);
+        assert_eq!(reason, FinishReason::Length);
+    }
+
+    #[test]
+    fn an_unfinished_character_is_flushed_with_its_entry() {
+        let (pieces, _) = run(answer(&[b"a", &"🙂".as_bytes()[..2]], &[]));
+        assert_eq!(pieces, [piece("a", &[0]), piece("\u{fffd}", &[1])]);
+    }
+
+    #[test]
+    fn held_text_brings_its_entries_later() {
+        let (pieces, _) = run(answer(&[b"x", b"ST", b"O", b"x", b"S"], &["STOP"]));
+        assert_eq!(pieces, [piece("x", &[0]), piece("STOx", &[1, 2, 3]), piece("S", &[4])]);
+    }
+
+    #[test]
+    fn a_stop_string_goes_with_the_entries_of_its_tokens() {
+        let (pieces, reason) = run(answer(&[b"x", b"yST", b"O", b"Pz", b"!"], &["STOP"]));
+        assert_eq!(pieces, [piece("x", &[0]), piece("y", &[]), piece("", &[1])]);
+        assert_eq!(reason, FinishReason::Stop);
+        let (pieces, reason) = run(answer(&[b"STOP"], &["STOP", "TOP"]));
+        assert_eq!((pieces, reason), (vec![], FinishReason::Stop));
+    }
+
+    #[test]
+    fn an_end_token_has_no_text_and_no_entry_and_counts() {
+        let mut answer = answer(&[b"a", b"S"], &["STOP"]);
+        answer.push(0, None);
+        answer.push(1, None);
+        let added = answer.push(END, Some(entry(END)));
+        assert_eq!(added, Added { event: None, ended: Some(FinishReason::Stop) });
+        assert_eq!(answer.tokens(), 3);
+        let events = answer.finish(FinishReason::Stop);
+        let text = Event::Text { choice: 2, text: "S".into(), logprobs: Vec::new() };
+        assert_eq!(events, [text, Event::Finish { choice: 2, reason: FinishReason::Stop }]);
+    }
+
+    proptest! {
+        #![proptest_config(ProptestConfig { cases: 2000, failure_persistence: None, ..ProptestConfig::default() })]
+
+        /// The text cut into tokens at any byte, against the text as a whole.
+        #[test]
+        fn an_answer_does_not_depend_on_how_tokens_cut_it(
+            text in "[abé🙂]{0,30}",
+            cuts in prop::collection::vec(0usize..60, 0..20),
+            stops in prop::collection::vec("[abé🙂]{1,4}", 0..3),
+        ) {
+            let mut cuts: Vec<_> = cuts.into_iter().map(|cut| cut.min(text.len())).collect();
+            cuts.extend([0, text.len()]);
+            cuts.sort_unstable();
+            let tokens: Vec<&[u8]> = cuts.windows(2).map(|ends| &text.as_bytes()[ends[0]..ends[1]]).collect();
+            let stops: Vec<&str> = stops.iter().map(String::as_str).collect();
+            let (pieces, reason) = run(answer(&tokens, &stops));
+            let got: String = pieces.iter().map(|(text, _)| text.as_str()).collect();
+            let entries: Vec<TokenId> = pieces.iter().flat_map(|(_, entries)| entries.clone()).collect();
+
+            let mut matcher = StopStrings::new(stops.iter().map(|stop| stop.to_string()));
+            let whole = matcher.push(&text);
+            let expected = if whole.stopped { whole.text } else { text.clone() };
+            prop_assert_eq!(&got, &expected);
+            prop_assert_eq!(reason == FinishReason::Stop, whole.stopped);
+            // The entries are of the first tokens, in order, and cover the text. A token that ends inside of a character
+            // counts from the character's start.
+            prop_assert!(entries.iter().copied().eq(0..entries.len() as TokenId));
+            if whole.stopped {
+                let visible = |start: usize| (0..=start).rev().find(|&at| text.is_char_boundary(at)) < Some(got.len());
+                let count = cuts[..tokens.len()].iter().take_while(|&&start| visible(start)).count();
+                prop_assert_eq!(entries.len(), count);
+            } else {
+                prop_assert_eq!(entries.len(), tokens.len());
+            }
+        }
+    }
+}
