@@ -1,0 +1,60 @@
+use super::linear::product;
+use crate::backend::Backend;
+use crate::step::Step;
+use crate::tensor::{Shape, Tensor, Weight};
+use crate::weights::{LoadError, Loader};
+
+/// A row for each token of the vocabulary.
+pub struct Embedding<B: Backend> {
+    table: Weight<B>,
+}
+
+/// Hidden states to logits: `hidden @ weight.T`.
+pub struct Head<B: Backend> {
+    weight: Weight<B>,
+}
+
+impl<B: Backend> Embedding<B> {
+    pub fn load(
+        loader: &Loader<B>,
+        name: &str,
+        vocab_size: usize,
+        hidden_size: usize,
+    ) -> Result<Self, LoadError> {
+        Ok(Self { table: loader.weight(name, [vocab_size, hidden_size])? })
+    }
+
+    /// The step's tokens → `[tokens, hidden_size]`.
+    pub fn forward(&self, step: &Step<B>) -> Tensor<B> {
+        let backend = step.tokens.backend();
+        let array = backend.embed(&self.table, &step.tokens);
+        Tensor::new(backend, array, Shape::new(&[step.tokens.rows(), self.table.shape().dim(1)]))
+    }
+}
+
+impl<B: Backend> Head<B> {
+    /// The head of a model whose `tie_word_embeddings` is true is its embedding. A checkpoint may hold a copy of it under
+    /// `lm_head`, which is left alone. Without the key in config.json, the checkpoint decides by having a head or not.
+    pub fn load(loader: &Loader<B>, embedding: &Embedding<B>) -> Result<Self, LoadError> {
+        let has_head = loader.has("lm_head.weight");
+        if loader.config().bool_or("tie_word_embeddings", !has_head)? {
+            for part in ["weight", "scales", "biases"] {
+                loader.ignore(&format!("lm_head.{part}"));
+            }
+            return Ok(Self { weight: embedding.table.clone() });
+        }
+        let [vocab_size, hidden_size] =
+            [embedding.table.shape().dim(0), embedding.table.shape().dim(1)];
+        Ok(Self { weight: loader.weight("lm_head", [vocab_size, hidden_size])? })
+    }
+
+    /// The width of the logits.
+    pub fn vocab_size(&self) -> usize {
+        self.weight.shape().dim(0)
+    }
+
+    /// `[rows, hidden_size]` → `[rows, vocab_size]`
+    pub fn forward(&self, hidden: &Tensor<B>) -> Tensor<B> {
+        product(hidden, &self.weight, None)
+    }
+}

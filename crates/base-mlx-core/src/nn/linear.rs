@@ -1,0 +1,56 @@
+use crate::backend::Backend;
+use crate::step::Step;
+use crate::tensor::{Shape, Tensor, Weight};
+use crate::weights::{LoadError, Loader};
+
+/// `x @ weight.T + bias`
+pub struct Linear<B: Backend> {
+    weight: Weight<B>,
+    bias: Option<Tensor<B>>,
+}
+
+/// Whether a linear layer of the checkpoint has a bias.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Bias {
+    No,
+    Yes,
+}
+
+impl<B: Backend> Linear<B> {
+    /// `name` is the layer's, without `.weight`.
+    pub fn load(
+        loader: &Loader<B>,
+        name: &str,
+        [out, input]: [usize; 2],
+        bias: Bias,
+    ) -> Result<Self, LoadError> {
+        let weight = loader.weight(name, [out, input])?;
+        let bias = match bias {
+            Bias::No => None,
+            Bias::Yes => Some(loader.tensor(&format!("{name}.bias"), &[out])?),
+        };
+        Ok(Self { weight, bias })
+    }
+
+    /// `[tokens, in]` → `[tokens, out]`. The step will know each span's adapter, so it comes along.
+    pub fn forward(&self, x: &Tensor<B>, _step: &Step<B>) -> Tensor<B> {
+        product(x, &self.weight, self.bias.as_ref())
+    }
+}
+
+impl From<bool> for Bias {
+    fn from(yes: bool) -> Self {
+        if yes { Self::Yes } else { Self::No }
+    }
+}
+
+pub(super) fn product<B: Backend>(
+    x: &Tensor<B>,
+    weight: &Weight<B>,
+    bias: Option<&Tensor<B>>,
+) -> Tensor<B> {
+    let [out, input] = [weight.shape().dim(0), weight.shape().dim(1)];
+    assert_eq!(x.width(), input, "x {:?} times a weight {:?}", x.shape(), weight.shape());
+    let array = x.backend().linear(x, weight, bias);
+    Tensor::new(x.backend(), array, Shape::new(&[x.rows(), out]))
+}
