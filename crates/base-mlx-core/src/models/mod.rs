@@ -1,11 +1,36 @@
-//! Families of models, one file each, named after config.json's `model_type`.
+//! Families of models, one file each, named after config.json's `model_type`, and one line each in the list below.
+//! `decoder` holds the stack of layers that many of them share.
 //!
 //! May import `nn`, `weights`, `tensor`, `backend` and `step`. A family never learns about quantisation, batching,
 //! files or sampling.
 
+mod decoder;
+mod llama;
+mod qwen2;
+mod qwen3;
+
 use crate::backend::{Backend, LayerSpec};
 use crate::step::Step;
 use crate::tensor::Tensor;
+use crate::weights::{Checkpoint, LoadError, Loader};
+
+/// Makes the list of families and the choice among them from one line a family.
+macro_rules! families {
+    ($($($name:literal)|+ => $load:path),+ $(,)?) => {
+        /// The values of `model_type` that [`load`] knows.
+        pub const FAMILIES: &[&str] = &[$($($name),+),+];
+
+        fn load_family<B: Backend>(
+            family: &str,
+            loader: &Loader<B>,
+        ) -> Option<Result<Box<dyn LanguageModel<B>>, LoadError>> {
+            match family {
+                $($($name)|+ => Some($load(loader)),)+
+                _ => None,
+            }
+        }
+    };
+}
 
 /// What turns a batch of tokens into hidden states.
 pub trait Model<B: Backend>: Send {
@@ -21,4 +46,28 @@ pub trait LanguageModel<B: Backend>: Model<B> {
     fn vocab_size(&self) -> usize;
     /// `[rows, hidden_size]` → `[rows, vocab_size]`; call it on the rows that are wanted.
     fn logits(&self, hidden: &Tensor<B>) -> Tensor<B>;
+}
+
+families! {
+    "llama" | "mistral" => llama::load,
+    "qwen2" => qwen2::load,
+    "qwen3" => qwen3::load,
+}
+
+/// The checkpoint's model on `backend`, by its `model_type`. A tensor that the family does not use is an error.
+pub fn load<B: Backend>(
+    checkpoint: &Checkpoint,
+    backend: &B,
+) -> Result<Box<dyn LanguageModel<B>>, LoadError> {
+    let family = checkpoint.config().model_type()?;
+    let loader = checkpoint.loader(backend);
+    let model = load_family(family, &loader).unwrap_or_else(|| {
+        Err(LoadError::UnknownFamily {
+            path: checkpoint.path().to_owned(),
+            family: family.to_owned(),
+            supported: FAMILIES.join(", "),
+        })
+    })?;
+    loader.finish()?;
+    Ok(model)
 }

@@ -1,0 +1,56 @@
+//! Llama 1 to 3 (Touvron et al. 2023, arXiv:2302.13971; Grattafiori et al. 2024, arXiv:2407.21783), Mistral (Jiang et
+//! al. 2023, arXiv:2310.06825), and the many that are built like them, SmolLM2 among them.
+
+use crate::backend::{Attend, Backend, Rope};
+use crate::nn::{Bias, Linear, rope, windows};
+use crate::step::Step;
+use crate::tensor::Tensor;
+use crate::weights::{LoadError, Loader};
+
+use super::LanguageModel;
+use super::decoder::{self, Decoder, Sizes};
+
+pub(super) fn load<B: Backend>(loader: &Loader<B>) -> Result<Box<dyn LanguageModel<B>>, LoadError> {
+    let config = loader.config();
+    let sizes = Sizes::read(config)?;
+    let bias = Bias::from(config.bool_or("attention_bias", false)?);
+    let rope = rope(loader, sizes.head_dim)?;
+    // A Mistral's window is every layer's; a Llama has none unless its `layer_types` say so.
+    let mistral = config.model_type()? == "mistral";
+    let windows = windows(config, sizes.num_hidden_layers, |_| mistral)?;
+    let decoder = Decoder::load(loader, &sizes, |loader, layer| {
+        Ok(Attention {
+            q_proj: Linear::load(loader, "q_proj", sizes.q_proj(), bias)?,
+            k_proj: Linear::load(loader, "k_proj", sizes.kv_proj(), bias)?,
+            v_proj: Linear::load(loader, "v_proj", sizes.kv_proj(), bias)?,
+            o_proj: Linear::load(loader, "o_proj", sizes.o_proj(), bias)?,
+            head_dim: sizes.head_dim,
+            rope: rope.clone(),
+            layer,
+            how: Attend { scale: sizes.scale(), window: windows[layer] },
+        })
+    })?;
+    Ok(Box::new(decoder))
+}
+
+struct Attention<B: Backend> {
+    q_proj: Linear<B>,
+    k_proj: Linear<B>,
+    v_proj: Linear<B>,
+    o_proj: Linear<B>,
+    head_dim: usize,
+    rope: Rope,
+    layer: usize,
+    how: Attend,
+}
+
+impl<B: Backend> decoder::Attention<B> for Attention<B> {
+    fn forward(&self, x: &Tensor<B>, step: &mut Step<B>) -> Tensor<B> {
+        let q = self.q_proj.forward(x, step).split_heads(self.head_dim); // [tokens, heads, head_dim]
+        let k = self.k_proj.forward(x, step).split_heads(self.head_dim); // [tokens, kv_heads, head_dim]
+        let v = self.v_proj.forward(x, step).split_heads(self.head_dim);
+        let (q, k) = (q.rope(&step.positions, &self.rope), k.rope(&step.positions, &self.rope));
+        let seen = step.attend(self.layer, &q, &k, &v, self.how).merge_heads();
+        self.o_proj.forward(&seen, step)
+    }
+}

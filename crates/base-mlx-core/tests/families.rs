@@ -1,0 +1,330 @@
+//! Every family against mlx-lm, on the tiny checkpoints of `golden/`, which `cargo xtask golden families` makes.
+//!
+//! A family is right when its logits are within [`TOLERANCE`] of mlx-lm's, whichever backend computes them, and when a
+//! sequence's bits are the same whole and alone as in chunks and in company.
+
+use std::collections::BTreeMap;
+use std::path::{Path, PathBuf};
+
+use base_mlx_core::TokenId;
+use base_mlx_core::backend::{Backend, CpuBackend, ReferenceBackend};
+use base_mlx_core::models::{self, LanguageModel};
+use base_mlx_core::step::Step;
+use base_mlx_core::weights::{Checkpoint, LoadError};
+use safetensors::SafeTensors;
+use safetensors::tensor::TensorView;
+use serde_json::{Value, json};
+
+const VARIANTS: &[&str] = &[
+    "llama/tied",
+    "llama/untied",
+    "llama/bias",
+    "llama/llama3_rope",
+    "llama/linear_rope",
+    "llama/yarn_rope",
+    "llama/mistral",
+    "llama/layer_types",
+    "llama/every_width",
+    "qwen2/tied",
+    "qwen2/quantised",
+    "qwen3/tied",
+    "qwen3/sharded",
+    "qwen3/quantised",
+];
+/// The largest difference of two logits, as a part of the largest logit.
+const TOLERANCE: f32 = 1e-4;
+
+#[test]
+fn the_reference_backend_agrees_with_mlx_lm() {
+    agree_with_mlx_lm(&ReferenceBackend::default());
+}
+
+#[test]
+fn the_cpu_backend_agrees_with_mlx_lm() {
+    agree_with_mlx_lm(&CpuBackend::new(2));
+}
+
+fn agree_with_mlx_lm<B: Backend>(backend: &B) {
+    let mut worst = Vec::new();
+    for name in VARIANTS {
+        let golden = Golden::read(name);
+        let model = load(&folder(name), backend);
+        let error = relative_error(&alone(backend, &*model, &golden.tokens), &golden.logits);
+        println!("{name:20} {error:.1e}");
+        worst.extend((error > TOLERANCE || error.is_nan()).then(|| format!("{name}: {error:e}")));
+    }
+    assert!(worst.is_empty(), "further than {TOLERANCE:e} from mlx-lm: {worst:#?}");
+}
+
+#[test]
+fn a_gguf_file_gives_the_logits_of_its_twin() {
+    let backend = CpuBackend::new(2);
+    let golden = Golden::read("llama/llama3_rope");
+    let twin = load(&folder("llama/llama3_rope").join("twin.gguf"), &backend);
+    let error = relative_error(&alone(&backend, &*twin, &golden.tokens), &golden.logits);
+    assert!(error <= TOLERANCE, "{error:e}");
+}
+
+#[test]
+fn chunks_in_company_give_the_bits_of_running_alone_on_the_cpu() {
+    bits_in_company_are_those_alone(&CpuBackend::new(2));
+}
+
+#[test]
+fn chunks_in_company_give_the_bits_of_running_alone_on_the_reference() {
+    bits_in_company_are_those_alone(&ReferenceBackend::default());
+}
+
+fn bits_in_company_are_those_alone<B: Backend>(backend: &B) {
+    for name in VARIANTS {
+        let golden = Golden::read(name);
+        let model = load(&folder(name), backend);
+        let backwards: Vec<TokenId> = golden.tokens.iter().rev().copied().collect();
+        let sequences = [&golden.tokens[..], &backwards, &golden.tokens[..17], &backwards[5..6]];
+        let together = in_company(backend, &*model, &sequences);
+        for (i, (tokens, together)) in sequences.iter().zip(&together).enumerate() {
+            let alone = alone(backend, &*model, tokens);
+            assert_eq!(bits(&alone), bits(together), "{name}, sequence {i}");
+        }
+    }
+}
+
+#[test]
+fn a_family_nobody_knows_is_an_error_that_lists_those_we_know() {
+    let checkpoint = Altered::new("llama/tied").config("model_type", json!("mamba9"));
+    assert_eq!(
+        checkpoint.error(),
+        "FOLDER: family `mamba9` is not supported\n\
+         hint: supported are llama, mistral, qwen2, qwen3"
+    );
+}
+
+#[test]
+fn a_tensor_that_is_missing_is_named() {
+    let checkpoint = Altered::new("qwen3/tied").without("model.layers.1.self_attn.k_norm.weight");
+    assert_eq!(checkpoint.error(), "FOLDER has no tensor `model.layers.1.self_attn.k_norm.weight`");
+    let checkpoint = Altered::new("llama/tied").config("attention_bias", json!(true));
+    assert_eq!(checkpoint.error(), "FOLDER has no tensor `model.layers.0.self_attn.q_proj.bias`");
+}
+
+#[test]
+fn a_tensor_of_another_shape_is_named_with_both_shapes() {
+    let error = Altered::new("llama/tied").config("intermediate_size", json!(80)).error();
+    let expected = "tensor `model.layers.0.mlp.gate_proj.weight` in FOLDER/model.safetensors has \
+                    shape [64, 64], expected [80, 64]";
+    assert!(error.starts_with(expected), "{error}");
+}
+
+#[test]
+fn a_tensor_that_the_family_does_not_use_is_an_error() {
+    // A Qwen2 that calls itself a Llama has biases left over.
+    let error = Altered::new("qwen2/tied").config("model_type", json!("llama")).error();
+    assert_eq!(
+        error,
+        "FOLDER has 6 tensors that family `llama` does not use, the first is \
+         `model.layers.0.self_attn.k_proj.bias`"
+    );
+}
+
+#[test]
+fn tensors_known_to_be_of_no_use_may_be_there() {
+    let altered = Altered::new("llama/tied")
+        .with("lm_head.weight", &[64, 64])
+        .with("model.layers.1.self_attn.rotary_emb.inv_freq", &[8]);
+    assert_eq!(altered.load().map(drop).map_err(|error| error.to_string()), Ok(()));
+}
+
+#[test]
+fn without_the_key_a_head_of_its_own_decides_about_tying() {
+    let backend = ReferenceBackend::default();
+    for name in ["llama/tied", "llama/untied"] {
+        let golden = Golden::read(name);
+        let altered = Altered::new(name).config("tie_word_embeddings", Value::Null);
+        let model = altered.load().unwrap();
+        let error = relative_error(&alone(&backend, &*model, &golden.tokens), &golden.logits);
+        assert!(error <= TOLERANCE, "{name}: {error:e}");
+    }
+}
+
+#[test]
+fn sizes_that_cannot_be_are_refused() {
+    let error =
+        |key, value| Altered::new("llama/untied").config(key, value).error().replace("FOLDER/", "");
+    assert_eq!(
+        error("num_key_value_heads", json!(3)),
+        "`num_key_value_heads` in config.json is 3, expected a divisor of num_attention_heads, 4"
+    );
+    assert_eq!(
+        error("head_dim", json!(33)),
+        "`head_dim` in config.json is 33, expected an even number"
+    );
+    assert_eq!(
+        error("hidden_act", json!("gelu")),
+        "`hidden_act` in config.json is \"gelu\", which is not supported\n\
+         hint: supported is \"silu\""
+    );
+    assert_eq!(error("hidden_size", Value::Null), "`hidden_size` in config.json is missing");
+    assert_eq!(
+        error("rms_norm_eps", json!(-1)),
+        "`rms_norm_eps` in config.json is -1, expected at least 0"
+    );
+    let odd = Altered::new("llama/tied").config("num_attention_heads", json!(6)).error();
+    assert_eq!(
+        odd.replace("FOLDER/", ""),
+        "`hidden_size` in config.json is 64, not a multiple of num_attention_heads, 6"
+    );
+}
+
+#[test]
+fn a_billion_layers_end_at_the_first_that_is_missing() {
+    let error = Altered::new("llama/tied").config("num_hidden_layers", json!(1 << 30)).error();
+    assert_eq!(error, "FOLDER has no tensor `model.layers.2.input_layernorm.weight`");
+}
+
+/// The logits after each token, of one sequence in one step.
+fn alone<B: Backend>(backend: &B, model: &dyn LanguageModel<B>, tokens: &[TokenId]) -> Vec<f32> {
+    let mut kv = backend.new_kv(&model.layers()).unwrap();
+    let mut step = Step::new(backend, vec![(&mut kv, tokens)]).unwrap();
+    let logits = model.logits(&model.hidden(&mut step));
+    backend.download(logits.array()).unwrap().to_f32()
+}
+
+/// The same of several sequences, which advance by chunks of changing sizes and now and then sit a step out.
+fn in_company<B: Backend>(
+    backend: &B,
+    model: &dyn LanguageModel<B>,
+    sequences: &[&[TokenId]],
+) -> Vec<Vec<f32>> {
+    let mut kvs: Vec<_> =
+        sequences.iter().map(|_| backend.new_kv(&model.layers()).unwrap()).collect();
+    let mut done = vec![0; sequences.len()];
+    let mut logits = vec![Vec::new(); sequences.len()];
+    for turn in 0.. {
+        let mut rows = Vec::new();
+        let mut batch = Vec::new();
+        for (i, kv) in kvs.iter_mut().enumerate() {
+            let left = &sequences[i][done[i]..];
+            let chunk = &left[..left.len().min((7 * i + 5 * turn) % 8)];
+            if !chunk.is_empty() {
+                rows.extend(std::iter::repeat_n(i, chunk.len()));
+                done[i] += chunk.len();
+                batch.push((kv, chunk));
+            }
+        }
+        if !batch.is_empty() {
+            let mut step = Step::new(backend, batch).unwrap();
+            let all = model.logits(&model.hidden(&mut step));
+            let all = backend.download(all.array()).unwrap().to_f32();
+            for (i, row) in rows.into_iter().zip(all.chunks(model.vocab_size())) {
+                logits[i].extend_from_slice(row);
+            }
+        }
+        if done.iter().zip(sequences).all(|(done, tokens)| *done == tokens.len()) {
+            break;
+        }
+    }
+    logits
+}
+
+fn load<B: Backend>(path: &Path, backend: &B) -> Box<dyn LanguageModel<B>> {
+    let checkpoint = Checkpoint::open(path).unwrap_or_else(|error| panic!("{error}"));
+    models::load(&checkpoint, backend).unwrap_or_else(|error| panic!("{error}"))
+}
+
+fn relative_error(ours: &[f32], theirs: &[f32]) -> f32 {
+    assert_eq!(ours.len(), theirs.len());
+    let largest = theirs.iter().fold(0.0, |most: f32, x| most.max(x.abs()));
+    let differences = ours.iter().zip(theirs).map(|(a, b)| (a - b).abs());
+    // Not `max`, which would pass over a NaN.
+    differences.fold(0.0, |most, d| if d <= most { most } else { d }) / largest
+}
+
+fn bits(values: &[f32]) -> Vec<u32> {
+    values.iter().map(|value| value.to_bits()).collect()
+}
+
+fn folder(name: &str) -> PathBuf {
+    Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/golden").join(name)
+}
+
+/// What mlx-lm says: the tokens of a prompt, and the logits after each.
+struct Golden {
+    tokens: Vec<TokenId>,
+    logits: Vec<f32>,
+}
+
+impl Golden {
+    fn read(name: &str) -> Self {
+        let file = std::fs::read(folder(name).with_extension("safetensors")).unwrap();
+        let tensors = SafeTensors::deserialize(&file).unwrap();
+        let words = |name| {
+            let data = tensors.tensor(name).unwrap().data().to_vec();
+            data.as_chunks::<4>().0.to_vec()
+        };
+        Self {
+            tokens: words("tokens").into_iter().map(u32::from_le_bytes).collect(),
+            logits: words("logits").into_iter().map(f32::from_le_bytes).collect(),
+        }
+    }
+}
+
+/// A copy of a variant with one file, to be spoilt.
+struct Altered {
+    config: Value,
+    tensors: BTreeMap<String, (safetensors::Dtype, Vec<usize>, Vec<u8>)>,
+}
+
+impl Altered {
+    fn new(name: &str) -> Self {
+        let config = std::fs::read(folder(name).join("config.json")).unwrap();
+        let file = std::fs::read(folder(name).join("model.safetensors")).unwrap();
+        let tensors = SafeTensors::deserialize(&file).unwrap();
+        let owned = |(name, view): (String, TensorView)| {
+            (name, (view.dtype(), view.shape().to_vec(), view.data().to_vec()))
+        };
+        Self {
+            config: serde_json::from_slice(&config).unwrap(),
+            tensors: tensors.tensors().into_iter().map(owned).collect(),
+        }
+    }
+
+    fn config(mut self, key: &str, value: Value) -> Self {
+        self.config[key] = value;
+        self
+    }
+
+    fn without(mut self, tensor: &str) -> Self {
+        self.tensors.remove(tensor).expect("the tensor is there to be removed");
+        self
+    }
+
+    fn with(mut self, tensor: &str, shape: &[usize]) -> Self {
+        let data = vec![0; 4 * shape.iter().product::<usize>()];
+        self.tensors.insert(tensor.to_owned(), (safetensors::Dtype::F32, shape.to_vec(), data));
+        self
+    }
+
+    fn load(&self) -> Result<Box<dyn LanguageModel<ReferenceBackend>>, LoadError> {
+        self.load_from(tempfile::tempdir().unwrap().path())
+    }
+
+    /// The message, with the folder's path replaced by a word.
+    fn error(&self) -> String {
+        let folder = tempfile::tempdir().unwrap();
+        let error = self.load_from(folder.path()).map(drop).unwrap_err();
+        error.to_string().replace(&*folder.path().to_string_lossy(), "FOLDER")
+    }
+
+    fn load_from(
+        &self,
+        folder: &Path,
+    ) -> Result<Box<dyn LanguageModel<ReferenceBackend>>, LoadError> {
+        std::fs::write(folder.join("config.json"), self.config.to_string()).unwrap();
+        let views = self.tensors.iter().map(|(name, (dtype, shape, data))| {
+            (name, TensorView::new(*dtype, shape.clone(), data).unwrap())
+        });
+        let file = folder.join("model.safetensors");
+        safetensors::serialize_to_file(views, None, &file).unwrap();
+        models::load(&Checkpoint::open(folder)?, &ReferenceBackend::default())
+    }
+}
