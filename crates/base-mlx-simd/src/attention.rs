@@ -173,8 +173,10 @@ impl<L: Lanes> Heads<'_, L> {
         let stride = visible.end.next_multiple_of(8);
         let weights = scratch.floats(R * stride);
         self.scores::<R, N>(q, visible.end, stride, weights);
-        let sums: [f32; R] =
-            std::array::from_fn(|r| self.softmax(&mut weights[r * stride..][..stride], &visible));
+        let mut sums = [0.0; R];
+        for (sum, scores) in sums.iter_mut().zip(weights.chunks_exact_mut(stride)) {
+            *sum = self.softmax(scores, &visible);
+        }
         let weights = std::array::from_fn(|r| &weights[r * stride..][..visible.end]);
         let whole = self.head_dim / 8;
         let mut vector = 0;
@@ -267,16 +269,17 @@ impl<L: Lanes> Heads<'_, L> {
         let lanes = self.lanes;
         let width = (C * 8).min(self.head_dim - dim);
         let mut totals = [[lanes.splat(0.0); C]; R];
+        let mut now = [lanes.splat(0.0); C];
         let mut position = 0;
         for values in self.blocks(&self.span.values, weights[0].len()) {
             for value in values.chunks_exact(self.head_dim) {
-                let value = &value[dim..dim + width];
-                let value: [L::V; C] =
-                    std::array::from_fn(|c| lanes.load_some(&value[c * 8..width.min(c * 8 + 8)]));
-                for r in 0..R {
-                    let weight = lanes.splat(weights[r][position]);
-                    for c in 0..C {
-                        totals[r][c] = lanes.mul_add(weight, value[c], totals[r][c]);
+                for (now, value) in now.iter_mut().zip(value[dim..dim + width].chunks(8)) {
+                    *now = lanes.load_some(value);
+                }
+                for (totals, weights) in totals.iter_mut().zip(weights) {
+                    let weight = lanes.splat(weights[position]);
+                    for (total, value) in totals.iter_mut().zip(now) {
+                        *total = lanes.mul_add(weight, value, *total);
                     }
                 }
                 position += 1;

@@ -1,7 +1,7 @@
 //! Products `x @ w.T`: a few outputs' weights are unpacked to f32, then tiles of rows × outputs run over them.
 
 use crate::isa::{Isa, Kernel, Lanes};
-use crate::matrix::Matrix;
+use crate::matrix::{Affine, Matrix, Values};
 use crate::pool::{Pool, Scratch};
 use crate::shared::SharedMut;
 
@@ -60,6 +60,28 @@ impl Kernel for Piece<'_> {
 
     #[inline(always)]
     fn run<L: Lanes>(self, lanes: L) {
+        if self.rows == 1
+            && let Values::Affine(affine) = self.weight.values
+        {
+            // SAFETY: each piece has its own outputs.
+            let out = unsafe { self.out.part(self.first..self.end) };
+            match affine.bits {
+                4 => dot_affine::<L, 4>(lanes, self.x, &affine, self.first, out),
+                8 => dot_affine::<L, 8>(lanes, self.x, &affine, self.first, out),
+                _ => return self.tiles(lanes),
+            }
+            if let Some(bias) = self.bias {
+                out.iter_mut().zip(&bias[self.first..]).for_each(|(out, bias)| *out += bias);
+            }
+            return;
+        }
+        self.tiles(lanes);
+    }
+}
+
+impl Piece<'_> {
+    #[inline(always)]
+    fn tiles<L: Lanes>(self, lanes: L) {
         let inner = self.weight.inner;
         let at_once = outputs_at_once(self.rows, inner);
         let weights = self.scratch.floats(at_once * inner);
@@ -139,6 +161,8 @@ impl<L: Lanes> Block<'_, L> {
 }
 
 /// `R` rows times `N` rows, all of one length. Each product has its own accumulator, so `R` and `N` change no bit.
+///
+/// Loops rather than `map` and closures, which are not always inlined, and then miss the instruction set.
 #[inline(always)]
 pub(crate) fn dot_tile<L: Lanes, const R: usize, const N: usize>(
     lanes: L,
@@ -147,32 +171,117 @@ pub(crate) fn dot_tile<L: Lanes, const R: usize, const N: usize>(
 ) -> [[f32; N]; R] {
     let len = x[0].len();
     let (chunks, tail) = (len / 8, len % 8);
-    let (xs, ws) = (x.map(|x| &x.as_chunks().0[..chunks]), w.map(|w| &w.as_chunks().0[..chunks]));
+    let mut xs = [&[][..]; R];
+    let mut ws = [&[][..]; N];
+    for (chunks_of_x, x) in xs.iter_mut().zip(x) {
+        *chunks_of_x = &x.as_chunks::<8>().0[..chunks];
+    }
+    for (chunks_of_w, w) in ws.iter_mut().zip(w) {
+        *chunks_of_w = &w.as_chunks::<8>().0[..chunks];
+    }
     let mut sums = [[lanes.splat(0.0); N]; R];
+    let mut now = [lanes.splat(0.0); N];
     for chunk in 0..chunks {
-        // SAFETY: every slice of `xs` and `ws` was cut to `chunks` above.
-        let (x, w) = unsafe {
-            (
-                xs.map(|x| lanes.load(x.get_unchecked(chunk))),
-                ws.map(|w| lanes.load(w.get_unchecked(chunk))),
-            )
-        };
-        for r in 0..R {
-            for n in 0..N {
-                sums[r][n] = lanes.mul_add(x[r], w[n], sums[r][n]);
+        for (now, w) in now.iter_mut().zip(ws) {
+            // SAFETY: every slice of `ws` was cut to `chunks` above.
+            *now = lanes.load(unsafe { w.get_unchecked(chunk) });
+        }
+        for (sums, x) in sums.iter_mut().zip(xs) {
+            // SAFETY: every slice of `xs` was cut to `chunks` above.
+            let x = lanes.load(unsafe { x.get_unchecked(chunk) });
+            for (sum, w) in sums.iter_mut().zip(now) {
+                *sum = lanes.mul_add(x, w, *sum);
             }
         }
     }
     if tail > 0 {
-        let x = x.map(|x| lanes.load_some(&x[len - tail..]));
-        let w = w.map(|w| lanes.load_some(&w[len - tail..]));
-        for r in 0..R {
-            for n in 0..N {
-                sums[r][n] = lanes.mul_add(x[r], w[n], sums[r][n]);
+        for (now, w) in now.iter_mut().zip(w) {
+            *now = lanes.load_some(&w[len - tail..]);
+        }
+        for (sums, x) in sums.iter_mut().zip(x) {
+            let x = lanes.load_some(&x[len - tail..]);
+            for (sum, w) in sums.iter_mut().zip(now) {
+                *sum = lanes.mul_add(x, w, *sum);
             }
         }
     }
-    sums.map(|sums| sums.map(|sum| lanes.sum(sum)))
+    let mut products = [[0.0; N]; R];
+    for (products, sums) in products.iter_mut().zip(sums) {
+        for (product, sum) in products.iter_mut().zip(sums) {
+            *product = lanes.sum(sum);
+        }
+    }
+    products
+}
+
+/// One row times the outputs from `first` on, four at a time, without a detour of the weights through memory: the same
+/// bits as unpacking them and [`dot_tile`].
+#[inline(always)]
+fn dot_affine<L: Lanes, const BITS: usize>(
+    lanes: L,
+    x: &[f32],
+    affine: &Affine,
+    first: usize,
+    out: &mut [f32],
+) {
+    let (fours, rest) = out.as_chunks_mut::<4>();
+    let mut output = first;
+    for out in fours {
+        dot_affine_rows::<L, BITS, 4>(lanes, x, affine, output, out);
+        output += 4;
+    }
+    for out in rest.as_chunks_mut::<1>().0 {
+        dot_affine_rows::<L, BITS, 1>(lanes, x, affine, output, out);
+        output += 1;
+    }
+}
+
+#[inline(always)]
+fn dot_affine_rows<L: Lanes, const BITS: usize, const N: usize>(
+    lanes: L,
+    x: &[f32],
+    affine: &Affine,
+    output: usize,
+    out: &mut [f32; N],
+) {
+    let (vectors, groups) = (affine.group / 8, x.len() / affine.group);
+    let x_vectors = &x.as_chunks::<8>().0[..groups * vectors];
+    let mut packed = [&[][..]; N];
+    for (n, packed) in packed.iter_mut().enumerate() {
+        *packed = &affine.packed_row::<BITS>(output + n, x.len())[..groups * vectors];
+    }
+    let mut sums = [lanes.splat(0.0); N];
+    for first in (0..groups).step_by(8) {
+        let len = (groups - first).min(8);
+        let mut scales = [[0.0; 8]; N];
+        let mut biases = [[0.0; 8]; N];
+        for n in 0..N {
+            let start = (output + n) * groups + first;
+            lanes.store(affine.scales.load(lanes, start, len), &mut scales[n]);
+            lanes.store(affine.biases.load(lanes, start, len), &mut biases[n]);
+        }
+        for group in 0..len {
+            let mut scale = [lanes.splat(0.0); N];
+            let mut bias = [lanes.splat(0.0); N];
+            for n in 0..N {
+                scale[n] = lanes.splat(scales[n][group]);
+                bias[n] = lanes.splat(biases[n][group]);
+            }
+            let start = (first + group) * vectors;
+            for vector in start..start + vectors {
+                // SAFETY: `vector` is below `groups * vectors`, which all of these were cut to.
+                let x = lanes.load(unsafe { x_vectors.get_unchecked(vector) });
+                for n in 0..N {
+                    // SAFETY: as above.
+                    let q = lanes.unsigned(unsafe { packed[n].get_unchecked(vector) });
+                    sums[n] = lanes.mul_add(x, lanes.mul_add(q, scale[n], bias[n]), sums[n]);
+                }
+            }
+        }
+    }
+    for (out, sum) in out.iter_mut().zip(sums) {
+        *out = lanes.sum(sum);
+    }
 }
 
 /// Twelve accumulators, three weights and one x fill sixteen registers.

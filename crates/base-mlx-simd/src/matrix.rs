@@ -24,38 +24,36 @@ impl<'a> Floats<'a> {
         self.len() == 0
     }
 
-    #[inline(always)]
-    fn part(self, start: usize, len: usize) -> Self {
-        match self {
-            Self::F32(bytes) => Self::F32(&bytes[start * 4..][..len * 4]),
-            Self::F16(bytes) => Self::F16(&bytes[start * 2..][..len * 2]),
-            Self::BF16(bytes) => Self::BF16(&bytes[start * 2..][..len * 2]),
-        }
-    }
-
-    /// Up to eight of them; the lanes beyond are zero.
+    /// Those from `start` on, up to eight; the lanes beyond `len` hold anything.
     #[inline(always)]
     pub(crate) fn load<L: Lanes>(self, lanes: L, start: usize, len: usize) -> L::V {
-        #[inline(always)]
-        fn padded<const N: usize>(bytes: &[u8], start: usize, len: usize) -> [u8; N] {
-            let size = N / 8;
-            match bytes[start * size..].first_chunk::<N>() {
-                Some(whole) if len == 8 => *whole,
-                _ => {
-                    let mut padded = [0; N];
-                    padded[..len * size].copy_from_slice(&bytes[start * size..][..len * size]);
-                    padded
-                }
-            }
-        }
         match self {
             Self::F32(bytes) => {
-                let bytes = padded::<32>(bytes, start, len);
+                let bytes = eight_of::<32>(bytes, start, len);
                 let quads = bytes.as_chunks::<4>().0;
-                lanes.load(&std::array::from_fn(|lane| f32::from_le_bytes(quads[lane])))
+                let mut values = [0.0; 8];
+                for (value, quad) in values.iter_mut().zip(quads) {
+                    *value = f32::from_le_bytes(*quad);
+                }
+                lanes.load(&values)
             }
-            Self::F16(bytes) => lanes.f16(&padded(bytes, start, len)),
-            Self::BF16(bytes) => lanes.bf16(&padded(bytes, start, len)),
+            Self::F16(bytes) => lanes.f16(&eight_of(bytes, start, len)),
+            Self::BF16(bytes) => lanes.bf16(&eight_of(bytes, start, len)),
+        }
+    }
+}
+
+/// Eight elements, `N` bytes in all: whatever follows the `len` that are asked for, or zeros at the very end.
+#[inline(always)]
+fn eight_of<const N: usize>(bytes: &[u8], start: usize, len: usize) -> [u8; N] {
+    let bytes = &bytes[start * (N / 8)..];
+    match bytes.first_chunk::<N>() {
+        Some(eight) => *eight,
+        None => {
+            let mut padded = [0; N];
+            let len = len * (N / 8);
+            padded[..len].copy_from_slice(&bytes[..len]);
+            padded
         }
     }
 }
@@ -85,7 +83,7 @@ pub struct Affine<'a> {
     pub biases: Floats<'a>,
     /// 2, 3, 4, 5, 6 or 8.
     pub bits: u32,
-    /// A multiple of 8.
+    /// A multiple of 16.
     pub group: usize,
 }
 
@@ -101,7 +99,7 @@ impl<'a> Matrix<'a> {
         assert!(matches!(bits, 2..=6 | 8), "weights of {bits} bits");
         assert!(inner > 0, "an empty matrix");
         assert!(
-            group > 0 && group.is_multiple_of(8) && inner.is_multiple_of(group),
+            group > 0 && group.is_multiple_of(16) && inner.is_multiple_of(group),
             "{inner} in groups of {group}"
         );
         assert_eq!(
@@ -125,63 +123,59 @@ impl<'a> Matrix<'a> {
         assert_eq!(to.len(), self.inner);
         match self.values {
             Values::Dense(floats) => {
-                unpack_dense(lanes, floats.part(output * self.inner, self.inner), to);
-            }
-            Values::Affine(affine) => {
-                let row = affine.row(output, self.inner);
-                match affine.bits {
-                    2 => row.unpack::<L, 2>(lanes, to),
-                    3 => row.unpack::<L, 3>(lanes, to),
-                    4 => row.unpack::<L, 4>(lanes, to),
-                    5 => row.unpack::<L, 5>(lanes, to),
-                    6 => row.unpack::<L, 6>(lanes, to),
-                    _ => row.unpack::<L, 8>(lanes, to),
+                for (index, to) in to.chunks_mut(8).enumerate() {
+                    let start = output * self.inner + index * 8;
+                    lanes.store_some(floats.load(lanes, start, to.len()), to);
                 }
             }
+            Values::Affine(affine) => match affine.bits {
+                2 => affine.unpack_row::<L, 2>(lanes, output, to),
+                3 => affine.unpack_row::<L, 3>(lanes, output, to),
+                4 => affine.unpack_row::<L, 4>(lanes, output, to),
+                5 => affine.unpack_row::<L, 5>(lanes, output, to),
+                6 => affine.unpack_row::<L, 6>(lanes, output, to),
+                _ => affine.unpack_row::<L, 8>(lanes, output, to),
+            },
         }
     }
 }
 
 impl<'a> Affine<'a> {
-    /// The matrix that has only this row.
+    /// Row `output`, eight values at a time.
     #[inline(always)]
-    pub(crate) fn row(&self, output: usize, inner: usize) -> Self {
-        let (bytes, groups) = (inner / 8 * self.bits as usize, inner / self.group);
-        Self {
-            packed: &self.packed[output * bytes..][..bytes],
-            scales: self.scales.part(output * groups, groups),
-            biases: self.biases.part(output * groups, groups),
-            ..*self
-        }
+    pub(crate) fn packed_row<const BITS: usize>(
+        &self,
+        output: usize,
+        inner: usize,
+    ) -> &'a [[u8; BITS]] {
+        let bytes = inner / 8 * BITS;
+        self.packed[output * bytes..][..bytes].as_chunks().0
     }
 
     #[inline(always)]
-    fn unpack<L: Lanes, const BITS: usize>(&self, lanes: L, to: &mut [f32]) {
-        let (packed, to) = (self.packed.as_chunks::<BITS>().0, to.as_chunks_mut::<8>().0);
-        let (vectors, groups) = (self.group / 8, self.scales.len());
+    fn unpack_row<L: Lanes, const BITS: usize>(&self, lanes: L, output: usize, to: &mut [f32]) {
+        let packed = self.packed_row::<BITS>(output, to.len());
+        let (vectors, groups) = (self.group / 8, to.len() / self.group);
+        let to = to.as_chunks_mut::<8>().0;
         // Scales and biases are converted eight at a time.
         for first in (0..groups).step_by(8) {
             let len = (groups - first).min(8);
-            let scales = lanes.to_array(self.scales.load(lanes, first, len));
-            let biases = lanes.to_array(self.biases.load(lanes, first, len));
+            let start = output * groups + first;
+            let scales = lanes.to_array(self.scales.load(lanes, start, len));
+            let biases = lanes.to_array(self.biases.load(lanes, start, len));
             let some = first * vectors..(first + len) * vectors;
             let (packed, to) = (&packed[some.clone()], &mut to[some]);
             let groups = packed.chunks_exact(vectors).zip(to.chunks_exact_mut(vectors));
             for ((packed, to), (scale, bias)) in groups.zip(scales.into_iter().zip(biases)) {
                 let (scale, bias) = (lanes.splat(scale), lanes.splat(bias));
-                for (packed, to) in packed.iter().zip(to) {
-                    lanes.store(lanes.mul_add(lanes.unsigned(packed), scale, bias), to);
+                // In pairs, for less of a loop around little work.
+                let pairs = packed.as_chunks::<2>().0.iter().zip(to.as_chunks_mut::<2>().0);
+                for ([a, b], [to_a, to_b]) in pairs {
+                    lanes.store(lanes.mul_add(lanes.unsigned(a), scale, bias), to_a);
+                    lanes.store(lanes.mul_add(lanes.unsigned(b), scale, bias), to_b);
                 }
             }
         }
-    }
-}
-
-#[inline(always)]
-fn unpack_dense<L: Lanes>(lanes: L, floats: Floats, to: &mut [f32]) {
-    for (index, to) in to.chunks_mut(8).enumerate() {
-        let values = floats.load(lanes, index * 8, to.len());
-        lanes.store_some(values, to);
     }
 }
 

@@ -34,8 +34,12 @@ impl Pool {
     /// A pool of `threads` threads, the caller's included: at least one, at most one for each core.
     pub fn new(threads: usize) -> Self {
         let cores = std::thread::available_parallelism().map_or(1, |cores| cores.get());
+        Self::start(threads.min(cores))
+    }
+
+    fn start(threads: usize) -> Self {
         let shared = Arc::new(Shared::default());
-        let workers = (1..threads.min(cores))
+        let workers = (1..threads)
             .map_while(|index| {
                 let shared = shared.clone();
                 let name = format!("compute-{index}");
@@ -232,4 +236,97 @@ fn spin_until(done: impl Fn() -> bool) -> bool {
 /// None of the pool's locks is held while foreign code runs, so a poisoned one guards sound data.
 fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn every_piece_runs_once() {
+        let pool = Pool::start(4);
+        for pieces in (0..40).chain([1000, 1, 5000]) {
+            let ran: Vec<AtomicUsize> = (0..pieces).map(|_| AtomicUsize::new(0)).collect();
+            pool.run(pieces, |piece, scratch| {
+                scratch.floats(piece % 50).fill(1.0);
+                ran[piece].fetch_add(1, Ordering::Relaxed);
+            });
+            assert!(ran.iter().all(|ran| ran.load(Ordering::Relaxed) == 1), "{pieces} pieces");
+        }
+    }
+
+    #[test]
+    fn a_piece_that_does_not_come_to_its_end_holds_up_no_other() {
+        let pool = Pool::start(2);
+        for slow in [0, 7, 99] {
+            let finished = AtomicUsize::new(0);
+            pool.run(100, |piece, _| {
+                while piece == slow && finished.load(Ordering::SeqCst) < 99 {
+                    std::thread::yield_now();
+                }
+                finished.fetch_add(1, Ordering::SeqCst);
+            });
+            assert_eq!(finished.into_inner(), 100);
+        }
+    }
+
+    #[test]
+    fn a_panic_is_passed_on_when_all_have_finished_and_the_pool_goes_on() {
+        for threads in [1, 3] {
+            let pool = Pool::start(threads);
+            for _ in 0..20 {
+                let finished = AtomicUsize::new(0);
+                let panic = catch_unwind(AssertUnwindSafe(|| {
+                    pool.run(50, |piece, _| {
+                        finished.fetch_add(1, Ordering::SeqCst);
+                        assert!(piece != 49, "the last piece fails");
+                    });
+                }));
+                let message = *panic.unwrap_err().downcast::<&str>().unwrap();
+                assert_eq!((message, finished.into_inner()), ("the last piece fails", 50));
+            }
+        }
+    }
+
+    #[test]
+    fn a_job_within_a_piece_and_other_callers_are_served() {
+        let pool = Pool::start(3);
+        let total = AtomicUsize::new(0);
+        std::thread::scope(|scope| {
+            for _ in 0..3 {
+                scope.spawn(|| {
+                    for _ in 0..100 {
+                        pool.run(5, |_, _| {
+                            pool.run(4, |piece, _| {
+                                total.fetch_add(piece, Ordering::Relaxed);
+                            });
+                        });
+                    }
+                });
+            }
+        });
+        assert_eq!(total.into_inner(), 3 * 100 * 5 * (1 + 2 + 3));
+    }
+
+    #[test]
+    fn idle_workers_sleep_and_wake_again() {
+        let pool = Pool::start(3);
+        for _ in 0..20 {
+            while pool.shared.sleeping_workers.load(Ordering::SeqCst) < 2 {
+                std::thread::yield_now();
+            }
+            let ran = AtomicUsize::new(0);
+            pool.run(9, |_, _| {
+                ran.fetch_add(1, Ordering::SeqCst);
+            });
+            assert_eq!(ran.into_inner(), 9);
+        }
+    }
+
+    #[test]
+    fn there_are_never_more_threads_than_cores() {
+        let cores = std::thread::available_parallelism().unwrap().get();
+        assert_eq!(Pool::new(usize::MAX).threads(), cores);
+        assert_eq!(Pool::new(0).threads(), 1);
+    }
 }
