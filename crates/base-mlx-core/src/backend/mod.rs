@@ -14,7 +14,7 @@ pub use rope::Rope;
 
 use std::ops::Range;
 
-use crate::tensor::{HostArray, HostWeight, Tensor, Weight};
+use crate::tensor::{Dtype, HostArray, HostWeight, Tensor, Weight};
 
 /// What a device can do. Building work cannot fail, running it can: only `upload`, `upload_weight`, `download` and a
 /// new cache return errors. Shapes live on the host; a wrong one is our bug and panics at the family's line.
@@ -33,6 +33,14 @@ pub trait Backend: Clone + Send + Sync + 'static {
     /// Starts the work behind these arrays without waiting for it. An eager backend has already finished.
     fn start(&self, _: &[&Self::Array]) {}
     fn new_kv(&self, layers: &[LayerSpec]) -> Result<Self::Kv, DeviceError>;
+    /// The type that keys and values are kept in.
+    fn kv_dtype(&self) -> Dtype {
+        Dtype::F32
+    }
+    /// Bytes that are free but kept for reuse.
+    fn cached_bytes(&self) -> usize {
+        0
+    }
 
     /// Rows of `table` `[vocab_size, hidden_size]` by token: U32 `[tokens]` → `[tokens, hidden_size]`.
     fn embed(&self, table: &Weight<Self>, tokens: &Tensor<Self>) -> Self::Array;

@@ -8,7 +8,7 @@ use crate::text::Decoder;
 /// Turns the tokens of one choice into events. Text leaves as soon as it is certain: incomplete characters and what may
 /// still become a stop string wait. Log probabilities leave with the text that they belong to.
 #[derive(Clone, Debug)]
-pub struct Answer<D> {
+pub(super) struct Answer<D> {
     choice: usize,
     decoder: D,
     stop: StopStrings,
@@ -18,12 +18,11 @@ pub struct Answer<D> {
     /// Bytes of text that tokens made, and those of them that are out.
     decoded: usize,
     out: usize,
-    tokens: usize,
     stopped: bool,
 }
 
 /// Makes text of tokens: complete characters only, the rest when it is known that nothing follows.
-pub trait Decode {
+pub(super) trait Decode {
     fn push(&mut self, token: TokenId) -> String;
     fn finish(&mut self) -> String;
 }
@@ -40,10 +39,10 @@ impl Decode for Decoder {
 
 /// What a token added.
 #[derive(Clone, Debug, Default, PartialEq)]
-pub struct Added {
-    pub event: Option<Event>,
+pub(super) struct Added {
+    pub(super) event: Option<Event>,
     /// The token was an end token or completed a stop string: it is the last one.
-    pub ended: Option<FinishReason>,
+    pub(super) ended: Option<FinishReason>,
 }
 
 #[derive(Clone, Debug)]
@@ -57,7 +56,12 @@ struct Waiting {
 
 impl<D: Decode> Answer<D> {
     /// No `end_tokens` if they are to be ignored.
-    pub fn new(choice: usize, decoder: D, stop: Vec<String>, end_tokens: Vec<TokenId>) -> Self {
+    pub(super) fn new(
+        choice: usize,
+        decoder: D,
+        stop: Vec<String>,
+        end_tokens: Vec<TokenId>,
+    ) -> Self {
         Self {
             choice,
             decoder,
@@ -66,14 +70,12 @@ impl<D: Decode> Answer<D> {
             waiting: VecDeque::new(),
             decoded: 0,
             out: 0,
-            tokens: 0,
             stopped: false,
         }
     }
 
     /// Adds the next token. After one that ended the answer, only `finish` may follow.
-    pub fn push(&mut self, token: TokenId, entry: Option<TokenLogprob>) -> Added {
-        self.tokens += 1;
+    pub(super) fn push(&mut self, token: TokenId, entry: Option<TokenLogprob>) -> Added {
         if self.end_tokens.contains(&token) {
             return Added { event: None, ended: Some(FinishReason::Stop) };
         }
@@ -87,7 +89,7 @@ impl<D: Decode> Answer<D> {
     }
 
     /// Ends the choice with what was held back, and with its last event.
-    pub fn finish(mut self, reason: FinishReason) -> Vec<Event> {
+    pub(super) fn finish(mut self, reason: FinishReason) -> Vec<Event> {
         let mut events = Vec::new();
         if !self.stopped {
             let text = self.decoder.finish();
@@ -100,11 +102,6 @@ impl<D: Decode> Answer<D> {
         events.extend(self.text(text, logprobs));
         events.push(Event::Finish { choice: self.choice, reason });
         events
-    }
-
-    /// Tokens pushed so far, end tokens included.
-    pub fn tokens(&self) -> usize {
-        self.tokens
     }
 
     fn pass(&mut self, text: &str) -> Option<Event> {
@@ -234,7 +231,6 @@ mod tests {
         answer.push(1, None);
         let added = answer.push(END, Some(entry(END)));
         assert_eq!(added, Added { event: None, ended: Some(FinishReason::Stop) });
-        assert_eq!(answer.tokens(), 3);
         let events = answer.finish(FinishReason::Stop);
         let text = Event::Text { choice: 2, text: "S".into(), logprobs: Vec::new() };
         assert_eq!(events, [text, Event::Finish { choice: 2, reason: FinishReason::Stop }]);

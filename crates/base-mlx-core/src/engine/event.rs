@@ -1,9 +1,11 @@
 use crate::TokenId;
+use crate::sample::NoTokenLeft;
 
 /// What an answer consists of, in order. A non-streamed answer is the fold of the streamed one.
 #[derive(Clone, Debug, PartialEq)]
 pub enum Event {
-    /// The prompt's log probabilities, once, before any text, if they were asked for; the first token has none.
+    /// The prompt's log probabilities, once a request (with its first choice), before any text, if they were asked
+    /// for; the first token has none.
     Prompt { choice: usize, logprobs: Vec<TokenLogprob> },
     /// Whole characters of visible text, never empty of both text and entries. `logprobs` are the entries of the
     /// tokens whose text ends in this piece.
@@ -63,6 +65,8 @@ pub enum GenerateError {
     /// The step panicked or the device failed; the batch it happened in is lost, the engine goes on.
     #[error("the model failed: {0}")]
     Failed(String),
+    #[error(transparent)]
+    NoTokenLeft(#[from] NoTokenLeft),
     #[error("the engine is shutting down")]
     ShuttingDown,
 }

@@ -1,0 +1,235 @@
+//! The engine with a real model: whatever the company, the schedule and the room, an answer is the one that its
+//! request gets alone.
+
+use std::path::PathBuf;
+use std::sync::LazyLock;
+
+use base_mlx_core::engine::{
+    Device, DeviceOptions, Engine, EngineOptions, Event, FinishReason, GenerateError,
+    GenerateRequest, Generation, Usage,
+};
+use base_mlx_core::sample::SamplingParams;
+use base_mlx_core::text::AddSpecial;
+
+static DEVICE: LazyLock<Device> =
+    LazyLock::new(|| Device::start(DeviceOptions::default()).unwrap());
+
+/// Plenty of room: nobody waits and nobody is preempted.
+static SMOLLM2: LazyLock<Engine> = LazyLock::new(|| smollm2(EngineOptions::default()));
+
+fn test_model(name: &str) -> PathBuf {
+    let folder = std::env::var_os("BASE_MLX_TEST_MODELS").map(PathBuf::from);
+    let folder = folder.unwrap_or_else(|| {
+        PathBuf::from(concat!(env!("CARGO_MANIFEST_DIR"), "/../../target/test-models"))
+    });
+    let path = folder.join(name);
+    assert!(path.exists(), "{} is missing: run `cargo xtask models`", path.display());
+    path
+}
+
+fn smollm2(options: EngineOptions) -> Engine {
+    Engine::start(&test_model("smollm2.gguf"), "smollm2", &DEVICE, options).unwrap()
+}
+
+fn request(prompt: &str) -> GenerateRequest {
+    let prompt = format!("<|im_start|>user\n{prompt}<|im_end|>\n<|im_start|>assistant\n");
+    GenerateRequest {
+        prompt: SMOLLM2.text().tokenizer.encode(&prompt, AddSpecial::No),
+        choices: 1,
+        sampling: SamplingParams { temperature: 0.0, ..SamplingParams::default() },
+        max_tokens: Some(24),
+        stop: Vec::new(),
+        ignore_end: false,
+        score_prompt: false,
+        streamed: true,
+    }
+}
+
+/// An answer, folded: what each choice says with the log probabilities' bits, and why it ended.
+#[derive(Debug, Default, PartialEq)]
+struct Answer {
+    texts: Vec<String>,
+    logprobs: Vec<Vec<(u32, u32, usize)>>,
+    prompt_logprobs: Vec<u32>,
+    reasons: Vec<Option<FinishReason>>,
+    usage: Usage,
+}
+
+fn fold(mut generation: Generation) -> Answer {
+    let mut answer = Answer::default();
+    let mut ended = false;
+    while let Some(event) = generation.next_blocking() {
+        assert!(!ended, "{event:?} after the last event");
+        match event {
+            Event::Text { choice, text, logprobs } => {
+                answer.grow(choice);
+                assert_eq!(answer.reasons[choice], None, "text after the end of its choice");
+                answer.texts[choice].push_str(&text);
+                let entries = logprobs.iter();
+                answer.logprobs[choice]
+                    .extend(entries.map(|e| (e.token, e.logprob.to_bits(), e.top.len())));
+            }
+            Event::Prompt { logprobs, .. } => {
+                answer.prompt_logprobs = logprobs.iter().map(|e| e.logprob.to_bits()).collect();
+            }
+            Event::Finish { choice, reason } => {
+                answer.grow(choice);
+                assert_eq!(answer.reasons[choice].replace(reason), None, "a choice ends once");
+            }
+            Event::Usage(usage) => {
+                answer.usage = usage;
+                ended = true;
+            }
+            Event::Error(error) => panic!("{error}"),
+        }
+    }
+    assert!(ended, "the stream broke off");
+    answer
+}
+
+impl Answer {
+    fn grow(&mut self, choice: usize) {
+        let choices = self.texts.len().max(choice + 1);
+        self.texts.resize_with(choices, String::new);
+        self.logprobs.resize_with(choices, Vec::new);
+        self.reasons.resize(choices, None);
+    }
+}
+
+fn run(engine: &Engine, request: GenerateRequest) -> Answer {
+    fold(engine.generate(request).unwrap())
+}
+
+/// Requests that differ in everything that decides about a token.
+fn mixed_requests() -> Vec<GenerateRequest> {
+    let sampled = |prompt: &str, seed: u64| {
+        let mut sampled = request(prompt);
+        sampled.sampling = SamplingParams { temperature: 0.8, seed, ..SamplingParams::default() };
+        sampled
+    };
+    let long = "Here is a list of words: ".to_owned() + &"apple river stone cloud ".repeat(30);
+    let mut requests = vec![
+        request("What is the capital of France?"),
+        sampled("Tell me a story about a fox.", 1),
+        request(&long),
+        sampled("Name three colours.", 2),
+        request("Count from one to ten."),
+        sampled("Write a haiku about rain.", 3),
+        sampled("Why is the sky blue?", 4),
+        sampled("Say something surprising.", 5),
+    ];
+    requests[1].choices = 3;
+    requests[3].sampling.top_p = 0.9;
+    requests[3].sampling.logprobs = Some(3);
+    requests[4].stop = vec!["four".to_owned(), " 4".to_owned()];
+    requests[5].sampling.top_k = 20;
+    requests[5].sampling.frequency_penalty = 0.7;
+    requests[5].sampling.repetition_penalty = 1.1;
+    requests[6].sampling.min_p = 0.05;
+    requests[6].sampling.presence_penalty = 0.5;
+    requests[6].sampling.logit_bias = vec![(28, 5.0), (30, -100.0)];
+    requests[7].score_prompt = true;
+    requests[7].sampling.logprobs = Some(0);
+    requests[7].max_tokens = Some(4);
+    requests
+}
+
+#[test]
+fn whatever_the_company_and_the_room_an_answer_is_that_of_running_alone() {
+    let alone: Vec<Answer> =
+        mixed_requests().into_iter().map(|request| run(&SMOLLM2, request)).collect();
+    assert_eq!(alone[1].texts.len(), 3);
+    assert_ne!(alone[1].texts[0], alone[1].texts[1], "choices have their own random numbers");
+    assert_eq!(alone[7].prompt_logprobs.len(), mixed_requests()[7].prompt.len());
+
+    let crowded = EngineOptions { step_tokens: 13, parallel: 3, ..EngineOptions::default() };
+    // 30 layers, 3 heads of 64, keys and values, 4 bytes each: room for 300 tokens, the longest prompt and a little.
+    let tight =
+        EngineOptions { kv_bytes: Some(300 * 30 * 2 * 192 * 4), ..EngineOptions::default() };
+    for engine in [SMOLLM2.clone(), smollm2(crowded), smollm2(tight)] {
+        let generations: Vec<Generation> =
+            mixed_requests().into_iter().map(|request| engine.generate(request).unwrap()).collect();
+        for (index, generation) in generations.into_iter().enumerate() {
+            assert_eq!(fold(generation), alone[index], "request {index}");
+        }
+    }
+}
+
+#[test]
+fn the_model_answers() {
+    let answer = run(&SMOLLM2, request("What is the capital of France? Answer in one word."));
+    assert!(answer.texts[0].contains("Paris"), "{}", answer.texts[0]);
+    assert_eq!(answer.reasons, [Some(FinishReason::Stop)]);
+}
+
+#[test]
+fn an_answer_ends_at_its_limit_before_a_stop_string_or_at_the_context() {
+    let mut limited = request("Tell me a long story.");
+    limited.max_tokens = Some(5);
+    let answer = run(&SMOLLM2, limited.clone());
+    assert_eq!(answer.reasons, [Some(FinishReason::Length)]);
+    assert_eq!(answer.usage.completion_tokens, 5);
+    assert_eq!(answer.usage.prompt_tokens, limited.prompt.len());
+
+    let mut stopped = request("Tell me a long story.");
+    let word = answer.texts[0].split_whitespace().nth(2).unwrap().to_owned();
+    stopped.stop = vec![word.clone()];
+    let answer = run(&SMOLLM2, stopped);
+    assert_eq!(answer.reasons, [Some(FinishReason::Stop)]);
+    assert!(!answer.texts[0].contains(&word));
+
+    let small = smollm2(EngineOptions { context: Some(40), ..EngineOptions::default() });
+    assert_eq!(small.info().context, 40);
+    let mut endless = request("Count.");
+    endless.max_tokens = None;
+    endless.ignore_end = true;
+    let prompt = endless.prompt.len();
+    let answer = run(&small, endless);
+    assert_eq!(answer.reasons, [Some(FinishReason::Length)]);
+    assert_eq!(answer.usage.completion_tokens, 40 - prompt);
+}
+
+#[test]
+fn a_prompt_that_does_not_fit_is_refused_with_both_numbers() {
+    let small = smollm2(EngineOptions { context: Some(8), ..EngineOptions::default() });
+    let long = request("What is the capital of France?");
+    let prompt = long.prompt.len();
+    let error = small.generate(long).err().unwrap();
+    assert_eq!(error, GenerateError::PromptTooLong { prompt, context: 8 });
+    let empty = GenerateRequest { prompt: Vec::new(), ..request("") };
+    assert_eq!(small.generate(empty).err().unwrap(), GenerateError::PromptEmpty);
+}
+
+#[test]
+fn a_dropped_answer_gives_its_place_to_the_next() {
+    let engine = smollm2(EngineOptions { parallel: 1, ..EngineOptions::default() });
+    let mut endless = request("Tell me a long story.");
+    endless.max_tokens = None;
+    endless.ignore_end = true;
+    let mut first = engine.generate(endless).unwrap();
+    assert!(matches!(first.next_blocking(), Some(Event::Text { .. })));
+    let second = engine.generate(request("What is the capital of France?")).unwrap();
+    drop(first);
+    let answer = fold(second);
+    assert!(answer.texts[0].contains("Paris"), "{}", answer.texts[0]);
+}
+
+#[test]
+fn an_answer_outlives_its_engine() {
+    let generation = smollm2(EngineOptions::default()).generate(request("Count to five.")).unwrap();
+    assert!(!fold(generation).texts[0].is_empty());
+}
+
+#[test]
+fn two_models_share_a_device_without_a_trace() {
+    let path = test_model("qwen2.5-coder-0.5b.gguf");
+    let qwen = Engine::start(&path, "qwen", &DEVICE, EngineOptions::default()).unwrap();
+    let mut for_qwen = request("What is the capital of France?");
+    for_qwen.prompt = qwen.text().tokenizer.encode("The capital of France is", AddSpecial::No);
+    for_qwen.max_tokens = Some(8);
+    let alone = (run(&qwen, for_qwen.clone()), run(&SMOLLM2, request("Name a colour.")));
+    let first = qwen.generate(for_qwen).unwrap();
+    let second = SMOLLM2.generate(request("Name a colour.")).unwrap();
+    assert_eq!((fold(first), fold(second)), alone);
+    assert!(alone.0.texts[0].contains("Paris"), "{}", alone.0.texts[0]);
+}
