@@ -1,6 +1,8 @@
 //! Every GGUF block format against the values that Python's `gguf` package reads from the same bytes
 //! (`tests/golden/blocks/make.py`).
 
+#![allow(clippy::unwrap_used)] // Tests and their helpers fail by panicking.
+
 use std::fs;
 use std::path::Path;
 

@@ -1,5 +1,6 @@
 use std::collections::HashMap;
 use std::collections::hash_map::Entry as Slot;
+use std::fmt;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
@@ -215,6 +216,12 @@ impl Checkpoint {
 
     fn missing(&self, name: &str) -> LoadError {
         LoadError::MissingTensor { path: self.inner.path.clone(), tensor: name.to_owned() }
+    }
+}
+
+impl fmt::Debug for Checkpoint {
+    fn fmt(&self, f: &mut fmt::Formatter) -> fmt::Result {
+        write!(f, "Checkpoint({}, {} tensors)", self.path().display(), self.stored().len())
     }
 }
 

@@ -49,11 +49,11 @@ fn read_shards(folder: &Path, index: &Path) -> Result<Vec<Stored>, LoadError> {
         tensors.extend(read_file(&folder.join(shard))?);
     }
 
-    let places: BTreeMap<&str, &Path> =
+    let places: BTreeSet<(&str, &Path)> =
         tensors.iter().map(|tensor| (tensor.name.as_str(), &*tensor.path)).collect();
     for (tensor, shard) in &weight_map {
         let path = folder.join(shard);
-        if places.get(tensor.as_str()) != Some(&path.as_path()) {
+        if !places.contains(&(tensor.as_str(), path.as_path())) {
             return Err(LoadError::MissingTensor { path, tensor: tensor.clone() });
         }
     }

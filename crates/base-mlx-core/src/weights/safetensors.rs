@@ -60,20 +60,24 @@ fn entry(
             hint: format!("known are {}", names.join(", ")),
         });
     };
-    let Some(bytes) = elements.checked_mul(bits).filter(|bits| bits % 8 == 0).map(|bits| bits / 8)
-    else {
-        return damaged(format!("tensor `{name}` of type {dtype} cannot have shape {shape:?}"));
-    };
+    // As u128, because a lie about 2^61 elements should still be told as a number.
+    let bits = elements as u128 * bits as u128;
+    if bits % 8 != 0 {
+        return damaged(format!(
+            "tensor `{name}` of {dtype} and shape {shape:?} ends inside a byte"
+        ));
+    }
     let data_bytes = file_bytes - data_start;
     if start > end || end > data_bytes {
         return damaged(format!(
             "tensor `{name}` takes bytes {start}..{end} of the data, which has {data_bytes} bytes"
         ));
     }
-    if end - start != bytes {
+    if (end - start) as u128 != bits / 8 {
         return damaged(format!(
-            "tensor `{name}` has {} bytes, but {dtype} of shape {shape:?} takes {bytes}",
-            end - start
+            "tensor `{name}` has {} bytes, but {dtype} of shape {shape:?} takes {}",
+            end - start,
+            bits / 8
         ));
     }
     Ok(Entry { name, storage, shape, data: data_start + start..data_start + end })

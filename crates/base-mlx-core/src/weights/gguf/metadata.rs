@@ -87,9 +87,8 @@ impl Metadata {
         }
     }
 
-    /// False if the key was there already.
-    pub(super) fn insert(&mut self, key: String, value: Value) -> bool {
-        self.values.insert(key, value).is_none()
+    pub(super) fn insert(&mut self, key: String, value: Value) {
+        self.values.insert(key, value);
     }
 }
 

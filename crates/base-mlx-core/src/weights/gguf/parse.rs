@@ -18,7 +18,10 @@ pub struct Gguf {
 pub fn parse(file: &[u8]) -> Result<Gguf, ParseError> {
     let mut reader = Reader { file, at: 0 };
     if reader.bytes::<4>("the magic number")? != *b"GGUF" {
-        return damaged("it does not begin with `GGUF`".into());
+        return Err(ParseError::Unsupported {
+            what: "a file that does not begin with `GGUF`".into(),
+            hint: "name a .gguf file, or the folder of config.json and safetensors files".into(),
+        });
     }
     let version = reader.u32("the version")?;
     check_version(version)?;
@@ -31,8 +34,8 @@ pub fn parse(file: &[u8]) -> Result<Gguf, ParseError> {
         let key = reader.string("a metadata key")?;
         let kind = reader.u32(&key)?;
         let value = reader.value(kind, &key)?;
-        if metadata.get(&key).is_some() {
-            return damaged(format!("metadata key `{key}` is there twice"));
+        if key.is_empty() || metadata.get(&key).is_some() {
+            return damaged(format!("metadata key `{key}` is empty or there twice"));
         }
         metadata.insert(key, value);
     }
@@ -300,8 +303,8 @@ fn storage(kind: u32, name: &str) -> Result<(Storage, usize, usize), ParseError>
 
 /// A key's length, a type, and a value of one byte.
 const MIN_PAIR_BYTES: usize = 8 + 4 + 1;
-/// A name's length, a dimension count and one dimension, a type, an offset.
-const MIN_TENSOR_BYTES: usize = 8 + 4 + 8 + 4 + 8;
+/// A name's length, a dimension count, a type, an offset.
+const MIN_TENSOR_BYTES: usize = 8 + 4 + 4 + 8;
 const MAX_DIMENSIONS: u32 = 4;
 const MAX_ARRAY_DEPTH: usize = 4;
 const MAX_ALIGNMENT: u64 = 1 << 20;
