@@ -329,6 +329,7 @@ fn an_index_of_shards_that_lies_is_refused() {
 
 #[test]
 fn a_config_that_disagrees_with_the_tensors_is_refused() {
+    type Case = (&'static str, &'static str, SafetensorsFile, [usize; 2], &'static [&'static str]);
     let quantised = |weight: &[usize], scales: &[usize], biases: &[usize]| {
         let zeros = |shape: &[usize]| vec![0.0; shape.iter().product()];
         let packed = vec![0; weight.iter().product()];
@@ -340,7 +341,7 @@ fn a_config_that_disagrees_with_the_tensors_is_refused() {
     let sound = quantised(&[2, 8], &[2, 1], &[2, 1]);
     let packed = || SafetensorsFile::new().u32("w.weight", &[2, 8], &[0; 16]);
     let common = r#"{"quantization": {"bits": 4, "group_size": 64}}"#;
-    let cases: Vec<(&str, &str, SafetensorsFile, [usize; 2], &[&str])> = vec![
+    let cases: Vec<Case> = vec![
         (
             "another shape",
             "{}",

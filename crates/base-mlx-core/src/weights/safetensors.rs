@@ -62,7 +62,7 @@ fn entry(
     };
     // As u128, because a lie about 2^61 elements should still be told as a number.
     let bits = elements as u128 * bits as u128;
-    if bits % 8 != 0 {
+    if !bits.is_multiple_of(8) {
         return damaged(format!(
             "tensor `{name}` of {dtype} and shape {shape:?} ends inside a byte"
         ));
