@@ -105,6 +105,14 @@ impl ChatTemplate {
         self.inner.render(name, input)
     }
 
+    /// The template for requests without tools, in its own language.
+    pub fn source(&self) -> String {
+        let templates = &self.inner.templates;
+        let name = templates.get_key_value("default").or_else(|| templates.first_key_value());
+        let template = name.and_then(|(name, _)| self.inner.environment.get_template(name).ok());
+        template.map(|template| template.source().to_owned()).unwrap_or_default()
+    }
+
     pub(super) fn load(
         path: &Path,
         sources: BTreeMap<String, String>,
