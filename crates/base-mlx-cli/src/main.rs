@@ -1,1 +1,85 @@
-fn main() {}
+//! The command `base-mlx`: reads flags, variables and the config file, and leaves the work to the engine, the server
+//! and the store. Data goes to stdout, everything else to stderr.
+
+mod chat;
+mod commands;
+mod config;
+mod models;
+mod progress;
+
+use std::io::{self, Write};
+use std::process::ExitCode;
+
+use anyhow::Result;
+use clap::{Parser, Subcommand};
+
+use crate::commands::{bench, completions, list, pull, rm, run, show};
+use crate::config::{ConfigFile, Place};
+
+/// Run language models on this machine
+#[derive(Parser)]
+#[command(name = "base-mlx", version, max_term_width = 100)]
+struct Arguments {
+    #[command(flatten)]
+    place: Place,
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Subcommand)]
+enum Command {
+    Run(run::Arguments),
+    Pull(pull::Arguments),
+    List(list::Arguments),
+    Show(show::Arguments),
+    Rm(rm::Arguments),
+    Bench(bench::Arguments),
+    Completions(completions::Arguments),
+}
+
+fn main() -> ExitCode {
+    match dispatch(Arguments::parse()) {
+        Ok(()) => ExitCode::SUCCESS,
+        // `base-mlx … | head` is no failure of ours.
+        Err(error) if is_broken_pipe(&error) => ExitCode::SUCCESS,
+        Err(error) => {
+            // Not even this may panic when stderr is gone.
+            let _ = writeln!(io::stderr(), "error: {error:#}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+fn dispatch(arguments: Arguments) -> Result<()> {
+    if let Command::Completions(arguments) = arguments.command {
+        return completions::run(arguments);
+    }
+    let file = ConfigFile::read(&arguments.place)?;
+    let store = models::store(&arguments.place, &file);
+    match arguments.command {
+        Command::Run(arguments) => run::run(arguments, &file, &store),
+        Command::Pull(arguments) => pull::run(&arguments, &store),
+        Command::List(arguments) => list::run(&arguments, &store),
+        Command::Show(arguments) => show::run(&arguments, &store),
+        Command::Rm(arguments) => rm::run(&arguments, &store),
+        Command::Bench(arguments) => bench::run(arguments, &file, &store),
+        Command::Completions(_) => unreachable!("needs no config and has run"),
+    }
+}
+
+fn is_broken_pipe(error: &anyhow::Error) -> bool {
+    let broken = |error: &io::Error| error.kind() == io::ErrorKind::BrokenPipe;
+    error.chain().any(|cause| cause.downcast_ref::<io::Error>().is_some_and(broken))
+}
+
+#[cfg(test)]
+mod tests {
+    use clap::CommandFactory;
+
+    use super::*;
+
+    #[test]
+    fn the_arguments_do_not_contradict_each_other() {
+        Arguments::command().debug_assert();
+    }
+}

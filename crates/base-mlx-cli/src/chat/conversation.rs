@@ -1,0 +1,143 @@
+use std::io::Write;
+use std::time::{Duration, Instant};
+
+use anyhow::{Context, Result};
+use base_mlx_core::TokenId;
+use base_mlx_core::engine::{Engine, Event, FinishReason, GenerateRequest, Generation, Usage};
+use base_mlx_core::text::{AddSpecial, ChatInput};
+use futures_util::StreamExt;
+use serde_json::{Map, Value, json};
+
+use super::Parameters;
+
+/// The messages so far, and the model that answers them.
+pub(crate) struct Conversation {
+    engine: Engine,
+    pub(crate) parameters: Parameters,
+    messages: Vec<Value>,
+}
+
+/// How an answer went.
+pub(crate) struct Outcome {
+    pub(crate) reason: Option<FinishReason>,
+    pub(crate) usage: Option<Usage>,
+    /// From the request to the first text.
+    pub(crate) first: Duration,
+    /// From the first text to the end.
+    pub(crate) rest: Duration,
+}
+
+impl Conversation {
+    pub(crate) fn new(engine: Engine, parameters: Parameters) -> Self {
+        Self { engine, parameters, messages: Vec::new() }
+    }
+
+    pub(crate) fn engine(&self) -> &Engine {
+        &self.engine
+    }
+
+    pub(crate) fn len(&self) -> usize {
+        self.messages.len()
+    }
+
+    pub(crate) fn reset(&mut self) {
+        self.messages.clear();
+    }
+
+    /// Writes the answer to `out` as it comes. What was said stays in the conversation even if `stop` cut it short;
+    /// after an error the message is forgotten.
+    pub(crate) async fn ask(
+        &mut self,
+        message: &str,
+        out: &mut impl Write,
+        stop: impl Future,
+    ) -> Result<Outcome> {
+        self.messages.push(json!({ "role": "user", "content": message }));
+        let result = self.answer(out, stop).await;
+        match &result {
+            Ok((_, said)) => self.messages.push(json!({ "role": "assistant", "content": said })),
+            Err(_) => self.messages.truncate(self.messages.len() - 1),
+        }
+        result.map(|(outcome, _)| outcome)
+    }
+
+    async fn answer(&self, out: &mut impl Write, stop: impl Future) -> Result<(Outcome, String)> {
+        let generation = self.engine.generate(self.request()?)?;
+        let begun = Instant::now();
+        let mut answer = Answer { said: String::new(), first: None, reason: None, usage: None };
+        let result = tokio::select! {
+            biased;
+            _ = stop => Ok(()),
+            result = answer.follow(generation, out) => result,
+        };
+        result?;
+        let first = answer.first.map_or_else(|| begun.elapsed(), |first| first - begun);
+        let rest = begun.elapsed() - first;
+        let outcome = Outcome { reason: answer.reason, usage: answer.usage, first, rest };
+        Ok((outcome, answer.said))
+    }
+
+    fn request(&self) -> Result<GenerateRequest> {
+        Ok(GenerateRequest {
+            prompt: self.prompt()?,
+            choices: 1,
+            sampling: self.parameters.sampling(&self.engine.info().sampling),
+            max_tokens: self.parameters.max_tokens(),
+            stop: self.parameters.stop().to_vec(),
+            ignore_end: false,
+            score_prompt: false,
+            streamed: true,
+        })
+    }
+
+    /// A model without a chat template was not made for conversations; it continues the text.
+    fn prompt(&self) -> Result<Vec<TokenId>> {
+        let text = self.engine.text();
+        let system = self.parameters.system();
+        let Some(template) = &text.template else {
+            let said = self.messages.iter().filter_map(|message| message["content"].as_str());
+            let all: Vec<_> = system.into_iter().chain(said).collect();
+            return Ok(text.tokenizer.encode(&all.join("\n"), AddSpecial::Yes));
+        };
+        let system = system.map(|text| json!({ "role": "system", "content": text }));
+        let messages = Value::from_iter(system.into_iter().chain(self.messages.iter().cloned()));
+        let rendered = template
+            .render(&ChatInput {
+                messages: &messages,
+                tools: None,
+                add_generation_prompt: true,
+                kwargs: &Map::new(),
+            })
+            .context("the model's chat template does not take this conversation")?;
+        Ok(text.tokenizer.encode(&rendered, AddSpecial::No))
+    }
+}
+
+/// What has arrived of an answer.
+struct Answer {
+    said: String,
+    first: Option<Instant>,
+    reason: Option<FinishReason>,
+    usage: Option<Usage>,
+}
+
+impl Answer {
+    async fn follow(&mut self, mut generation: Generation, out: &mut impl Write) -> Result<()> {
+        while let Some(event) = generation.next().await {
+            match event {
+                Event::Text { text, .. } => {
+                    self.first.get_or_insert_with(Instant::now);
+                    self.said += &text;
+                    out.write_all(text.as_bytes())?;
+                    out.flush()?;
+                }
+                Event::Finish { reason, .. } => self.reason = Some(reason),
+                Event::Usage(usage) => self.usage = Some(usage),
+                Event::Error(error) => return Err(error.into()),
+                // Was not asked for.
+                Event::Prompt { .. } => {}
+            }
+        }
+        Ok(())
+    }
+}

@@ -1,0 +1,9 @@
+//! One file a subcommand: its arguments, and `run`.
+
+pub(crate) mod bench;
+pub(crate) mod completions;
+pub(crate) mod list;
+pub(crate) mod pull;
+pub(crate) mod rm;
+pub(crate) mod run;
+pub(crate) mod show;

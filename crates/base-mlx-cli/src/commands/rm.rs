@@ -1,0 +1,17 @@
+use std::io::{self, Write};
+
+use anyhow::Result;
+use base_mlx_core::store::{Bytes, Store};
+use clap::Args;
+
+/// Remove a model from the disk
+#[derive(Args)]
+pub(crate) struct Arguments {
+    name: String,
+}
+
+pub(crate) fn run(arguments: &Arguments, store: &Store) -> Result<()> {
+    let removed = store.remove(&arguments.name)?;
+    writeln!(io::stderr(), "removed {}, {} freed", removed.path.display(), Bytes(removed.bytes))?;
+    Ok(())
+}

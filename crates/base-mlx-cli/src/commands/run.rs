@@ -1,0 +1,83 @@
+use std::io::{self, IsTerminal, Read, Write};
+
+use anyhow::{Context, Result, bail};
+use base_mlx_core::engine::{Device, Engine, EngineOptions};
+use base_mlx_core::store::Store;
+use clap::Args;
+
+use crate::chat::{self, Conversation, Outcome, Parameters};
+use crate::config::{Compute, ConfigFile};
+use crate::models;
+
+/// Ask a model, or chat with it
+///
+/// Without a prompt, what is piped in is the prompt; on a terminal a chat begins.
+#[derive(Args)]
+pub(crate) struct Arguments {
+    /// An alias, `owner/name` on the hub, a folder or a .gguf file; pulled if missing
+    model: String,
+    prompt: Option<String>,
+    #[command(flatten)]
+    parameters: Parameters,
+    #[command(flatten)]
+    compute: Compute,
+    /// Tell on stderr how long it took
+    #[arg(long, short)]
+    verbose: bool,
+}
+
+pub(crate) fn run(arguments: Arguments, file: &ConfigFile, store: &Store) -> Result<()> {
+    let prompt = arguments.prompt()?;
+    let model = models::find_or_pull(store, &arguments.model)?;
+    let device = Device::start(arguments.compute.device(file))?;
+    let options = EngineOptions { parallel: 1, ..arguments.compute.engine(file) };
+    let engine = Engine::start(&model.path, &model.name, &device, options)?;
+    let mut conversation = Conversation::new(engine, arguments.parameters);
+    let runtime = tokio::runtime::Builder::new_current_thread()
+        .enable_all()
+        .build()
+        .context("cannot listen to signals")?;
+    let verbose = arguments.verbose;
+    let after = |outcome: &Outcome| if verbose { report(outcome) } else { Ok(()) };
+    let Some(prompt) = prompt else { return chat::talk(&mut conversation, &runtime, after) };
+
+    let mut stdout = io::stdout();
+    let outcome =
+        runtime.block_on(conversation.ask(&prompt, &mut stdout, std::future::pending::<()>()))?;
+    writeln!(stdout)?;
+    after(&outcome)?;
+    Ok(())
+}
+
+impl Arguments {
+    /// `None` asks for a chat.
+    fn prompt(&self) -> Result<Option<String>> {
+        if self.prompt.is_some() {
+            return Ok(self.prompt.clone());
+        }
+        if io::stdin().is_terminal() {
+            return Ok(None);
+        }
+        let mut text = String::new();
+        io::stdin().read_to_string(&mut text).context("cannot read the prompt from stdin")?;
+        let text = text.trim_end();
+        if text.is_empty() {
+            bail!("the prompt on stdin is empty\nhint: base-mlx run {} \"a question\"", self.model);
+        }
+        Ok(Some(text.to_owned()))
+    }
+}
+
+fn report(outcome: &Outcome) -> io::Result<()> {
+    let Some(usage) = outcome.usage else { return Ok(()) };
+    let mut stderr = io::stderr();
+    let rate =
+        |tokens: usize, seconds: f64| if seconds > 0.0 { tokens as f64 / seconds } else { 0.0 };
+    let (first, rest) = (outcome.first.as_secs_f64(), outcome.rest.as_secs_f64());
+    let (prompt, answer) = (usage.prompt_tokens, usage.completion_tokens);
+    let computed = prompt.saturating_sub(usage.cached_tokens);
+    writeln!(stderr, "prompt: {prompt} tokens, {first:.2} s, {:.1} tok/s", rate(computed, first))?;
+    // The first token comes with the prompt's time.
+    let later = answer.saturating_sub(1);
+    writeln!(stderr, "answer: {answer} tokens, {rest:.2} s, {:.1} tok/s", rate(later, rest))
+}

@@ -1,0 +1,184 @@
+//! Settings come from three places: a flag beats a variable, a variable beats the config file. The first two are
+//! clap's; the file is read here. Its keys are the flags' names.
+
+use std::path::{Path, PathBuf};
+
+use anyhow::{Context, Result, bail};
+use base_mlx_core::engine::{DeviceOptions, EngineOptions};
+use clap::{Args, ValueEnum};
+use etcetera::BaseStrategy;
+use serde::Deserialize;
+
+/// Where things lie; every command takes these.
+#[derive(Args)]
+pub(crate) struct Place {
+    /// A folder of models, known under their file and folder names
+    #[arg(long, global = true, env = "BASE_MLX_MODELS_DIR", value_name = "FOLDER")]
+    pub(crate) models_dir: Option<PathBuf>,
+    /// The config file [default: base-mlx/config.toml in the folder for configuration]
+    #[arg(long, global = true, env = "BASE_MLX_CONFIG", value_name = "FILE")]
+    pub(crate) config: Option<PathBuf>,
+}
+
+/// How models are computed; `serve`, `run` and `bench` take these.
+#[derive(Args)]
+pub(crate) struct Compute {
+    /// Most tokens of a conversation, prompt and answer [default: the model's]
+    #[arg(long, env = "BASE_MLX_CTX", value_name = "TOKENS", value_parser = count)]
+    pub(crate) ctx: Option<usize>,
+    /// Compute threads [default: one for each core]
+    #[arg(long, env = "BASE_MLX_THREADS", value_name = "N", value_parser = count)]
+    pub(crate) threads: Option<usize>,
+}
+
+impl Compute {
+    pub(crate) fn device(&self, file: &ConfigFile) -> DeviceOptions {
+        DeviceOptions { threads: self.threads.or(file.threads.map(Count::get)) }
+    }
+
+    pub(crate) fn engine(&self, file: &ConfigFile) -> EngineOptions {
+        let context = self.ctx.or(file.ctx.map(Count::get));
+        EngineOptions { context, ..EngineOptions::default() }
+    }
+}
+
+/// What the config file says. An absent file says nothing.
+#[derive(Debug, Default, PartialEq, Deserialize)]
+#[serde(default, deny_unknown_fields, rename_all = "kebab-case")]
+pub(crate) struct ConfigFile {
+    pub(crate) host: Option<String>,
+    pub(crate) port: Option<u16>,
+    pub(crate) model: Option<String>,
+    pub(crate) models_dir: Option<PathBuf>,
+    pub(crate) ctx: Option<Count>,
+    pub(crate) threads: Option<Count>,
+    pub(crate) parallel: Option<Count>,
+    pub(crate) allow_host: Option<Vec<String>>,
+    pub(crate) cors: Option<Vec<String>>,
+    pub(crate) api_key: Option<Vec<String>>,
+    pub(crate) api_key_file: Option<PathBuf>,
+    pub(crate) log_format: Option<LogFormat>,
+    pub(crate) grace: Option<u64>,
+}
+
+impl ConfigFile {
+    /// Reads the file that was named, which must be there, or the one at the usual place, which need not.
+    pub(crate) fn read(place: &Place) -> Result<Self> {
+        let Some(path) = place.config.clone().or_else(usual_place) else {
+            return Ok(Self::default());
+        };
+        let text = match std::fs::read_to_string(&path) {
+            Ok(text) => text,
+            Err(error)
+                if error.kind() == std::io::ErrorKind::NotFound && place.config.is_none() =>
+            {
+                return Ok(Self::default());
+            }
+            Err(error) => {
+                return Err(error)
+                    .with_context(|| format!("cannot read the config file {}", path.display()));
+            }
+        };
+        Self::parse(&text, &path)
+    }
+
+    fn parse(text: &str, path: &Path) -> Result<Self> {
+        match toml::from_str(text) {
+            Ok(file) => Ok(file),
+            Err(error) => {
+                let at = error.span().map_or(0, |span| span.start).min(text.len());
+                let line = text.as_bytes()[..at].iter().filter(|&&byte| byte == b'\n').count();
+                let key = text.lines().nth(line).and_then(|line| line.split_once('='));
+                let key = key.map(|(key, _)| format!(", key `{}`", key.trim()));
+                bail!(
+                    "config file {}, line {}{}: {}",
+                    path.display(),
+                    line + 1,
+                    key.unwrap_or_default(),
+                    error.message()
+                )
+            }
+        }
+    }
+}
+
+/// How log lines look.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize, ValueEnum)]
+#[serde(rename_all = "kebab-case")]
+pub(crate) enum LogFormat {
+    /// For people
+    #[default]
+    Text,
+    /// One JSON object a line
+    Json,
+}
+
+/// A whole number of at least 1.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize)]
+pub(crate) struct Count(std::num::NonZeroUsize);
+
+impl Count {
+    pub(crate) fn get(self) -> usize {
+        self.0.get()
+    }
+}
+
+pub(crate) fn count(text: &str) -> Result<usize, String> {
+    match text.parse() {
+        Ok(count) if count >= 1 => Ok(count),
+        _ => Err("expected a whole number of at least 1".to_owned()),
+    }
+}
+
+/// `~/.config/base-mlx/config.toml` or what XDG_CONFIG_HOME makes of it, on every system.
+fn usual_place() -> Option<PathBuf> {
+    let folders = etcetera::base_strategy::Xdg::new().ok()?;
+    Some(folders.config_dir().join("base-mlx/config.toml"))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn fault(text: &str) -> String {
+        ConfigFile::parse(text, Path::new("c.toml")).unwrap_err().to_string()
+    }
+
+    #[test]
+    fn every_key_can_be_read() {
+        let text = r#"
+            host = "::1"
+            port = 1
+            model = "m"
+            models-dir = "/m"
+            ctx = 2
+            threads = 3
+            parallel = 4
+            allow-host = ["a.example"]
+            cors = ["https://a.example"]
+            api-key = ["k"]
+            api-key-file = "/k"
+            log-format = "json"
+            grace = 5
+        "#;
+        let file = ConfigFile::parse(text, Path::new("c.toml")).unwrap();
+        assert_eq!((file.port, file.ctx.map(Count::get)), (Some(1), Some(2)));
+        assert_eq!(file.log_format, Some(LogFormat::Json));
+        assert_eq!(file.api_key, Some(vec!["k".to_owned()]));
+    }
+
+    #[test]
+    fn an_unknown_key_is_named_with_its_line() {
+        let fault = fault("port = 1\n\nprot = 2\n");
+        assert!(fault.starts_with("config file c.toml, line 3, key `prot`: unknown field `prot`"));
+        assert!(fault.contains("`port`"), "{fault}");
+    }
+
+    #[test]
+    fn a_value_of_the_wrong_kind_is_named_with_its_line() {
+        let text = fault("host = \"::1\"\nport = \"many\"\n");
+        assert!(text.contains("line 2, key `port`"), "{text}");
+        let text = fault("threads = 0\n");
+        assert!(text.contains("line 1, key `threads`"), "{text}");
+    }
+}

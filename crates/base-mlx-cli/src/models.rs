@@ -1,0 +1,30 @@
+//! From a name to a model on disk, pulled if it must be.
+
+use anyhow::Result;
+use base_mlx_core::store::{ModelDir, Store, StoreError, StoreOptions};
+
+use crate::config::{ConfigFile, Place};
+use crate::progress::Bars;
+
+pub(crate) fn store(place: &Place, file: &ConfigFile) -> Store {
+    let mut options = StoreOptions::from_env();
+    if let Some(folder) = place.models_dir.clone().or_else(|| file.models_dir.clone()) {
+        options.models_dir = Some(folder);
+    }
+    Store::open(options)
+}
+
+pub(crate) fn find_or_pull(store: &Store, name: &str) -> Result<ModelDir> {
+    match store.find(name) {
+        Ok(model) => Ok(model),
+        Err(StoreError::NotFound { .. }) => pull(store, name),
+        Err(error) => Err(error.into()),
+    }
+}
+
+pub(crate) fn pull(store: &Store, name: &str) -> Result<ModelDir> {
+    let bars = Bars::new();
+    let pulled = store.pull(name, &bars);
+    bars.clear();
+    Ok(pulled?)
+}
