@@ -56,6 +56,30 @@ fn agree_with_mlx_lm<B: Backend>(backend: &B) {
     assert!(worst.is_empty(), "further than {TOLERANCE:e} from mlx-lm: {worst:#?}");
 }
 
+/// A golden that stays right when its point is taken away would prove nothing.
+#[test]
+fn the_goldens_notice_what_they_are_there_for() {
+    let backend = ReferenceBackend::default();
+    let yarn = json!({"type": "yarn", "factor": 4, "original_max_position_embeddings": 64,
+                      "attention_factor": 1});
+    for (name, key, value) in [
+        ("llama/tied", "rms_norm_eps", json!(1e-3)),
+        ("llama/llama3_rope", "rope_scaling", Value::Null),
+        ("llama/linear_rope", "rope_scaling", Value::Null),
+        ("llama/yarn_rope", "rope_scaling", Value::Null),
+        ("llama/yarn_rope", "rope_scaling", yarn),
+        ("llama/mistral", "sliding_window", Value::Null),
+        ("llama/mistral", "sliding_window", json!(8)),
+        ("llama/layer_types", "layer_types", Value::Null),
+        ("qwen2/tied", "rope_theta", json!(900000.0)),
+    ] {
+        let golden = Golden::read(name);
+        let model = Altered::new(name).config(key, value.clone()).load().unwrap();
+        let error = relative_error(&alone(&backend, &*model, &golden.tokens), &golden.logits);
+        assert!(error > 2.0 * TOLERANCE, "{name} with {key} {value}: only {error:e}");
+    }
+}
+
 #[test]
 fn a_gguf_file_gives_the_logits_of_its_twin() {
     let backend = CpuBackend::new(2);
