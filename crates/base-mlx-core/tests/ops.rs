@@ -1,6 +1,8 @@
 //! Every operation on every backend: one table of rows, each compared with the plain reference; then the promise that
 //! a row has the same bits alone and in company, and a prompt the same bits whole and in chunks.
 
+#![allow(clippy::unwrap_used)]
+
 use base_mlx_core::backend::{
     Attend, Backend, CpuBackend, KvCache, LayerSpec, Qkv, ReferenceBackend, Rope, Span,
 };
