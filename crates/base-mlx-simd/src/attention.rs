@@ -273,8 +273,13 @@ impl<L: Lanes> Heads<'_, L> {
         let mut position = 0;
         for values in self.blocks(&self.span.values, weights[0].len()) {
             for value in values.chunks_exact(self.head_dim) {
-                for (now, value) in now.iter_mut().zip(value[dim..dim + width].chunks(8)) {
-                    *now = lanes.load_some(value);
+                let value = &value[dim..dim + width];
+                if C > 1 {
+                    for (now, value) in now.iter_mut().zip(value.as_chunks().0) {
+                        *now = lanes.load(value);
+                    }
+                } else {
+                    now[0] = lanes.load_some(value);
                 }
                 for (totals, weights) in totals.iter_mut().zip(weights) {
                     let weight = lanes.splat(weights[position]);

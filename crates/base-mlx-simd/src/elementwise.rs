@@ -6,32 +6,33 @@ use crate::shared::SharedMut;
 
 /// `out = a + b`
 pub fn add(pool: &Pool, isa: Isa, a: &[f32], b: &[f32], out: &mut [f32]) {
-    struct Add<'a>(&'a [f32], &'a [f32], &'a mut [f32]);
-    impl Kernel for Add<'_> {
-        type Output = ();
-        #[inline(always)]
-        fn run<L: Lanes>(self, lanes: L) {
-            zip(lanes, self.0, self.1, self.2, |a, b| lanes.add(a, b));
-        }
-    }
-    pieces(pool, a, b, out, |a, b, out| isa.run(Add(a, b, out)));
+    pieces(pool, isa, a, b, out, Add);
 }
 
 /// `out = gate / (1 + exp(-gate)) * up`
 pub fn swiglu(pool: &Pool, isa: Isa, gate: &[f32], up: &[f32], out: &mut [f32]) {
-    struct Swiglu<'a>(&'a [f32], &'a [f32], &'a mut [f32]);
-    impl Kernel for Swiglu<'_> {
-        type Output = ();
-        #[inline(always)]
-        fn run<L: Lanes>(self, lanes: L) {
-            let (zero, one) = (lanes.splat(0.0), lanes.splat(1.0));
-            zip(lanes, self.0, self.1, self.2, |gate, up| {
-                let below = lanes.add(one, lanes.exp(lanes.sub(zero, gate)));
-                lanes.mul(lanes.div(gate, below), up)
-            });
-        }
+    pieces(pool, isa, gate, up, out, Swiglu);
+}
+
+#[derive(Clone, Copy)]
+struct Add;
+
+impl Operation for Add {
+    #[inline(always)]
+    fn apply<L: Lanes>(self, lanes: L, a: L::V, b: L::V) -> L::V {
+        lanes.add(a, b)
     }
-    pieces(pool, gate, up, out, |gate, up, out| isa.run(Swiglu(gate, up, out)));
+}
+
+#[derive(Clone, Copy)]
+struct Swiglu;
+
+impl Operation for Swiglu {
+    #[inline(always)]
+    fn apply<L: Lanes>(self, lanes: L, gate: L::V, up: L::V) -> L::V {
+        let inverse = lanes.exp(lanes.sub(lanes.splat(0.0), gate));
+        lanes.mul(lanes.div(gate, lanes.add(lanes.splat(1.0), inverse)), up)
+    }
 }
 
 /// `out = x / sqrt(mean(x²) + eps) * w` for each row of `w.len()` values.
@@ -64,40 +65,62 @@ impl Kernel for RmsNorm<'_> {
         let width = self.w.len().max(1);
         for (x, out) in self.x.chunks_exact(width).zip(self.out.chunks_exact_mut(width)) {
             let [[squares]] = crate::linear::dot_tile(lanes, [x], [x]);
-            let factor = lanes.splat(1.0 / (squares / width as f32 + self.eps).sqrt());
-            zip(lanes, x, self.w, out, |x, w| lanes.mul(lanes.mul(x, factor), w));
+            let factor = 1.0 / (squares / width as f32 + self.eps).sqrt();
+            Zip { a: x, b: self.w, out, operation: Scale(factor) }.run(lanes);
         }
     }
 }
 
-/// `out = f(a, b)`, eight at a time; a tail goes through the same arithmetic.
-#[inline(always)]
-fn zip<L: Lanes>(lanes: L, a: &[f32], b: &[f32], out: &mut [f32], f: impl Fn(L::V, L::V) -> L::V) {
-    let ((a, a_tail), (b, b_tail)) = (a.as_chunks::<8>(), b.as_chunks::<8>());
-    let (out, out_tail) = out.as_chunks_mut::<8>();
-    for ((a, b), out) in a.iter().zip(b).zip(out) {
-        lanes.store(f(lanes.load(a), lanes.load(b)), out);
+/// `x * factor * w`
+#[derive(Clone, Copy)]
+struct Scale(f32);
+
+impl Operation for Scale {
+    #[inline(always)]
+    fn apply<L: Lanes>(self, lanes: L, x: L::V, w: L::V) -> L::V {
+        lanes.mul(lanes.mul(x, lanes.splat(self.0)), w)
     }
-    if !out_tail.is_empty() {
-        lanes.store_some(f(lanes.load_some(a_tail), lanes.load_some(b_tail)), out_tail);
+}
+
+/// What a closure would be, but always inlined: a closure that is not misses the instruction set.
+trait Operation: Copy + Send + Sync {
+    fn apply<L: Lanes>(self, lanes: L, a: L::V, b: L::V) -> L::V;
+}
+
+/// `out = operation(a, b)`, eight at a time; a tail goes through the same arithmetic.
+struct Zip<'a, O> {
+    a: &'a [f32],
+    b: &'a [f32],
+    out: &'a mut [f32],
+    operation: O,
+}
+
+impl<O: Operation> Kernel for Zip<'_, O> {
+    type Output = ();
+
+    #[inline(always)]
+    fn run<L: Lanes>(self, lanes: L) {
+        let ((a, a_tail), (b, b_tail)) = (self.a.as_chunks::<8>(), self.b.as_chunks::<8>());
+        let (out, out_tail) = self.out.as_chunks_mut::<8>();
+        for ((a, b), out) in a.iter().zip(b).zip(out) {
+            lanes.store(self.operation.apply(lanes, lanes.load(a), lanes.load(b)), out);
+        }
+        if !out_tail.is_empty() {
+            let (a, b) = (lanes.load_some(a_tail), lanes.load_some(b_tail));
+            lanes.store_some(self.operation.apply(lanes, a, b), out_tail);
+        }
     }
 }
 
 /// Cuts three slices of one length alike.
-fn pieces(
-    pool: &Pool,
-    a: &[f32],
-    b: &[f32],
-    out: &mut [f32],
-    f: impl Fn(&[f32], &[f32], &mut [f32]) + Sync,
-) {
+fn pieces(pool: &Pool, isa: Isa, a: &[f32], b: &[f32], out: &mut [f32], operation: impl Operation) {
     assert!(a.len() == b.len() && a.len() == out.len(), "three slices of one length");
     let out = SharedMut::new(out);
     pool.run(a.len().div_ceil(VALUES_IN_PIECE), |piece, _| {
         let values = piece * VALUES_IN_PIECE..a.len().min((piece + 1) * VALUES_IN_PIECE);
         // SAFETY: each piece has its own values.
         let out = unsafe { out.part(values.clone()) };
-        f(&a[values.clone()], &b[values], out);
+        isa.run(Zip { a: &a[values.clone()], b: &b[values], out, operation });
     });
 }
 
