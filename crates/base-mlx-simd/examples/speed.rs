@@ -16,7 +16,7 @@ fn main() {
             "out", "in", "bits", "rows", "us", "GFLOP/s", "GB/s"
         );
         for (outputs, inner, bits, group) in SHAPES {
-            for rows in [1, 2, 8, 64] {
+            for rows in [1, 2, 8, 64, 512] {
                 measure(&pool, isa, rows, outputs, inner, bits, group);
             }
         }
