@@ -1,0 +1,20 @@
+//! What the GGUF parser lets through must be safe to use: the config, and every tensor's blocks.
+
+#![no_main]
+
+use base_mlx_core::weights::Storage;
+use base_mlx_core::weights::gguf::{config, dequantise, parse, repack};
+use libfuzzer_sys::fuzz_target;
+
+fuzz_target!(|file: &[u8]| {
+    let Ok(header) = parse(file) else { return };
+    let _ = config(&header);
+    for entry in &header.tensors {
+        let data = &file[entry.data.clone()];
+        let Storage::Blocks(format) = entry.storage else { continue };
+        let columns = entry.shape[entry.shape.len() - 1];
+        let rows = entry.shape.iter().product::<usize>() / columns;
+        assert_eq!(repack(format, data, [rows, columns], |row| row).shape(), [rows, columns]);
+        assert_eq!(dequantise(format, data).len(), rows * columns);
+    }
+});
