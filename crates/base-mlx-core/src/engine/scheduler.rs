@@ -331,7 +331,8 @@ impl Scheduler {
 
         let mut prompts: Vec<(u64, usize)> = Vec::new();
         for (&arrival, sequence) in &self.running {
-            let waits = held.contains(&sequence.group) && sequence.computed < sequence.fork_len();
+            // No member of a held group has come as far as where it is forked.
+            let waits = held.contains(&sequence.group);
             let end = if waits { sequence.fork_len() } else { sequence.tokens.len() };
             if end - sequence.computed > 1 {
                 prompts.push((arrival, end - sequence.computed - 1));
@@ -438,4 +439,110 @@ enum Start {
     Fork(Fork),
     /// A sibling is still computing the prompt.
     Later,
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const LIMITS: Limits =
+        Limits { running: 8, step_tokens: 32, kv_tokens: 10_000, context: 5_000 };
+
+    fn submit(scheduler: &mut Scheduler, id: u64, group: u64, prompt_len: usize) {
+        let sequence = Sequence::new(SequenceId(id), group, vec![1; prompt_len], 50);
+        scheduler.submit(sequence).unwrap();
+    }
+
+    /// Plans and commits a step in which every row chooses token 7; what each sequence computed, and who chose.
+    fn step(scheduler: &mut Scheduler) -> Vec<(u64, usize, bool)> {
+        let plan = scheduler.plan();
+        let outcome = |span: &PlannedSpan| {
+            let chooses = !span.wanted.is_empty();
+            Outcome { tokens: if chooses { vec![7] } else { vec![] }, ended: None }
+        };
+        let outcomes: Vec<_> = plan.spans.iter().map(outcome).collect();
+        scheduler.commit(&plan, &outcomes);
+        let seen =
+            |span: &PlannedSpan| (span.sequence.0, span.range.len(), !span.wanted.is_empty());
+        plan.spans.iter().map(seen).collect()
+    }
+
+    #[test]
+    fn a_long_prompt_does_not_stall_a_running_answer() {
+        let mut scheduler = Scheduler::new(LIMITS);
+        submit(&mut scheduler, 0, 0, 3);
+        step(&mut scheduler);
+        submit(&mut scheduler, 1, 1, 100);
+        for _ in 0..3 {
+            assert_eq!(step(&mut scheduler), [(0, 1, true), (1, 31, false)]);
+        }
+        assert_eq!(step(&mut scheduler), [(0, 1, true), (1, 7, true)]);
+    }
+
+    #[test]
+    fn a_short_prompt_passes_a_long_one_that_still_moves() {
+        let mut scheduler = Scheduler::new(LIMITS);
+        submit(&mut scheduler, 0, 0, 1000);
+        submit(&mut scheduler, 1, 1, 500);
+        submit(&mut scheduler, 2, 2, 12);
+        // One each, 15 of the other 29 to the first, 11 to the least, 3 to the next.
+        assert_eq!(step(&mut scheduler), [(0, 16, false), (1, 4, false), (2, 12, true)]);
+    }
+
+    #[test]
+    fn siblings_share_one_prompt_and_start_together() {
+        let mut scheduler = Scheduler::new(LIMITS);
+        for choice in 0..4 {
+            submit(&mut scheduler, choice, 5, 41);
+        }
+        assert_eq!(step(&mut scheduler), [(0, 32, false)]);
+        assert_eq!(step(&mut scheduler), [(0, 8, false)]);
+        let plan = scheduler.plan();
+        assert!(plan.spans.iter().all(|span| span.range == (40..41) && span.wanted == (40..41)));
+        let forks: Vec<_> = plan.spans.iter().map(|span| span.fork).collect();
+        let fork = Some(Fork { from: SequenceId(0), len: 40 });
+        assert_eq!(forks, [None, fork, fork, fork]);
+    }
+
+    #[test]
+    fn a_sibling_keeps_its_place_while_it_waits() {
+        let mut scheduler = Scheduler::new(Limits { running: 2, ..LIMITS });
+        submit(&mut scheduler, 0, 0, 41);
+        submit(&mut scheduler, 1, 0, 41);
+        submit(&mut scheduler, 2, 1, 5);
+        assert_eq!(step(&mut scheduler), [(0, 32, false)]);
+        assert_eq!(step(&mut scheduler), [(0, 8, false)]);
+        assert_eq!(step(&mut scheduler), [(0, 1, true), (1, 1, true)]);
+    }
+
+    #[test]
+    fn followers_of_a_cancelled_leader_go_on_without_it() {
+        let mut scheduler = Scheduler::new(LIMITS);
+        submit(&mut scheduler, 0, 0, 41);
+        submit(&mut scheduler, 1, 0, 41);
+        step(&mut scheduler);
+        assert!(scheduler.cancel(SequenceId(0)));
+        assert_eq!(step(&mut scheduler), [(1, 32, false)]);
+        assert_eq!(step(&mut scheduler), [(1, 9, true)]);
+    }
+
+    #[test]
+    fn the_newest_is_preempted_and_comes_back_in_its_place() {
+        let mut scheduler = Scheduler::new(Limits { kv_tokens: 40, ..LIMITS });
+        submit(&mut scheduler, 0, 0, 10);
+        submit(&mut scheduler, 1, 1, 10);
+        submit(&mut scheduler, 2, 2, 10);
+        let mut dropped = Vec::new();
+        while dropped.is_empty() {
+            dropped = scheduler.plan().dropped;
+            if dropped.is_empty() {
+                step(&mut scheduler);
+            }
+        }
+        assert_eq!(dropped, [SequenceId(1)]);
+        let preempted = scheduler.sequence(SequenceId(1)).unwrap();
+        assert_eq!((preempted.computed, preempted.answer().len()), (0, 11));
+        scheduler.cancel(SequenceId(0));
+        assert_eq!(step(&mut scheduler)[0], (1, 21, true));
+    }
 }

@@ -88,6 +88,7 @@ struct Arrival {
 #[derive(Clone)]
 struct Expected {
     tokens: Vec<TokenId>,
+    got: Vec<TokenId>,
     reason: FinishReason,
     /// One for each prompt token but the first.
     scores: Vec<u64>,
@@ -241,6 +242,8 @@ impl World {
     /// Every answer that runs gets a token in every step, and the prompt that came first gets half of what is left.
     fn check_fairness(&mut self, plan: &Plan) {
         assert_eq!(plan.spans.len(), self.scheduler.running(), "someone stands still");
+        let oldest = plan.spans.first().map(|span| span.sequence);
+        assert!(plan.dropped.iter().all(|&id| oldest < Some(id)), "the oldest was preempted");
         let chunks: Vec<_> = plan.spans.iter().filter(|span| span.tokens.len() > 1).collect();
         let answers = plan.spans.iter().filter(|span| span.wanted.end > span.choose_from).count();
         self.seen.steps_with_prompts_and_answers +=
@@ -248,6 +251,10 @@ impl World {
         for span in &plan.spans {
             let sequence = self.scheduler.sequence(span.sequence).unwrap();
             let chooses = span.wanted.end > span.choose_from;
+            if chooses {
+                let rows = sequence.tokens.len() - 1..span.range.end;
+                assert_eq!(span.choose_from..span.wanted.end, rows, "a draft without its row");
+            }
             assert_eq!(chooses, span.range.end >= sequence.tokens.len() && sequence.max_tokens > 0);
             assert!(
                 chooses || sequence.behind() > 1 || sequence.max_tokens == 0,
@@ -317,30 +324,23 @@ impl World {
     }
 
     fn commit(&mut self, plan: &Plan, outcomes: &[Outcome]) {
-        let mut tokens: BTreeMap<SequenceId, Vec<TokenId>> = BTreeMap::new();
         for (span, outcome) in plan.spans.iter().zip(outcomes) {
-            if let Some(sequence) = self.scheduler.sequence(span.sequence) {
-                let mut now = sequence.tokens.clone();
-                now.extend(&outcome.tokens);
-                tokens.insert(span.sequence, now);
+            if let Some(expected) = self.live.get_mut(&span.sequence) {
+                expected.got.extend(&outcome.tokens);
             }
         }
         let finished = self.scheduler.commit(plan, outcomes);
-        for (id, tokens) in &tokens {
-            let expected = &self.live[id];
-            assert!(
-                expected.tokens.starts_with(tokens),
-                "{id:?}: {tokens:?} is not {:?}",
-                expected.tokens
-            );
+        for (id, Expected { tokens, got, .. }) in &self.live {
+            assert!(tokens.starts_with(got), "{id:?}: {got:?} is not {tokens:?}");
             if let Some(sequence) = self.scheduler.sequence(*id) {
-                assert_eq!(sequence.tokens, *tokens);
-                assert!(self.caches[id].len() >= sequence.computed);
+                assert_eq!(sequence.tokens, *got);
+                assert!(sequence.draft.is_empty(), "a draft outlived its step");
+                assert!(self.caches.get(id).map_or(0, Vec::len) >= sequence.computed);
             }
         }
         for done in finished {
             let expected = self.live.remove(&done.id).expect("finished once");
-            assert_eq!(tokens[&done.id], expected.tokens, "{:?} lost tokens", done.id);
+            assert_eq!(expected.got, expected.tokens, "{:?} lost tokens", done.id);
             assert_eq!(done.reason, expected.reason);
             assert_eq!(expected.got_scores, expected.scores);
             assert!(self.scheduler.sequence(done.id).is_none());
@@ -371,7 +371,14 @@ fn alone(sequence: &Sequence, longest: usize) -> Expected {
             break;
         }
     }
-    Expected { tokens, reason, scores, got_scores: Vec::new(), cancel_at: None }
+    Expected {
+        tokens,
+        got: sequence.tokens.clone(),
+        reason,
+        scores,
+        got_scores: Vec::new(),
+        cancel_at: None,
+    }
 }
 
 fn next_hash(before: Option<u64>, token: TokenId) -> u64 {
