@@ -28,11 +28,11 @@ impl Name {
         if looks_like_path(text) {
             return Ok(Self::Path(PathBuf::from(text)));
         }
-        match text.split('/').count() {
-            1 => Ok(Self::Word(text.to_owned())),
-            // A folder below the current one may look like a hub id, or like nothing else.
-            2 => Ok(HubName::parse(text).map_or_else(|_| Self::Path(text.into()), Self::Hub)),
-            _ => Ok(Self::Path(PathBuf::from(text))),
+        match HubName::parse(text) {
+            Ok(hub) => Ok(Self::Hub(hub)),
+            // A folder below the current one may look like nothing else.
+            Err(_) if text.contains('/') => Ok(Self::Path(PathBuf::from(text))),
+            Err(_) => Ok(Self::Word(text.to_owned())),
         }
     }
 }
