@@ -1,5 +1,7 @@
 //! The store against a hub on the loopback interface, a stand-in for pip, and folders as other tools leave them.
 
+#![allow(clippy::unwrap_used, reason = "all of it is test code, its helpers too")]
+
 mod disk;
 mod faults;
 mod hub;
