@@ -108,11 +108,12 @@ impl RepoCache {
         if revision == commit {
             return Ok(());
         }
+        let _lock = self.lock("refs", || {})?;
         let path = self.folder().join("refs").join(revision);
         let write = || {
             let parent = path.parent().expect("a ref lies in a folder");
             fs::create_dir_all(parent)?;
-            let new = parent.join(format!(".{commit}.{}.new", std::process::id()));
+            let new = parent.join(format!(".{commit}.new"));
             fs::write(&new, commit)?;
             fs::rename(&new, &path)
         };

@@ -19,13 +19,15 @@ pub(super) fn fetch(
     progress: &dyn Progress,
 ) -> Result<(), StoreError> {
     let mut metadata = hub.metadata(commit, file)?;
-    for attempt in 1.. {
+    let mut is_first = true;
+    loop {
         let _lock = cache.lock(&metadata.etag, || {
             progress.message(&format!("waiting for another pull of {}", file.path));
         })?;
         let blob = cache.blob(&metadata.etag);
+        let link = || cache.link(commit, &file.path, &metadata.etag).map(|_| ());
         if blob.is_file() {
-            break;
+            return link();
         }
         let incomplete = cache.incomplete(&metadata.etag);
         let download = Download { hub, commit, file, metadata: &metadata, progress };
@@ -33,18 +35,17 @@ pub(super) fn fetch(
             Ok(()) => {
                 fs::rename(&incomplete, &blob).map_err(StoreError::io("write", &blob))?;
                 blob.parent().into_iter().for_each(space::sync_folder);
-                break;
+                return link();
             }
             // The piece of an earlier pull may be at fault, or the file may have changed.
-            Err(error @ StoreError::Corrupt { .. }) if attempt == 1 => {
+            Err(error @ StoreError::Corrupt { .. }) if is_first => {
+                is_first = false;
                 progress.message(&format!("{error}; trying again from its beginning"));
             }
             Err(error) => return Err(error),
         }
         metadata = hub.metadata(commit, file)?;
     }
-    cache.link(commit, &file.path, &metadata.etag)?;
-    Ok(())
 }
 
 struct Download<'a> {
