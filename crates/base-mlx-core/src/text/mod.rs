@@ -18,7 +18,7 @@ use std::path::Path;
 
 use crate::TokenId;
 use crate::weights::gguf::Metadata;
-use crate::weights::{Checkpoint, LoadError};
+use crate::weights::{Checkpoint, Config, LoadError};
 
 /// What a model needs to read messages and to write text.
 #[derive(Clone, Debug)]
@@ -35,8 +35,13 @@ impl Text {
     pub fn load(checkpoint: &Checkpoint) -> Result<Self, LoadError> {
         match checkpoint.gguf() {
             Some(metadata) => Self::from_gguf(checkpoint.path(), metadata),
-            None => folder::load(checkpoint.path(), checkpoint.config()),
+            None => Self::from_folder(checkpoint.path(), checkpoint.config()),
         }
+    }
+
+    /// From the files beside a folder's weights.
+    pub fn from_folder(folder: &Path, config: &Config) -> Result<Self, LoadError> {
+        folder::load(folder, config)
     }
 
     /// From a GGUF file's metadata alone; errors name `path`.

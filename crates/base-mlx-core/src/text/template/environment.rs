@@ -4,12 +4,12 @@ use std::io;
 use std::sync::Arc;
 
 use minijinja::syntax::SyntaxConfig;
-use minijinja::value::{Kwargs, Rest};
+use minijinja::value::{Kwargs, Rest, ValueKind};
 use minijinja::{AutoEscape, Environment, Error, ErrorKind, State, UndefinedBehavior};
 use serde_json::Value;
 
-use super::TemplateError;
 use super::python_json::{self, Style};
+use super::{TemplateError, namespace};
 
 /// What `strftime_now` reads.
 pub type Clock = Arc<dyn Fn() -> jiff::Zoned + Send + Sync>;
@@ -31,10 +31,12 @@ pub(super) fn compile(
     environment.set_recursion_limit(MAX_RECURSION);
     environment.set_unknown_method_callback(python_method);
     environment.add_filter("tojson", tojson);
+    environment.add_test("iterable", is_iterable);
     environment.add_function("raise_exception", |message: String| -> Result<(), Error> {
         let refusal = Error::new(ErrorKind::InvalidOperation, "raise_exception");
         Err(refusal.with_source(Refusal(message)))
     });
+    environment.add_function("namespace", namespace::namespace);
     environment.add_function("strftime_now", move |format: String| {
         jiff::fmt::strtime::format(format, &clock())
             .map_err(|error| Error::new(ErrorKind::InvalidOperation, error.to_string()))
@@ -43,9 +45,7 @@ pub(super) fn compile(
         if source.len() > MAX_SOURCE_BYTES {
             return Err(TemplateError::TooMuch);
         }
-        environment
-            .add_template_owned(name.clone(), without_generation_tags(source))
-            .map_err(explain)?;
+        environment.add_template_owned(name.clone(), rewrite_tags(source)).map_err(explain)?;
     }
     Ok(environment)
 }
@@ -171,9 +171,14 @@ fn tojson(
     }
     named.assert_all_used()?;
     let (_, fuel) = state.fuel_levels().unwrap_or((0, u64::MAX));
-    let text = python_json::write(&value, &style, fuel.saturating_mul(BYTES_PER_FUEL))?;
-    state.consume_fuel(text.len() as u64 / BYTES_PER_FUEL)?;
+    let text = python_json::write(&value, &style, fuel.saturating_mul(JSON_BYTES_PER_FUEL))?;
+    state.consume_fuel(text.len() as u64 / JSON_BYTES_PER_FUEL)?;
     Ok(minijinja::Value::from_safe_string(text))
+}
+
+/// Python iterates over text, over undefined values (there is nothing in them), but not over `none`.
+fn is_iterable(value: &minijinja::Value) -> bool {
+    !matches!(value.kind(), ValueKind::None | ValueKind::Bool | ValueKind::Number)
 }
 
 /// Python's methods of strings, lists and dicts. They pay for what they read and, before they build it, for what
@@ -217,52 +222,106 @@ fn python_method(
     minijinja_contrib::pycompat::unknown_method_callback(state, value, method, args)
 }
 
-/// `{% generation %}` marks what an assistant said, for training. Here it must only not be an error, and its
-/// whitespace marks must count.
-fn without_generation_tags(source: &str) -> String {
+/// The same template without two kinds of tags: `{% generation %}` marks what an assistant said, for training, and
+/// must only not be an error here; assignments to namespaces go to ours. Whitespace marks stay.
+fn rewrite_tags(source: &str) -> String {
     let mut output = String::with_capacity(source.len());
     let mut rest = source;
-    while let Some(start) = rest.find("{%") {
-        let (before, tag) = rest.split_at(start + 2);
-        output.push_str(before);
-        rest = tag;
-        let Some(end) = tag.find("%}") else { break };
-        let (left, inner) = match tag[..end].strip_prefix(['-', '+']) {
-            Some(inner) => (&tag[..1], inner),
-            None => ("", &tag[..end]),
+    while let Some(start) = rest.find('{') {
+        let (text, tag) = rest.split_at(start);
+        output.push_str(text);
+        let length = match tag.as_bytes().get(1) {
+            Some(b'#') => tag.find("#}").map(|end| end + 2),
+            Some(b'{') => closing(tag, "}}"),
+            Some(b'%') => closing(tag, "%}"),
+            _ => Some(1),
         };
-        let (inner, right) = match inner.strip_suffix(['-', '+']) {
-            Some(word) => (word, &inner[word.len()..]),
-            None => (inner, ""),
-        };
-        let replacement = match inner.trim() {
-            "generation" => "if true",
-            "endgeneration" => "endif",
-            _ => continue,
-        };
-        output.push_str(&format!("{left} {replacement} {right}"));
-        rest = &tag[end..];
+        let (tag, behind) = tag.split_at(length.unwrap_or(tag.len()));
+        match rewrite_tag(tag) {
+            Some(rewritten) => output.push_str(&rewritten),
+            None => output.push_str(tag),
+        }
+        rest = behind;
     }
     output.push_str(rest);
     output
 }
 
+fn rewrite_tag(tag: &str) -> Option<String> {
+    let inner = tag.strip_prefix("{%")?.strip_suffix("%}")?;
+    let start = inner.len() - inner.trim_start_matches(['-', '+']).len();
+    let end = inner.trim_end_matches(['-', '+']).len().max(start);
+    let word = inner[start..end].trim();
+    let new = match word {
+        "generation" => "if true".to_owned(),
+        "endgeneration" => "endif".to_owned(),
+        _ => namespace::rewrite(word)?,
+    };
+    Some(format!("{{%{} {new} {}%}}", &inner[..start], &inner[end..]))
+}
+
+/// Where a tag ends: behind the first `mark` outside of quotes.
+fn closing(tag: &str, mark: &str) -> Option<usize> {
+    let mut quote = None;
+    let mut escaped = false;
+    for (at, c) in tag.char_indices().skip(2) {
+        match quote {
+            _ if escaped => escaped = false,
+            Some(_) if c == '\\' => escaped = true,
+            Some(open) if c == open => quote = None,
+            Some(_) => {}
+            None if c == '"' || c == '\'' => quote = Some(c),
+            None if tag[at..].starts_with(mark) => return Some(at + mark.len()),
+            None => {}
+        }
+    }
+    None
+}
+
+/// Runs foreign code where even the deepest value that a template of [`MAX_SOURCE_BYTES`] can build, one level a
+/// tag, can be printed and dropped.
+pub(super) fn on_a_deep_stack<T: Send>(
+    work: impl FnOnce() -> Result<T, TemplateError> + Send,
+) -> Result<T, TemplateError> {
+    let failed = |what: &str| TemplateError::Failed(what.to_owned());
+    std::thread::scope(|scope| {
+        let thread = std::thread::Builder::new()
+            .name("template".to_owned())
+            .stack_size(STACK_BYTES)
+            .spawn_scoped(scope, work)
+            .map_err(|error| failed(&format!("no thread could be started: {error}")))?;
+        thread.join().unwrap_or_else(|_| Err(failed("it broke the template engine")))
+    })
+}
+
 /// As many as the deepest template needs, many times over, and far fewer than a thread's stack holds.
 const MAX_RECURSION: usize = 200;
-const MAX_SOURCE_BYTES: usize = 1 << 20;
+const MAX_SOURCE_BYTES: usize = 128 << 10;
+/// Reserved, not used: only a hostile template ever touches more than a little of it.
+const STACK_BYTES: usize = 64 << 20;
 const BYTES_PER_FUEL: u64 = 64;
+/// Walking a value is slower than copying bytes.
+const JSON_BYTES_PER_FUEL: u64 = 4;
 
 #[cfg(test)]
 mod tests {
     use super::*;
 
     #[test]
-    fn generation_tags_keep_their_whitespace_marks() {
-        assert_eq!(
-            without_generation_tags("a {%- generation -%} b {% endgeneration +%}{% if x %}"),
-            "a {%- if true -%} b {% endif +%}{% if x %}"
-        );
-        assert_eq!(without_generation_tags("{% generation"), "{% generation");
-        assert_eq!(without_generation_tags("{%%}{%-%}"), "{%%}{%-%}");
+    fn tags_are_rewritten_with_their_whitespace_marks() {
+        let cases = [
+            (
+                "a {%- generation -%} b {% endgeneration +%}{% if x %}",
+                "a {%- if true -%} b {% endif +%}{% if x %}",
+            ),
+            ("{%- set n.x = '%}' -%}", "{%- set __set = n.set_attribute('x', ( '%}')) -%}"),
+            ("{# {% generation %} don't #}{{ '{% generation %}' }}{", ""),
+            ("{% generation", ""),
+            ("{%%}{%-%}{%--%}{{}}{##}", ""),
+        ];
+        for (source, expected) in cases {
+            let expected = if expected.is_empty() { source } else { expected };
+            assert_eq!(rewrite_tags(source), expected);
+        }
     }
 }

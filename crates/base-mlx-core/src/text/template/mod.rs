@@ -5,6 +5,7 @@
 
 mod environment;
 mod messages;
+mod namespace;
 mod probe;
 mod python_json;
 
@@ -32,6 +33,8 @@ pub struct ChatTemplate {
 
 struct Inner {
     environment: Environment<'static>,
+    /// As the model has them; those in `environment` were adapted to it.
+    sources: BTreeMap<String, String>,
     /// Template names, each with what it can take.
     templates: BTreeMap<String, Capabilities>,
     special_tokens: SpecialTokens,
@@ -73,13 +76,17 @@ impl ChatTemplate {
         special_tokens: SpecialTokens,
         clock: Clock,
     ) -> Result<Self, TemplateError> {
-        let environment = environment::compile(&sources, clock)?;
-        let mut inner = Inner { environment, templates: BTreeMap::new(), special_tokens };
-        for name in sources.into_keys() {
-            let capabilities = Capabilities::probe(&inner, &name);
-            inner.templates.insert(name, capabilities);
-        }
-        Ok(Self { inner: Arc::new(inner) })
+        environment::on_a_deep_stack(|| {
+            let environment = environment::compile(&sources, clock)?;
+            let templates = BTreeMap::new();
+            let mut inner = Inner { environment, sources, templates, special_tokens };
+            let names: Vec<_> = inner.sources.keys().cloned().collect();
+            for name in names {
+                let capabilities = Capabilities::probe(&inner, &name);
+                inner.templates.insert(name, capabilities);
+            }
+            Ok(Self { inner: Arc::new(inner) })
+        })
     }
 
     /// The prompt for these messages, which may say things in ways that the template does not know: they are
@@ -90,27 +97,26 @@ impl ChatTemplate {
             let messages = messages::prepare(input.messages, capabilities, arguments);
             self.inner.render(name, &ChatInput { messages: &messages, ..*input })
         };
-        match prepare(capabilities.arguments) {
+        environment::on_a_deep_stack(|| match prepare(capabilities.arguments) {
             // A call whose arguments are of an unforeseen shape may still be written as the string it came as.
             Err(TemplateError::Failed(_)) if capabilities.arguments == Arguments::Object => {
                 prepare(Arguments::String)
             }
             result => result,
-        }
+        })
     }
 
     /// The template's answer to exactly these messages, nothing adapted.
     pub fn render_unchanged(&self, input: &ChatInput) -> Result<String, TemplateError> {
         let (name, _) = self.choose(input)?;
-        self.inner.render(name, input)
+        environment::on_a_deep_stack(|| self.inner.render(name, input))
     }
 
     /// The template for requests without tools, in its own language.
     pub fn source(&self) -> String {
-        let templates = &self.inner.templates;
-        let name = templates.get_key_value("default").or_else(|| templates.first_key_value());
-        let template = name.and_then(|(name, _)| self.inner.environment.get_template(name).ok());
-        template.map(|template| template.source().to_owned()).unwrap_or_default()
+        let sources = &self.inner.sources;
+        let source = sources.get("default").or_else(|| sources.values().next());
+        source.cloned().unwrap_or_default()
     }
 
     pub(super) fn load(

@@ -1,7 +1,9 @@
+use std::cell::Cell;
+
 use serde_json::{Map, Value, json};
 
 use super::messages::Arguments;
-use super::{ChatInput, Inner};
+use super::{ChatInput, Inner, TemplateError};
 
 /// Which ways of saying things a template understands. It cannot be asked, so it is shown small conversations
 /// once and judged by what it writes.
@@ -19,14 +21,21 @@ pub(super) struct Capabilities {
 
 impl Capabilities {
     pub(super) fn probe(template: &Inner, name: &str) -> Self {
+        let exhausted = Cell::new(false);
         let write = |messages: Value| -> Option<String> {
+            if exhausted.get() {
+                return None;
+            }
             let input = ChatInput {
                 messages: &messages,
                 tools: None,
                 add_generation_prompt: true,
                 kwargs: &Map::new(),
             };
-            template.render(name, &input).ok()
+            let written = template.render(name, &input);
+            // One that takes all it can get would do so every time.
+            exhausted.set(written == Err(TemplateError::TooMuch));
+            written.ok()
         };
         let says = |text: &Option<String>| text.as_ref().is_some_and(|text| text.contains(NEEDLE));
 

@@ -1,0 +1,13 @@
+//! Tokenizers and templates against what other implementations make of the same files.
+
+#![allow(clippy::unwrap_used)]
+
+mod decoding;
+mod end_tokens;
+mod files;
+mod hostile;
+mod messages;
+mod real_models;
+mod sources;
+mod templates;
+mod vectors;
