@@ -180,7 +180,7 @@ fn sizes_that_cannot_be_are_refused() {
     );
     assert_eq!(
         error("head_dim", json!(33)),
-        "`head_dim` in config.json is 33, expected an even number"
+        "`head_dim` in config.json is 33, expected an even number up to 65536"
     );
     assert_eq!(
         error("hidden_act", json!("gelu")),
@@ -200,9 +200,14 @@ fn sizes_that_cannot_be_are_refused() {
 }
 
 #[test]
-fn a_billion_layers_end_at_the_first_that_is_missing() {
+fn numbers_too_large_end_before_they_take_memory() {
     let error = Altered::new("llama/tied").config("num_hidden_layers", json!(1 << 30)).error();
     assert_eq!(error, "FOLDER has no tensor `model.layers.2.input_layernorm.weight`");
+    let error = Altered::new("llama/tied").config("head_dim", json!(1 << 30)).error();
+    assert_eq!(
+        error,
+        "`head_dim` in FOLDER/config.json is 1073741824, expected an even number up to 65536"
+    );
 }
 
 /// The logits after each token, of one sequence in one step.

@@ -131,11 +131,10 @@ impl Sizes {
                 return Err(config.error("hidden_size", &what));
             }
         };
-        if !head_dim.is_multiple_of(2) {
-            // Rope turns pairs.
-            return Err(
-                config.error("head_dim", &format!("is {head_dim}, expected an even number"))
-            );
+        // Rope turns pairs, and is made before any tensor's shape could show that the number is absurd.
+        if !head_dim.is_multiple_of(2) || head_dim > MAX_HEAD_DIM {
+            let what = format!("is {head_dim}, expected an even number up to {MAX_HEAD_DIM}");
+            return Err(config.error("head_dim", &what));
         }
         let rms_norm_eps = config.optional_f32("rms_norm_eps")?.unwrap_or(DEFAULT_EPS);
         if rms_norm_eps < 0.0 {
@@ -177,5 +176,6 @@ impl Sizes {
 
 /// Two names of `x * sigmoid(x)`.
 const SILU: [Option<&str>; 2] = [Some("silu"), Some("swish")];
+const MAX_HEAD_DIM: usize = 1 << 16;
 /// What the families' own configuration classes take where the key is absent.
 const DEFAULT_EPS: f32 = 1e-6;

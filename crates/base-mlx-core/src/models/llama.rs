@@ -2,7 +2,7 @@
 //! al. 2023, arXiv:2310.06825), and the many that are built like them, SmolLM2 among them.
 
 use crate::backend::{Attend, Backend, Rope};
-use crate::nn::{Bias, Linear, rope, windows};
+use crate::nn::{Bias, Linear, Windows, rope};
 use crate::step::Step;
 use crate::tensor::Tensor;
 use crate::weights::{LoadError, Loader};
@@ -16,8 +16,8 @@ pub(super) fn load<B: Backend>(loader: &Loader<B>) -> Result<Box<dyn LanguageMod
     let bias = Bias::from(config.bool_or("attention_bias", false)?);
     let rope = rope(loader, sizes.head_dim)?;
     // A Mistral's window is every layer's; a Llama has none unless its `layer_types` say so.
-    let mistral = config.model_type()? == "mistral";
-    let windows = windows(config, sizes.num_hidden_layers, |_| mistral)?;
+    let first = (config.model_type()? == "mistral").then_some(0);
+    let windows = Windows::read(config, sizes.num_hidden_layers, first)?;
     let decoder = Decoder::load(loader, &sizes, |loader, layer| {
         Ok(Attention {
             q_proj: Linear::load(loader, "q_proj", sizes.q_proj(), bias)?,
@@ -27,7 +27,7 @@ pub(super) fn load<B: Backend>(loader: &Loader<B>) -> Result<Box<dyn LanguageMod
             head_dim: sizes.head_dim,
             rope: rope.clone(),
             layer,
-            how: Attend { scale: sizes.scale(), window: windows[layer] },
+            how: Attend { scale: sizes.scale(), window: windows.of(layer) },
         })
     })?;
     Ok(Box::new(decoder))

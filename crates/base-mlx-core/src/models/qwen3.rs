@@ -28,7 +28,7 @@ pub(super) fn load<B: Backend>(loader: &Loader<B>) -> Result<Box<dyn LanguageMod
             head_dim,
             rope: rope.clone(),
             layer,
-            how: Attend { scale: sizes.scale(), window: windows[layer] },
+            how: Attend { scale: sizes.scale(), window: windows.of(layer) },
         })
     })?;
     Ok(Box::new(decoder))

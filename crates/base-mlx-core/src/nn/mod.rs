@@ -15,4 +15,4 @@ pub use linear::{Bias, Linear};
 pub use mlp::GatedMlp;
 pub use norm::RmsNorm;
 pub use rope::rope;
-pub use window::windows;
+pub use window::Windows;
