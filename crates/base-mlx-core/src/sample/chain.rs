@@ -115,30 +115,36 @@ pub(super) fn filter(logits: &[f32], params: &SamplingParams, maximum: f32) -> V
     }
     if limits_mass {
         let of_all = if limits_count { None } else { Some(mass(logits, maximum, temperature)) };
-        // All tokens below this together are less than what may be missing from `top_p`. The slack is for rounding.
-        let useful = of_all
-            .map_or(0.0, |all| (1.0 - f64::from(params.top_p)) * all / logits.len() as f64 * 0.99);
-        let mut candidates: Vec<(Rank, f32)> = kept(logits, last)
+        // All tokens below this together are less than what may be missing from `top_p`.
+        let useless = |all: f64| (1.0 - f64::from(params.top_p)) * all / logits.len() as f64;
+        let floor = of_all.map_or(f32::MIN, |all| logit_of(useless(all), maximum, temperature));
+        let candidates: Vec<(Rank, f32)> = kept(logits, last, floor)
             .map(|rank| (rank, weight(rank.logit, maximum, temperature)))
-            .filter(|&(_, weight)| f64::from(weight) >= useful)
             .collect();
         let all =
             of_all.unwrap_or_else(|| candidates.iter().map(|&(_, weight)| f64::from(weight)).sum());
-        last = reaching(&mut candidates, f64::from(params.top_p) * all).unwrap_or(last);
+        last = reaching(&candidates, f64::from(params.top_p) * all).unwrap_or(last);
     }
-    kept(logits, last)
+    let floor = logit_of(f64::from(params.min_p), maximum, temperature);
+    kept(logits, last, floor)
         .map(|rank| (rank.token, weight(rank.logit, maximum, temperature)))
         .filter(|&(_, weight)| weight >= params.min_p && weight > 0.0)
         .collect()
 }
 
-/// What is not banned and not after `last`, by id.
-fn kept(logits: &[f32], last: Rank) -> impl Iterator<Item = Rank> {
-    let floor = last.logit.max(f32::MIN);
+/// A logit whose weight is less than `weight`, by no more than a few thousandths.
+fn logit_of(weight: f64, maximum: f32, temperature: f32) -> f32 {
+    let logit = f64::from(maximum) + f64::from(temperature) * (weight.ln() - 0.002);
+    (logit as f32).max(f32::MIN)
+}
+
+/// What is not after `last` and not below `floor`, which is finite, by id.
+fn kept(logits: &[f32], last: Rank, floor: f32) -> impl Iterator<Item = Rank> {
+    let floor = last.logit.max(floor);
     let ranks = logits.iter().enumerate().filter(move |&(_, &logit)| logit >= floor);
     ranks
         .map(|(token, &logit)| Rank { logit, token: token as TokenId })
-        .filter(move |rank| rank.order(&last).is_le())
+        .filter(move |rank| rank.logit > last.logit || rank.token <= last.token)
 }
 
 fn draw_from(kept: &[(TokenId, f32)], uniform: f64) -> TokenId {

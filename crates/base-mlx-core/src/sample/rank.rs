@@ -47,9 +47,36 @@ pub(super) fn best(logits: &[f32], count: usize) -> Vec<Rank> {
     gathered
 }
 
-/// The last token of the smallest set of best tokens whose weights reach `target`. Of a half that cannot contain it only
-/// the sum is taken, so this is linear.
-pub(super) fn reaching(candidates: &mut [(Rank, f32)], target: f64) -> Option<Rank> {
+/// The last token of the smallest set of best tokens whose weights reach `target`.
+pub(super) fn reaching(candidates: &[(Rank, f32)], target: f64) -> Option<Rank> {
+    // Sort by buckets of logits, of which only the one that contains the last token is looked into.
+    const BUCKETS: usize = 1024;
+    let logits = candidates.iter().map(|(rank, _)| rank.logit);
+    let largest = logits.clone().fold(f32::NEG_INFINITY, f32::max);
+    let scale = BUCKETS as f32 / (largest - logits.fold(f32::INFINITY, f32::min));
+    // Equal logits give NaN, which is bucket 0.
+    let bucket = |rank: &Rank| (((largest - rank.logit) * scale) as usize).min(BUCKETS - 1);
+    let mut sums = [0.0; BUCKETS];
+    for (rank, weight) in candidates {
+        sums[bucket(rank)] += f64::from(*weight);
+    }
+    let mut before = 0.0;
+    let mut last = None;
+    for (index, &sum) in sums.iter().enumerate().filter(|&(_, &sum)| sum > 0.0) {
+        last = Some((index, before));
+        if before + sum >= target {
+            break;
+        }
+        before += sum;
+    }
+    let (index, before) = last?;
+    let mut inside: Vec<_> =
+        candidates.iter().filter(|(rank, _)| bucket(rank) == index).copied().collect();
+    reaching_inside(&mut inside, target - before)
+}
+
+/// The same by halving. Of the half that cannot contain the token only the sum is taken.
+fn reaching_inside(candidates: &mut [(Rank, f32)], target: f64) -> Option<Rank> {
     const FEW: usize = 16;
     let order = |a: &(Rank, f32), b: &(Rank, f32)| a.0.order(&b.0);
     let (mut start, mut end, mut sum) = (0, candidates.len(), 0.0);

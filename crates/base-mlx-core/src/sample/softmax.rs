@@ -17,22 +17,28 @@ pub(super) fn maximum(logits: &[f32]) -> f32 {
 }
 
 /// A token's share of the probability, before division by the sum of all: the most probable token's is 1.
+#[inline(always)]
 pub(super) fn weight(logit: f32, maximum: f32, temperature: f32) -> f32 {
     exp((logit - maximum) / temperature)
 }
 
-/// Sum of the weights of `logits`, at most a few hundred of them: it is taken in single precision.
+/// Sum of the weights of at most `BLOCK` logits, partly taken in single precision.
 pub(super) fn block_mass(logits: &[f32], maximum: f32, temperature: f32) -> f64 {
+    // First a loop without sums, then one without exponentials: the compiler makes vectors of either, not of both.
+    let mut weights = [0.0; BLOCK];
+    let weights = &mut weights[..logits.len()];
+    for (slot, &logit) in weights.iter_mut().zip(logits) {
+        *slot = weight(logit, maximum, temperature);
+    }
     let mut lanes = [0.0; LANES];
-    let chunks = logits.chunks_exact(LANES);
+    let chunks = weights.chunks_exact(LANES);
     let rest = chunks.remainder();
     for chunk in chunks {
-        for (lane, &logit) in lanes.iter_mut().zip(chunk) {
-            *lane += weight(logit, maximum, temperature);
+        for (lane, weight) in lanes.iter_mut().zip(chunk) {
+            *lane += weight;
         }
     }
-    let rest = rest.iter().map(|&logit| f64::from(weight(logit, maximum, temperature)));
-    lanes.iter().map(|&lane| f64::from(lane)).chain(rest).sum()
+    lanes.iter().chain(rest).map(|&weight| f64::from(weight)).sum()
 }
 
 /// Sum of the weights of all logits.
@@ -45,7 +51,7 @@ pub(super) const BLOCK: usize = 256;
 const LANES: usize = 8;
 
 /// eˣ for x ≤ 0, to 2 units in the last place; 0 below −87, where single precision ends, and for NaN.
-#[inline]
+#[inline(always)]
 fn exp(x: f32) -> f32 {
     let inside = x.max(-87.0);
     // Adding 1.5·2²³ leaves the nearest whole number in the low bits.
