@@ -1,0 +1,221 @@
+use std::fmt::Write as _;
+
+use axum::Json;
+use axum::http::{HeaderValue, Method, StatusCode, header};
+use axum::response::{IntoResponse, Response};
+use base_mlx_core::engine::GenerateError;
+use serde_json::{Value, json};
+
+/// Everything a client can be told went wrong, in the one envelope that all OpenAI clients read:
+/// `{"error":{"message","type","param","code"}}`.
+#[derive(Clone, Debug, thiserror::Error)]
+pub(crate) enum ApiError {
+    /// The request is wrong; `param` is the path of the field, like `messages[0].content`.
+    #[error("{message}")]
+    Invalid { param: Option<String>, message: String },
+    /// The parameter is known, and what it asks for cannot be done here.
+    #[error("{message}")]
+    Unsupported { param: String, message: String },
+    #[error(
+        "the prompt has {prompt} tokens, but the model's maximum context length is {context} tokens\n\
+         hint: shorten the prompt, or start the server with a larger context"
+    )]
+    ContextLength { param: &'static str, prompt: usize, context: usize },
+    #[error("the model `{model}` does not exist{}", did_you_mean(.closest))]
+    ModelNotFound { model: String, closest: Vec<String> },
+    /// The model is there, and is of a kind that cannot do this.
+    #[error("{message}")]
+    ModelUnsuitable { message: String },
+    /// The model is there, and its files are broken or unreadable.
+    #[error("the model `{model}` cannot be loaded: {message}")]
+    LoadFailed { model: String, message: String },
+    #[error("the model `{model}` cannot be loaded now: {message}")]
+    LoadRefused { model: String, message: String },
+    #[error("there is nothing at {path}")]
+    UnknownPath { path: String },
+    #[error("{method} is not allowed on {path}")]
+    MethodNotAllowed { method: Method, path: String },
+    #[error("the request's body is larger than {limit_bytes} bytes")]
+    BodyTooLarge { limit_bytes: usize },
+    #[error(
+        "an API key is needed: send it as `Authorization: Bearer KEY`, and check that it is right"
+    )]
+    Unauthorized,
+    #[error("{message}")]
+    Forbidden { code: &'static str, message: String },
+    #[error("{running} requests are being answered, which is all this server takes at once")]
+    TooManyRequests { running: usize },
+    #[error("the server is shutting down")]
+    ShuttingDown,
+    #[error("{message}")]
+    Internal { message: String },
+}
+
+impl ApiError {
+    pub(crate) fn invalid(param: impl Into<String>, message: impl Into<String>) -> Self {
+        Self::Invalid { param: Some(param.into()), message: message.into() }
+    }
+
+    pub(crate) fn unsupported(param: impl Into<String>, message: impl Into<String>) -> Self {
+        Self::Unsupported { param: param.into(), message: message.into() }
+    }
+
+    pub(crate) fn internal(message: impl Into<String>) -> Self {
+        Self::Internal { message: message.into() }
+    }
+
+    pub(crate) fn status(&self) -> StatusCode {
+        match self {
+            Self::Invalid { .. }
+            | Self::Unsupported { .. }
+            | Self::ContextLength { .. }
+            | Self::ModelUnsuitable { .. } => StatusCode::BAD_REQUEST,
+            Self::Unauthorized => StatusCode::UNAUTHORIZED,
+            Self::Forbidden { .. } => StatusCode::FORBIDDEN,
+            Self::ModelNotFound { .. } | Self::UnknownPath { .. } => StatusCode::NOT_FOUND,
+            Self::MethodNotAllowed { .. } => StatusCode::METHOD_NOT_ALLOWED,
+            Self::BodyTooLarge { .. } => StatusCode::PAYLOAD_TOO_LARGE,
+            Self::TooManyRequests { .. } => StatusCode::TOO_MANY_REQUESTS,
+            Self::LoadFailed { .. } | Self::Internal { .. } => StatusCode::INTERNAL_SERVER_ERROR,
+            Self::LoadRefused { .. } | Self::ShuttingDown => StatusCode::SERVICE_UNAVAILABLE,
+        }
+    }
+
+    /// The envelope, as it is sent in a body of its own or in the middle of a stream.
+    pub(crate) fn envelope(&self) -> Value {
+        json!({
+            "error": {
+                "message": self.to_string(),
+                "type": self.kind(),
+                "param": self.param(),
+                "code": self.code(),
+            }
+        })
+    }
+
+    fn kind(&self) -> &'static str {
+        match self {
+            Self::TooManyRequests { .. } => "rate_limit_error",
+            _ if self.status().is_server_error() => "server_error",
+            _ => "invalid_request_error",
+        }
+    }
+
+    fn param(&self) -> Option<&str> {
+        match self {
+            Self::Invalid { param, .. } => param.as_deref(),
+            Self::Unsupported { param, .. } => Some(param),
+            Self::ContextLength { param, .. } => Some(param),
+            Self::ModelNotFound { .. } | Self::ModelUnsuitable { .. } => Some("model"),
+            _ => None,
+        }
+    }
+
+    fn code(&self) -> Option<&'static str> {
+        match self {
+            Self::Invalid { .. } | Self::Internal { .. } => None,
+            Self::Unsupported { .. } => Some("unsupported_parameter"),
+            Self::ContextLength { .. } => Some("context_length_exceeded"),
+            Self::ModelNotFound { .. } => Some("model_not_found"),
+            Self::ModelUnsuitable { .. } => Some("model_not_supported"),
+            Self::LoadFailed { .. } | Self::LoadRefused { .. } => Some("model_load_failed"),
+            Self::UnknownPath { .. } => Some("unknown_url"),
+            Self::MethodNotAllowed { .. } => Some("method_not_supported"),
+            Self::BodyTooLarge { .. } => Some("request_too_large"),
+            Self::Unauthorized => Some("invalid_api_key"),
+            Self::Forbidden { code, .. } => Some(code),
+            Self::TooManyRequests { .. } => Some("rate_limit_exceeded"),
+            Self::ShuttingDown => Some("shutting_down"),
+        }
+    }
+
+    /// When it makes sense to ask again, in seconds.
+    fn retry_after(&self) -> Option<&'static str> {
+        match self {
+            Self::TooManyRequests { .. } => Some("1"),
+            Self::LoadRefused { .. } | Self::ShuttingDown => Some("5"),
+            _ => None,
+        }
+    }
+}
+
+impl IntoResponse for ApiError {
+    fn into_response(self) -> Response {
+        let mut response = (self.status(), Json(self.envelope())).into_response();
+        let headers = response.headers_mut();
+        if let Some(seconds) = self.retry_after() {
+            headers.insert(header::RETRY_AFTER, HeaderValue::from_static(seconds));
+        }
+        match self {
+            Self::Unauthorized => {
+                headers.insert(header::WWW_AUTHENTICATE, HeaderValue::from_static("Bearer"));
+            }
+            // What is left of such a body is not worth reading, and a server that leaves takes no second request.
+            Self::BodyTooLarge { .. } | Self::ShuttingDown => {
+                headers.insert(header::CONNECTION, HeaderValue::from_static("close"));
+            }
+            _ => {}
+        }
+        response
+    }
+}
+
+impl From<GenerateError> for ApiError {
+    fn from(error: GenerateError) -> Self {
+        match error {
+            GenerateError::PromptTooLong { prompt, context } => {
+                Self::ContextLength { param: "messages", prompt, context }
+            }
+            GenerateError::PromptEmpty => Self::Invalid { param: None, message: error.to_string() },
+            GenerateError::NoTokenLeft(_) => Self::invalid("logit_bias", error.to_string()),
+            GenerateError::Failed(_) => Self::Internal { message: error.to_string() },
+            GenerateError::ShuttingDown => Self::ShuttingDown,
+        }
+    }
+}
+
+fn did_you_mean(closest: &[String]) -> String {
+    let mut text = String::new();
+    for (index, name) in closest.iter().enumerate() {
+        let before = if index == 0 { "\nhint: the closest names are " } else { ", " };
+        let _ = write!(text, "{before}`{name}`");
+    }
+    text
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn every_envelope_has_all_four_keys() {
+        let errors = [
+            ApiError::invalid("messages[0].content", "wrong"),
+            ApiError::Invalid { param: None, message: "wrong".into() },
+            ApiError::unsupported("tools", "no"),
+            ApiError::ModelNotFound { model: "a\"\n\u{7}".into(), closest: vec!["b".into()] },
+            ApiError::UnknownPath { path: "/x".into() },
+            ApiError::TooManyRequests { running: 3 },
+            ApiError::ShuttingDown,
+            ApiError::internal("broken"),
+        ];
+        for error in errors {
+            let envelope = error.envelope();
+            let keys: Vec<&String> = envelope["error"].as_object().unwrap().keys().collect();
+            assert_eq!(keys, ["message", "type", "param", "code"], "{error:?}");
+            assert!(envelope["error"]["message"].is_string());
+        }
+    }
+
+    #[test]
+    fn an_unknown_model_comes_with_the_closest_names() {
+        let error = ApiError::ModelNotFound {
+            model: "smolm2".into(),
+            closest: vec!["smollm2".into(), "smollm3".into()],
+        };
+        assert_eq!(
+            error.to_string(),
+            "the model `smolm2` does not exist\nhint: the closest names are `smollm2`, `smollm3`"
+        );
+    }
+}

@@ -1,0 +1,260 @@
+use std::collections::HashMap;
+use std::path::{Path, PathBuf};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::SystemTime;
+
+use base_mlx_core::engine::{Device, Engine, EngineOptions};
+use base_mlx_core::store::{ModelDir, Store, StoreError};
+use base_mlx_core::weights::{Checkpoint, LoadError};
+use tokio::sync::watch;
+
+use crate::error::ApiError;
+use crate::request::Defaults;
+
+/// All models that can be asked for, and the engines of those that were. Models are loaded when they are first asked
+/// for, each on a thread of its own, so that loading one delays no other.
+pub(crate) struct Models {
+    store: Store,
+    device: Device,
+    engine: EngineOptions,
+    /// Of requests that name none.
+    default: Option<ModelDir>,
+    slots: Mutex<HashMap<PathBuf, Slot>>,
+    /// What headers on disk said about the context, and when those files were written.
+    contexts: Mutex<HashMap<PathBuf, (SystemTime, Option<usize>)>>,
+}
+
+enum Slot {
+    Loading(watch::Receiver<Option<Loaded>>),
+    Ready(Arc<Model>),
+}
+
+type Loaded = Result<Arc<Model>, ApiError>;
+
+/// A model in memory.
+pub(crate) struct Model {
+    pub engine: Engine,
+    directory: ModelDir,
+}
+
+/// A model that can be asked for, loaded or not.
+#[derive(Clone, Debug)]
+pub(crate) struct Listed {
+    pub name: String,
+    pub bytes: u64,
+    pub created: SystemTime,
+    pub loaded: bool,
+    /// Unknown of files that cannot be read.
+    pub context: Option<usize>,
+    path: PathBuf,
+}
+
+impl Model {
+    /// What requests to this model may leave open.
+    pub(crate) fn defaults(&self) -> Defaults {
+        let info = self.engine.info();
+        Defaults { vocab_size: info.vocab_size, sampling: info.sampling.clone() }
+    }
+}
+
+impl Models {
+    pub(crate) fn new(
+        store: Store,
+        device: Device,
+        engine: EngineOptions,
+        default: Option<ModelDir>,
+    ) -> Arc<Self> {
+        let (slots, contexts) = (Mutex::default(), Mutex::default());
+        Arc::new(Self { store, device, engine, default, slots, contexts })
+    }
+
+    /// The model of that name, loaded if need be, and the name by which answers call it.
+    pub(crate) async fn get(
+        self: &Arc<Self>,
+        name: Option<&str>,
+    ) -> Result<(Arc<Model>, String), ApiError> {
+        let directory = match (name, &self.default) {
+            (Some(name), _) => self.find(name).await?,
+            (None, Some(default)) => default.clone(),
+            (None, None) => {
+                let message = "`model` is missing, and the server has no model of its own";
+                return Err(ApiError::invalid("model", message));
+            }
+        };
+        let called = name.unwrap_or(&directory.name).to_owned();
+        Ok((self.load(directory).await?, called))
+    }
+
+    /// Every model on disk or in memory, by name.
+    pub(crate) async fn list(self: &Arc<Self>) -> Result<Vec<Listed>, ApiError> {
+        let models = Arc::clone(self);
+        blocking(move || models.list_now()).await
+    }
+
+    /// The model of that name, which need not be loaded.
+    pub(crate) async fn show(self: &Arc<Self>, name: &str) -> Result<Listed, ApiError> {
+        let directory = self.find(name).await?;
+        let models = Arc::clone(self);
+        let name = name.to_owned();
+        blocking(move || models.listed(name, directory.path, directory.bytes)).await
+    }
+
+    /// The names of the models in memory.
+    pub(crate) fn loaded(&self) -> Vec<String> {
+        let mut names: Vec<String> =
+            self.ready().iter().map(|model| model.directory.name.clone()).collect();
+        names.sort_unstable();
+        names
+    }
+
+    async fn find(self: &Arc<Self>, name: &str) -> Result<ModelDir, ApiError> {
+        if let Some(default) = self.default.as_ref().filter(|default| default.name == name) {
+            return Ok(default.clone());
+        }
+        if let Some(model) = self.ready().into_iter().find(|model| model.directory.name == name) {
+            return Ok(model.directory.clone());
+        }
+        let unknown = |closest| ApiError::ModelNotFound { model: name.to_owned(), closest };
+        let store = self.store.clone();
+        let asked = name.to_owned();
+        match blocking(move || store.find_installed(&asked)).await? {
+            Ok(directory) => Ok(directory),
+            Err(StoreError::NotFound { closest, .. }) => Err(unknown(closest)),
+            Err(error) => Err(ApiError::internal(error.to_string())),
+        }
+    }
+
+    /// Whoever asks while a model is being loaded waits for that load and shares its outcome; after a failure the
+    /// next one to ask tries again.
+    async fn load(self: &Arc<Self>, directory: ModelDir) -> Loaded {
+        let mut outcome = {
+            let mut slots = self.slots();
+            match slots.get(&directory.path) {
+                Some(Slot::Ready(model)) => return Ok(Arc::clone(model)),
+                Some(Slot::Loading(outcome)) => outcome.clone(),
+                None => {
+                    let (sender, outcome) = watch::channel(None);
+                    slots.insert(directory.path.clone(), Slot::Loading(outcome.clone()));
+                    // A task of its own: it goes on if the client that caused it goes.
+                    tokio::spawn(Arc::clone(self).start(directory, sender));
+                    outcome
+                }
+            }
+        };
+        let loaded = outcome.wait_for(Option::is_some).await;
+        match loaded.as_deref() {
+            Ok(Some(loaded)) => loaded.clone(),
+            _ => Err(ApiError::internal("the model's load was given up")),
+        }
+    }
+
+    async fn start(self: Arc<Self>, directory: ModelDir, sender: watch::Sender<Option<Loaded>>) {
+        let path = directory.path.clone();
+        let starting = {
+            let (directory, device, options) =
+                (directory.clone(), self.device.clone(), self.engine.clone());
+            move || Engine::start(&directory.path, &directory.name, &device, options)
+        };
+        let loaded = match blocking(starting).await {
+            Ok(Ok(engine)) => Ok(Arc::new(Model { engine, directory })),
+            Ok(Err(error)) => Err(refused(directory.name, &error)),
+            Err(error) => Err(error),
+        };
+        match &loaded {
+            Ok(model) => {
+                self.slots().insert(path, Slot::Ready(Arc::clone(model)));
+            }
+            Err(error) => {
+                tracing::warn!(%error, "model not loaded");
+                self.slots().remove(&path);
+            }
+        }
+        sender.send_replace(Some(loaded));
+    }
+
+    fn list_now(&self) -> Vec<Listed> {
+        let on_disk =
+            self.store.list().into_iter().map(|entry| (entry.name, entry.path, entry.bytes));
+        let ready = self.ready();
+        let others = self
+            .default
+            .iter()
+            .chain(ready.iter().map(|model| &model.directory))
+            .map(|directory| (directory.name.clone(), directory.path.clone(), directory.bytes));
+        let mut models: Vec<Listed> = Vec::new();
+        for (name, path, bytes) in on_disk.chain(others) {
+            if !models.iter().any(|model| model.name == name || model.path == path) {
+                models.push(self.listed(name, path, bytes));
+            }
+        }
+        models.sort_by(|a, b| a.name.cmp(&b.name));
+        models
+    }
+
+    fn listed(&self, name: String, path: PathBuf, bytes: u64) -> Listed {
+        let created = std::fs::metadata(&path).and_then(|file| file.modified());
+        let created = created.unwrap_or(SystemTime::UNIX_EPOCH);
+        let ready = match self.slots().get(&path) {
+            Some(Slot::Ready(model)) => Some(Arc::clone(model)),
+            _ => None,
+        };
+        let context = match &ready {
+            Some(model) => Some(model.engine.info().context),
+            None => self.context_on_disk(&path, created),
+        };
+        Listed { name, bytes, created, loaded: ready.is_some(), context, path }
+    }
+
+    /// Reads headers only, and those once.
+    fn context_on_disk(&self, path: &Path, written: SystemTime) -> Option<usize> {
+        let known = lock(&self.contexts).get(path).filter(|known| known.0 == written).copied();
+        if let Some((_, context)) = known {
+            return context;
+        }
+        let context = Checkpoint::open(path)
+            .ok()
+            .and_then(|checkpoint| checkpoint.config().count("max_position_embeddings").ok())
+            .map(|context| self.engine.context.map_or(context, |limit| limit.min(context)));
+        lock(&self.contexts).insert(path.to_owned(), (written, context));
+        context
+    }
+
+    fn ready(&self) -> Vec<Arc<Model>> {
+        let slots = self.slots();
+        let ready = slots.values().filter_map(|slot| match slot {
+            Slot::Ready(model) => Some(Arc::clone(model)),
+            Slot::Loading(_) => None,
+        });
+        ready.collect()
+    }
+
+    fn slots(&self) -> MutexGuard<'_, HashMap<PathBuf, Slot>> {
+        lock(&self.slots)
+    }
+}
+
+/// Runs what reads disks or computes for long where it holds up no request.
+pub(crate) async fn blocking<T: Send + 'static>(
+    work: impl FnOnce() -> T + Send + 'static,
+) -> Result<T, ApiError> {
+    let done = tokio::task::spawn_blocking(work).await;
+    done.map_err(|_| ApiError::internal("the server failed while it prepared the answer"))
+}
+
+/// No map is ever left half changed, so a panic elsewhere does not spoil it.
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+fn refused(model: String, error: &LoadError) -> ApiError {
+    let message = error.to_string();
+    match error {
+        LoadError::UnknownFamily { .. } | LoadError::Unsupported { .. } => {
+            ApiError::ModelUnsuitable {
+                message: format!("the model `{model}` cannot be used here: {message}"),
+            }
+        }
+        LoadError::Device(_) => ApiError::LoadRefused { model, message },
+        _ => ApiError::LoadFailed { model, message },
+    }
+}

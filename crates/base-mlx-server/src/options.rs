@@ -1,0 +1,49 @@
+use std::time::Duration;
+
+use base_mlx_core::engine::EngineOptions;
+use base_mlx_core::store::ModelDir;
+
+/// How the server listens, whom it lets in, and what it serves.
+#[derive(Clone, Debug)]
+pub struct ServerOptions {
+    /// A name or an address to listen on.
+    pub host: String,
+    /// 0 lets the system choose; `Server::address` says what it chose.
+    pub port: u16,
+    /// The model of requests that name none.
+    pub model: Option<ModelDir>,
+    /// For every model that is loaded.
+    pub engine: EngineOptions,
+    /// Keys of which a request must bear one; none lets everybody in.
+    pub api_keys: Vec<String>,
+    /// Names beside the loopback ones that a `Host` header may carry; `*` allows all.
+    pub allow_hosts: Vec<String>,
+    /// Origins whose web pages may read the answers.
+    pub cors: Vec<String>,
+    /// The largest request body.
+    pub body_bytes: usize,
+    /// How many answers may be under way or waiting; what comes on top is told to come back later.
+    pub max_requests: usize,
+    /// How long a stream may be silent before a comment shows that it lives.
+    pub keep_alive: Duration,
+    /// How long running answers may go on after the shutdown began.
+    pub grace: Duration,
+}
+
+impl Default for ServerOptions {
+    fn default() -> Self {
+        Self {
+            host: "127.0.0.1".into(),
+            port: 11435,
+            model: None,
+            engine: EngineOptions::default(),
+            api_keys: Vec::new(),
+            allow_hosts: Vec::new(),
+            cors: Vec::new(),
+            body_bytes: 32 * 1024 * 1024,
+            max_requests: 512,
+            keep_alive: Duration::from_secs(10),
+            grace: Duration::from_secs(30),
+        }
+    }
+}

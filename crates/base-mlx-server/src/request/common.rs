@@ -1,0 +1,360 @@
+use std::collections::BTreeMap;
+use std::fmt::Display;
+use std::hash::{BuildHasher, RandomState};
+use std::ops::RangeInclusive;
+
+use base_mlx_core::TokenId;
+use base_mlx_core::engine::{GenerateRequest, SamplingDefaults};
+use base_mlx_core::sample::SamplingParams;
+use serde::Deserialize;
+use serde_json::Number;
+
+use crate::error::ApiError;
+use crate::request::JsonObject;
+
+/// What chat and plain completions have in common, checked.
+#[derive(Clone, Debug)]
+pub(crate) struct Common {
+    /// `None` is the server's own model.
+    pub model: Option<String>,
+    pub stream: bool,
+    pub include_usage: bool,
+    pub choices: usize,
+    pub stop: Vec<String>,
+    pub max_tokens: Option<usize>,
+    ignore_end: bool,
+    seed: u64,
+    /// What the request leaves open is the model's to say.
+    sampling: SamplingDefaults,
+    presence_penalty: f32,
+    frequency_penalty: f32,
+    logit_bias: Vec<(TokenId, f32)>,
+}
+
+/// What a model says about itself that requests depend on.
+#[derive(Clone, Debug)]
+pub(crate) struct Defaults {
+    pub vocab_size: usize,
+    /// The values of its generation_config.json, where it has one.
+    pub sampling: SamplingDefaults,
+}
+
+#[derive(Deserialize)]
+struct Fields {
+    model: Option<String>,
+    stream: Option<bool>,
+    stream_options: Option<StreamOptions>,
+    n: Option<u64>,
+    stop: Option<Stop>,
+    max_tokens: Option<i64>,
+    ignore_eos: Option<bool>,
+    seed: Option<Number>,
+    temperature: Option<f64>,
+    top_k: Option<i64>,
+    top_p: Option<f64>,
+    min_p: Option<f64>,
+    repetition_penalty: Option<f64>,
+    presence_penalty: Option<f64>,
+    frequency_penalty: Option<f64>,
+    logit_bias: Option<BTreeMap<String, f64>>,
+}
+
+#[derive(Deserialize)]
+struct StreamOptions {
+    include_usage: Option<bool>,
+}
+
+#[derive(Deserialize)]
+#[serde(untagged, expecting = "expected a string or an array of strings")]
+enum Stop {
+    One(String),
+    Many(Vec<String>),
+}
+
+impl Common {
+    /// `least_tokens` is the smallest `max_tokens` that makes sense.
+    pub(crate) fn parse(body: &JsonObject, least_tokens: u64) -> Result<Self, ApiError> {
+        let fields: Fields = body.read()?;
+        let stream = fields.stream.unwrap_or(false);
+        if fields.stream_options.is_some() && !stream {
+            return Err(ApiError::invalid(
+                "stream_options",
+                "`stream_options` is only allowed with `stream: true`",
+            ));
+        }
+        Ok(Self {
+            model: fields.model,
+            stream,
+            include_usage: fields
+                .stream_options
+                .and_then(|options| options.include_usage)
+                .unwrap_or(false),
+            choices: in_range("n", fields.n, 1..=MOST_CHOICES)?.unwrap_or(1) as usize,
+            stop: stop_strings(fields.stop)?,
+            max_tokens: max_tokens("max_tokens", fields.max_tokens, least_tokens)?,
+            ignore_end: fields.ignore_eos.unwrap_or(false),
+            seed: fields.seed.map_or_else(|| Ok(random_seed()), |seed| fold_seed(&seed))?,
+            sampling: SamplingDefaults {
+                temperature: in_range("temperature", fields.temperature, 0.0..=2.0)?
+                    .map(|given| given as f32),
+                top_k: in_range("top_k", fields.top_k, -1..=i64::MAX)?
+                    .map(|given| given.max(0) as usize),
+                top_p: above_zero("top_p", fields.top_p, 1.0)?,
+                min_p: in_range("min_p", fields.min_p, 0.0..=1.0)?.map(|given| given as f32),
+                repetition_penalty: above_zero(
+                    "repetition_penalty",
+                    fields.repetition_penalty,
+                    10.0,
+                )?,
+            },
+            presence_penalty: penalty("presence_penalty", fields.presence_penalty)?,
+            frequency_penalty: penalty("frequency_penalty", fields.frequency_penalty)?,
+            logit_bias: logit_bias(fields.logit_bias.unwrap_or_default())?,
+        })
+    }
+
+    /// What the engine is to do with one prompt.
+    pub(crate) fn request(
+        &self,
+        prompt: Vec<TokenId>,
+        logprobs: Option<usize>,
+        defaults: &Defaults,
+    ) -> Result<GenerateRequest, ApiError> {
+        let vocab_size = defaults.vocab_size;
+        if let Some((token, _)) =
+            self.logit_bias.iter().find(|(token, _)| *token as usize >= vocab_size)
+        {
+            return Err(ApiError::invalid(
+                "logit_bias",
+                format!("`logit_bias` names token {token}, the vocabulary has {vocab_size} tokens"),
+            ));
+        }
+        let (given, model) = (&self.sampling, &defaults.sampling);
+        Ok(GenerateRequest {
+            prompt,
+            choices: self.choices,
+            sampling: SamplingParams {
+                temperature: given.temperature.or(model.temperature).unwrap_or(1.0),
+                top_k: given.top_k.or(model.top_k).unwrap_or(0),
+                top_p: given.top_p.or(model.top_p).unwrap_or(1.0),
+                min_p: given.min_p.or(model.min_p).unwrap_or(0.0),
+                repetition_penalty: given
+                    .repetition_penalty
+                    .or(model.repetition_penalty)
+                    .unwrap_or(1.0),
+                presence_penalty: self.presence_penalty,
+                frequency_penalty: self.frequency_penalty,
+                logit_bias: self.logit_bias.clone(),
+                seed: self.seed,
+                logprobs,
+            },
+            max_tokens: self.max_tokens,
+            stop: self.stop.clone(),
+            ignore_end: self.ignore_end,
+            score_prompt: false,
+            streamed: self.stream,
+        })
+    }
+}
+
+/// A number that is there must lie in the range; NaN lies in none.
+pub(crate) fn in_range<T: PartialOrd + Copy + Display>(
+    param: &str,
+    given: Option<T>,
+    range: RangeInclusive<T>,
+) -> Result<Option<T>, ApiError> {
+    match given {
+        Some(value) if !range.contains(&value) => Err(ApiError::invalid(
+            param,
+            format!("`{param}` is {value}, expected {} to {}", range.start(), range.end()),
+        )),
+        given => Ok(given),
+    }
+}
+
+pub(crate) fn max_tokens(
+    param: &str,
+    given: Option<i64>,
+    least: u64,
+) -> Result<Option<usize>, ApiError> {
+    given
+        .map(|given| {
+            let enough = u64::try_from(given).ok().filter(|given| *given >= least);
+            enough.map(|given| given as usize).ok_or_else(|| {
+                ApiError::invalid(param, format!("`{param}` is {given}, expected {least} or more"))
+            })
+        })
+        .transpose()
+}
+
+fn penalty(param: &str, given: Option<f64>) -> Result<f32, ApiError> {
+    Ok(in_range(param, given, -2.0..=2.0)?.unwrap_or(0.0) as f32)
+}
+
+fn above_zero(param: &str, given: Option<f64>, most: f64) -> Result<Option<f32>, ApiError> {
+    match given {
+        // Compared as the f32 it becomes: what underflows to 0 is 0.
+        Some(value) if !(value as f32 > 0.0 && value <= most) => Err(ApiError::invalid(
+            param,
+            format!("`{param}` is {value}, expected more than 0 and at most {most}"),
+        )),
+        given => Ok(given.map(|value| value as f32)),
+    }
+}
+
+fn stop_strings(given: Option<Stop>) -> Result<Vec<String>, ApiError> {
+    let strings = match given {
+        None => Vec::new(),
+        Some(Stop::One(string)) => vec![string],
+        Some(Stop::Many(strings)) => strings,
+    };
+    if strings.iter().any(String::is_empty) {
+        return Err(ApiError::invalid("stop", "`stop` contains an empty string"));
+    }
+    if strings.len() > MOST_STOPS {
+        return Err(ApiError::invalid(
+            "stop",
+            format!("`stop` has {} strings, at most {MOST_STOPS} are taken", strings.len()),
+        ));
+    }
+    Ok(strings)
+}
+
+fn logit_bias(given: BTreeMap<String, f64>) -> Result<Vec<(TokenId, f32)>, ApiError> {
+    given
+        .into_iter()
+        .map(|(key, bias)| {
+            let token = key.parse::<TokenId>().map_err(|_| {
+                ApiError::invalid(
+                    "logit_bias",
+                    format!("`logit_bias` names {key:?}, expected a token's number"),
+                )
+            })?;
+            in_range("logit_bias", Some(bias), -100.0..=100.0)?;
+            Ok((token, bias as f32))
+        })
+        .collect()
+}
+
+/// Any 64-bit integer, signed or not; two seeds that differ stay different.
+fn fold_seed(seed: &Number) -> Result<u64, ApiError> {
+    seed.as_i64().map(|seed| seed as u64).or_else(|| seed.as_u64()).ok_or_else(|| {
+        ApiError::invalid("seed", format!("`seed` is {seed}, expected a 64-bit integer"))
+    })
+}
+
+/// The standard library's hasher is keyed from the system's randomness.
+fn random_seed() -> u64 {
+    RandomState::new().hash_one(uuid::Uuid::now_v7())
+}
+
+const MOST_CHOICES: u64 = 128;
+const MOST_STOPS: usize = 1024;
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn parse(body: &str) -> Result<Common, ApiError> {
+        Common::parse(&JsonObject::parse(body.as_bytes()).unwrap(), 1)
+    }
+
+    fn wrong(body: &str) -> String {
+        let error = parse(body).expect_err(body);
+        assert_eq!(error.status(), 400, "{body}");
+        error.envelope()["error"]["param"].as_str().unwrap().to_owned()
+    }
+
+    fn sampling(body: &str) -> SamplingParams {
+        let defaults = Defaults {
+            vocab_size: 100,
+            sampling: SamplingDefaults { temperature: Some(0.7), ..Default::default() },
+        };
+        parse(body).unwrap().request(vec![1], None, &defaults).unwrap().sampling
+    }
+
+    #[test]
+    fn point_02_the_wrong_parameter_is_named() {
+        let bodies = [
+            (r#"{"temperature":2.1}"#, "temperature"),
+            (r#"{"temperature":-0.1}"#, "temperature"),
+            (r#"{"temperature":"hot"}"#, "temperature"),
+            (r#"{"top_p":0}"#, "top_p"),
+            (r#"{"top_p":1e-60}"#, "top_p"),
+            (r#"{"top_p":1.01}"#, "top_p"),
+            (r#"{"top_k":-2}"#, "top_k"),
+            (r#"{"min_p":1.5}"#, "min_p"),
+            (r#"{"repetition_penalty":0}"#, "repetition_penalty"),
+            (r#"{"presence_penalty":2.5}"#, "presence_penalty"),
+            (r#"{"frequency_penalty":-2.5}"#, "frequency_penalty"),
+            (r#"{"n":0}"#, "n"),
+            (r#"{"n":129}"#, "n"),
+            (r#"{"n":-1}"#, "n"),
+            (r#"{"max_tokens":0}"#, "max_tokens"),
+            (r#"{"max_tokens":-1}"#, "max_tokens"),
+            (r#"{"max_tokens":1.5}"#, "max_tokens"),
+            (r#"{"seed":1.5}"#, "seed"),
+            (r#"{"seed":"1"}"#, "seed"),
+            (r#"{"stop":""}"#, "stop"),
+            (r#"{"stop":["a",""]}"#, "stop"),
+            (r#"{"stop":[1]}"#, "stop"),
+            (r#"{"stream":"yes"}"#, "stream"),
+            (r#"{"stream_options":{}}"#, "stream_options"),
+            (
+                r#"{"stream":true,"stream_options":{"include_usage":1}}"#,
+                "stream_options.include_usage",
+            ),
+            (r#"{"logit_bias":{"x":1}}"#, "logit_bias"),
+            (r#"{"logit_bias":{"1":101}}"#, "logit_bias"),
+            (r#"{"logit_bias":{"1":"1"}}"#, "logit_bias.1"),
+            (r#"{"model":5}"#, "model"),
+        ];
+        for (body, param) in bodies {
+            assert_eq!(wrong(body), param, "{body}");
+        }
+    }
+
+    #[test]
+    fn null_is_absence() {
+        let all_null = r#"{"model":null,"stream":null,"stream_options":null,"n":null,"stop":null,
+            "max_tokens":null,"seed":null,"temperature":null,"top_k":null,"top_p":null,"min_p":null,
+            "repetition_penalty":null,"presence_penalty":null,"frequency_penalty":null,"logit_bias":null}"#;
+        let common = parse(all_null).unwrap();
+        assert_eq!((common.stream, common.choices, common.max_tokens), (false, 1, None));
+        assert_eq!(common.sampling, SamplingDefaults::default());
+        assert!(common.stop.is_empty() && common.logit_bias.is_empty());
+    }
+
+    #[test]
+    fn point_51_any_64_bit_seed_is_taken_and_its_absence_is_random() {
+        let seed = |text: &str| parse(&format!(r#"{{"seed":{text}}}"#)).unwrap().seed;
+        assert_eq!(seed("7"), 7);
+        assert_eq!(seed("-1"), u64::MAX);
+        assert_eq!(seed("-9223372036854775808"), 1 << 63);
+        assert_eq!(seed("18446744073709551615"), u64::MAX);
+        assert_ne!(seed("null"), seed("null"));
+    }
+
+    #[test]
+    fn point_52_the_model_decides_what_the_request_leaves_open() {
+        assert_eq!(sampling("{}").temperature, 0.7);
+        assert_eq!(sampling(r#"{"temperature":0}"#).temperature, 0.0);
+        assert_eq!(sampling(r#"{"top_k":-1}"#).top_k, 0);
+        assert_eq!(sampling("{}").top_p, 1.0);
+    }
+
+    #[test]
+    fn point_53_a_bias_outside_the_vocabulary_is_refused() {
+        assert_eq!(sampling(r#"{"logit_bias":{"99":-100}}"#).logit_bias, [(99, -100.0)]);
+        let defaults = Defaults { vocab_size: 100, sampling: SamplingDefaults::default() };
+        let error = parse(r#"{"logit_bias":{"100":1}}"#).unwrap().request(vec![1], None, &defaults);
+        assert_eq!(error.unwrap_err().envelope()["error"]["param"], "logit_bias");
+    }
+
+    #[test]
+    fn point_19_stop_is_a_string_or_an_array() {
+        assert_eq!(parse(r#"{"stop":"a"}"#).unwrap().stop, ["a"]);
+        assert_eq!(parse(r#"{"stop":["a","b","c","d","e"]}"#).unwrap().stop.len(), 5);
+        assert!(parse(r#"{"stop":[]}"#).unwrap().stop.is_empty());
+    }
+}

@@ -1,0 +1,12 @@
+//! From a request's bytes to types that cannot be wrong. Every limit that does not depend on the model is checked
+//! here, before a model is looked for; the rest when the model's [`Text`](base_mlx_core::text::Text) is at hand.
+
+mod body;
+mod common;
+mod messages;
+mod unsupported;
+
+pub(crate) use body::JsonObject;
+pub(crate) use common::{Common, Defaults, in_range, max_tokens};
+pub(crate) use messages::Conversation;
+pub(crate) use unsupported::{Known, refuse};

@@ -1,0 +1,118 @@
+use std::sync::Arc;
+
+use axum::extract::{RawQuery, State};
+use axum::response::Response;
+use base_mlx_core::engine::GenerateRequest;
+use base_mlx_core::text::{AddSpecial, ChatInput};
+use serde::Deserialize;
+use serde_json::Value;
+
+use crate::App;
+use crate::dialects::Header;
+use crate::dialects::chat::Chat;
+use crate::error::ApiError;
+use crate::events::joined;
+use crate::models::{Model, blocking};
+use crate::request::{Common, Conversation, JsonObject, Known, in_range, max_tokens, refuse};
+use crate::routes::{check_length, check_query, respond};
+use crate::running::Running;
+
+/// `POST /v1/chat/completions`
+pub(crate) async fn create(
+    State(app): State<Arc<App>>,
+    running: Running,
+    RawQuery(query): RawQuery,
+    body: JsonObject,
+) -> Result<Response, ApiError> {
+    check_query(query.as_deref())?;
+    let chat = ChatRequest::parse(&body)?;
+    let (model, called) = app.models.get(chat.common.model.as_deref()).await?;
+    let (common, choices) = (chat.common.clone(), chat.common.choices);
+    let dialect = Chat {
+        header: Header::new("chatcmpl-", called),
+        choices,
+        logprobs: chat.logprobs.is_some(),
+        include_usage: common.include_usage,
+    };
+    // Long conversations take long to render and to cut into tokens.
+    let (model, request) =
+        blocking(move || chat.prepare(&model).map(|request| (model, request))).await??;
+    let events = joined(vec![model.engine.generate(request)?], choices, running);
+    respond(&app, &common, events, choices, dialect).await
+}
+
+struct ChatRequest {
+    common: Common,
+    conversation: Conversation,
+    /// How many alternatives to report with each token.
+    logprobs: Option<usize>,
+}
+
+#[derive(Deserialize)]
+struct Fields {
+    max_completion_tokens: Option<i64>,
+    logprobs: Option<bool>,
+    top_logprobs: Option<i64>,
+}
+
+impl ChatRequest {
+    fn parse(body: &JsonObject) -> Result<Self, ApiError> {
+        refuse(body, &[Known::EVERYWHERE, Known::OF_CHAT])?;
+        check_response_format(body.get("response_format"))?;
+        let mut common = Common::parse(body, 1)?;
+        let fields: Fields = body.read()?;
+        let most = max_tokens("max_completion_tokens", fields.max_completion_tokens, 1)?;
+        common.max_tokens = most.or(common.max_tokens);
+        let top = in_range("top_logprobs", fields.top_logprobs, 0..=20)?;
+        let logprobs = match (fields.logprobs.unwrap_or(false), top) {
+            (true, top) => Some(top.unwrap_or(0) as usize),
+            (false, None | Some(0)) => None,
+            (false, Some(_)) => {
+                let message = "`top_logprobs` is only allowed with `logprobs: true`";
+                return Err(ApiError::invalid("top_logprobs", message));
+            }
+        };
+        Ok(Self { common, conversation: Conversation::parse(body)?, logprobs })
+    }
+
+    fn prepare(&self, model: &Model) -> Result<GenerateRequest, ApiError> {
+        let text = model.engine.text();
+        let Some(template) = &text.template else {
+            return Err(ApiError::ModelUnsuitable {
+                message: "this model has no chat template\n\
+                          hint: it can complete texts with /v1/completions"
+                    .into(),
+            });
+        };
+        let prompt = self.conversation.render(|messages, add_generation_prompt| {
+            template.render(&ChatInput {
+                messages,
+                tools: None,
+                add_generation_prompt,
+                kwargs: &self.conversation.template_kwargs,
+            })
+        })?;
+        // The template has put the special tokens where they belong.
+        let tokens = text.tokenizer.encode(&prompt, AddSpecial::No);
+        check_length("messages", tokens.len(), model.engine.info().context)?;
+        self.common.request(tokens, self.logprobs, &model.defaults())
+    }
+}
+
+fn check_response_format(format: Option<&Value>) -> Result<(), ApiError> {
+    match format {
+        None | Some(Value::Null) => Ok(()),
+        Some(Value::Object(fields)) => match fields.get("type").and_then(Value::as_str) {
+            Some("text") => Ok(()),
+            Some(kind @ ("json_object" | "json_schema")) => Err(ApiError::unsupported(
+                "response_format",
+                format!("`response_format` of type `{kind}` is not supported"),
+            )),
+            _ => Err(ApiError::invalid(
+                "response_format",
+                "`response_format.type` is not one of `text`, `json_object`, `json_schema`",
+            )),
+        },
+        Some(_) => Err(ApiError::invalid("response_format", "`response_format` is not an object")),
+    }
+}

@@ -1,0 +1,247 @@
+use std::sync::Arc;
+
+use axum::extract::{RawQuery, State};
+use axum::response::Response;
+use base_mlx_core::TokenId;
+use base_mlx_core::engine::GenerateRequest;
+use base_mlx_core::text::AddSpecial;
+use serde::Deserialize;
+use serde_json::Value;
+
+use crate::App;
+use crate::dialects::Dialect;
+use crate::dialects::Header;
+use crate::dialects::completions::Completions;
+use crate::error::ApiError;
+use crate::events::{Answer, Choice, Echo, echoed, fold, joined};
+use crate::models::{Model, blocking};
+use crate::request::{Common, JsonObject, Known, in_range, refuse};
+use crate::routes::{check_length, check_query, json, respond};
+use crate::running::Running;
+
+/// `POST /v1/completions`
+pub(crate) async fn create(
+    State(app): State<Arc<App>>,
+    running: Running,
+    RawQuery(query): RawQuery,
+    body: JsonObject,
+) -> Result<Response, ApiError> {
+    check_query(query.as_deref())?;
+    let completion = Arc::new(CompletionRequest::parse(&body)?);
+    let (model, called) = app.models.get(completion.common.model.as_deref()).await?;
+    let prepared = {
+        let (model, completion) = (Arc::clone(&model), Arc::clone(&completion));
+        blocking(move || completion.prepare(&model)).await??
+    };
+    let (requests, echoes): (Vec<GenerateRequest>, Vec<Echo>) = prepared.into_iter().unzip();
+    let prompts = requests.len();
+    let scored: Vec<usize> = echoes.iter().map(|echo| echo.scored_tokens).collect();
+    let candidates = completion.best_of;
+    let generations = requests.into_iter().map(|request| model.engine.generate(request));
+    let generations = generations.collect::<Result<Vec<_>, _>>()?;
+    let mut events = joined(generations, candidates, running);
+    if completion.echo {
+        events = echoed(events, echoes, candidates);
+    }
+    let common = &completion.common;
+    let choices = prompts * common.choices;
+    let header = Header::new("cmpl-", called);
+    let logprobs = completion.logprobs.is_some();
+    let mut dialect = Completions::new(header, choices, logprobs, common.include_usage);
+    if candidates == common.choices {
+        return respond(&app, common, events, choices, dialect).await;
+    }
+    let answer = fold(events, prompts * candidates).await?;
+    Ok(json(dialect.answer(best(answer, candidates, common.choices, &scored))))
+}
+
+struct CompletionRequest {
+    common: Common,
+    prompts: Vec<Prompt>,
+    echo: bool,
+    logprobs: Option<usize>,
+    /// Answers generated for each prompt, of which `common.choices` are given out.
+    best_of: usize,
+}
+
+#[derive(Clone, Debug, PartialEq)]
+enum Prompt {
+    Text(String),
+    Tokens(Vec<TokenId>),
+}
+
+#[derive(Deserialize)]
+struct Fields {
+    #[serde(default)]
+    prompt: Value,
+    echo: Option<bool>,
+    logprobs: Option<i64>,
+    best_of: Option<u64>,
+}
+
+impl CompletionRequest {
+    fn parse(body: &JsonObject) -> Result<Self, ApiError> {
+        refuse(body, &[Known::EVERYWHERE, Known::OF_COMPLETIONS])?;
+        let fields: Fields = body.read()?;
+        let echo = fields.echo.unwrap_or(false);
+        // An answer of no tokens makes sense for who wants the prompt scored.
+        let mut common = Common::parse(body, if echo { 0 } else { 1 })?;
+        common.max_tokens = common.max_tokens.or(Some(DEFAULT_MAX_TOKENS));
+        let fewest = common.choices as u64;
+        let best_of = in_range("best_of", fields.best_of, fewest..=MOST_CANDIDATES)?;
+        let best_of = best_of.map_or(common.choices, |best_of| best_of as usize);
+        if common.stream && best_of > common.choices {
+            let message = "`best_of` more than `n` cannot be streamed";
+            return Err(ApiError::invalid("best_of", message));
+        }
+        Ok(Self {
+            prompts: prompts(fields.prompt)?,
+            echo,
+            logprobs: in_range("logprobs", fields.logprobs, 0..=5)?.map(|top| top as usize),
+            best_of,
+            common,
+        })
+    }
+
+    /// Each prompt's request, and its echo.
+    fn prepare(&self, model: &Model) -> Result<Vec<(GenerateRequest, Echo)>, ApiError> {
+        self.prompts.iter().map(|prompt| self.prepare_one(prompt, model)).collect()
+    }
+
+    fn prepare_one(
+        &self,
+        prompt: &Prompt,
+        model: &Model,
+    ) -> Result<(GenerateRequest, Echo), ApiError> {
+        let tokenizer = &model.engine.text().tokenizer;
+        let defaults = model.defaults();
+        let (tokens, text, added) = match prompt {
+            Prompt::Text(text) => {
+                let tokens = tokenizer.encode(text, AddSpecial::Yes);
+                let own = tokenizer.encode(text, AddSpecial::No).len();
+                let added = tokens.len().saturating_sub(own);
+                (tokens, text.clone(), added)
+            }
+            Prompt::Tokens(tokens) => {
+                let unknown = tokens.iter().find(|token| **token as usize >= defaults.vocab_size);
+                if let Some(token) = unknown {
+                    let size = defaults.vocab_size;
+                    let message =
+                        format!("`prompt` has token {token}, the vocabulary has {size} tokens");
+                    return Err(ApiError::invalid("prompt", message));
+                }
+                (tokens.clone(), tokenizer.decode(tokens), 0)
+            }
+        };
+        check_length("prompt", tokens.len(), model.engine.info().context)?;
+        let score_prompt = self.echo && self.logprobs.is_some();
+        let scored_tokens = if score_prompt { tokens.len() - added } else { 0 };
+        // Candidates are compared by their log probabilities.
+        let logprobs = self.logprobs.or((self.best_of > self.common.choices).then_some(0));
+        let mut request = self.common.request(tokens, logprobs, &defaults)?;
+        request.choices = self.best_of;
+        request.score_prompt = score_prompt;
+        Ok((request, Echo { text, scored_tokens }))
+    }
+}
+
+/// A string, an array of strings, an array of tokens, or an array of those.
+fn prompts(given: Value) -> Result<Vec<Prompt>, ApiError> {
+    let wrong = |message: &str| ApiError::invalid("prompt", format!("`prompt` {message}"));
+    let expected = "is not a string, an array of strings, an array of tokens or an array of those";
+    let prompts = match given {
+        Value::Null => return Err(wrong("is missing")),
+        Value::String(text) => vec![Prompt::Text(text)],
+        Value::Array(items) if items.is_empty() => return Err(wrong("is an empty array")),
+        Value::Array(items) if items[0].is_number() => {
+            vec![Prompt::Tokens(tokens(&items).ok_or_else(|| wrong(expected))?)]
+        }
+        Value::Array(items) => items
+            .into_iter()
+            .map(|item| match item {
+                Value::String(text) => Some(Prompt::Text(text)),
+                Value::Array(items) => tokens(&items).map(Prompt::Tokens),
+                _ => None,
+            })
+            .collect::<Option<Vec<_>>>()
+            .ok_or_else(|| wrong(expected))?,
+        _ => return Err(wrong(expected)),
+    };
+    if prompts.len() > MOST_PROMPTS {
+        let count = prompts.len();
+        return Err(wrong(&format!("has {count} prompts, at most {MOST_PROMPTS} are taken")));
+    }
+    Ok(prompts)
+}
+
+fn tokens(items: &[Value]) -> Option<Vec<TokenId>> {
+    items.iter().map(|item| item.as_u64().and_then(|token| token.try_into().ok())).collect()
+}
+
+/// Of each prompt's candidates the `kept` whose tokens were most probable on average, the best first.
+fn best(answer: Answer, candidates: usize, kept: usize, scored: &[usize]) -> Answer {
+    let mut all = answer.choices.into_iter();
+    let mut choices = Vec::with_capacity(scored.len() * kept);
+    for scored in scored {
+        let mut group: Vec<Choice> = all.by_ref().take(candidates).collect();
+        let mean = |choice: &Choice| {
+            let own = choice.logprobs.get(*scored..).unwrap_or_default();
+            own.iter().map(|entry| entry.logprob).sum::<f32>() / own.len().max(1) as f32
+        };
+        group.sort_by(|a, b| mean(b).total_cmp(&mean(a)));
+        choices.extend(group.into_iter().take(kept));
+    }
+    Answer { choices, usage: answer.usage }
+}
+
+/// What the API's reference says; chat answers have no such limit.
+const DEFAULT_MAX_TOKENS: usize = 16;
+const MOST_CANDIDATES: u64 = 128;
+const MOST_PROMPTS: usize = 256;
+
+#[cfg(test)]
+mod tests {
+    use base_mlx_core::engine::{FinishReason, TokenLogprob, Usage};
+    use serde_json::json;
+
+    use super::*;
+
+    #[test]
+    fn point_47_prompts_come_in_four_forms() {
+        let text = |text: &str| Prompt::Text(text.into());
+        assert_eq!(prompts(json!("a")).unwrap(), [text("a")]);
+        assert_eq!(prompts(json!(["a", "b"])).unwrap(), [text("a"), text("b")]);
+        assert_eq!(prompts(json!([1, 2])).unwrap(), [Prompt::Tokens(vec![1, 2])]);
+        assert_eq!(
+            prompts(json!([[1], [2, 3]])).unwrap(),
+            [Prompt::Tokens(vec![1]), Prompt::Tokens(vec![2, 3])]
+        );
+        for wrong in
+            [json!(null), json!([]), json!([1, "a"]), json!([-1]), json!({}), json!([[1.5]])]
+        {
+            assert_eq!(prompts(wrong).unwrap_err().envelope()["error"]["param"], "prompt");
+        }
+    }
+
+    #[test]
+    fn point_47_best_of_keeps_the_most_probable_of_each_prompt() {
+        let choice = |text: &str, logprobs: &[f32]| Choice {
+            text: text.into(),
+            logprobs: logprobs
+                .iter()
+                .map(|&logprob| TokenLogprob { token: 0, bytes: vec![], logprob, top: vec![] })
+                .collect(),
+            reason: FinishReason::Stop,
+        };
+        let choices = vec![
+            choice("worse", &[-1.0, -2.0]),
+            choice("better", &[-1.0]),
+            choice("best", &[f32::NAN, -0.1]),
+            choice("bad", &[f32::NAN, -9.0]),
+        ];
+        let answer = Answer { choices, usage: Usage::default() };
+        let kept = best(answer, 2, 1, &[0, 1]);
+        let texts: Vec<&str> = kept.choices.iter().map(|choice| choice.text.as_str()).collect();
+        assert_eq!(texts, ["better", "best"]);
+    }
+}

@@ -1,0 +1,57 @@
+use std::sync::Arc;
+
+use axum::Json;
+use axum::extract::{Path, State};
+use serde::Serialize;
+
+use crate::App;
+use crate::dialects::seconds;
+use crate::error::ApiError;
+use crate::models::Listed;
+
+#[derive(Serialize)]
+pub(crate) struct List {
+    object: &'static str,
+    data: Vec<Model>,
+}
+
+#[derive(Serialize)]
+pub(crate) struct Model {
+    id: String,
+    object: &'static str,
+    created: u64,
+    owned_by: &'static str,
+    /// Is it in memory?
+    loaded: bool,
+    context_length: Option<usize>,
+    /// Bytes on disk.
+    size: u64,
+}
+
+/// `GET /v1/models`: what is on disk or in memory
+pub(crate) async fn list(State(app): State<Arc<App>>) -> Result<Json<List>, ApiError> {
+    let models = app.models.list().await?;
+    Ok(Json(List { object: "list", data: models.into_iter().map(Model::from).collect() }))
+}
+
+/// `GET /v1/models/{id}`, where the id may have slashes, as they are or encoded
+pub(crate) async fn show(
+    State(app): State<Arc<App>>,
+    Path(id): Path<String>,
+) -> Result<Json<Model>, ApiError> {
+    Ok(Json(app.models.show(&id).await?.into()))
+}
+
+impl From<Listed> for Model {
+    fn from(model: Listed) -> Self {
+        Self {
+            id: model.name,
+            object: "model",
+            created: seconds(model.created),
+            owned_by: "base-mlx",
+            loaded: model.loaded,
+            context_length: model.context,
+            size: model.bytes,
+        }
+    }
+}
