@@ -3,6 +3,8 @@
 //! A family is right when its logits are within [`TOLERANCE`] of mlx-lm's, whichever backend computes them, and when a
 //! sequence's bits are the same whole and alone as in chunks and in company.
 
+#![allow(clippy::unwrap_used, reason = "all of it is test code, its helpers too")]
+
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 
@@ -36,7 +38,7 @@ const TOLERANCE: f32 = 1e-4;
 
 #[test]
 fn the_reference_backend_agrees_with_mlx_lm() {
-    agree_with_mlx_lm(&ReferenceBackend::default());
+    agree_with_mlx_lm(&ReferenceBackend);
 }
 
 #[test]
@@ -59,7 +61,7 @@ fn agree_with_mlx_lm<B: Backend>(backend: &B) {
 /// A golden that stays right when its point is taken away would prove nothing.
 #[test]
 fn the_goldens_notice_what_they_are_there_for() {
-    let backend = ReferenceBackend::default();
+    let backend = ReferenceBackend;
     let yarn = json!({"type": "yarn", "factor": 4, "original_max_position_embeddings": 64,
                       "attention_factor": 1});
     for (name, key, value) in [
@@ -96,7 +98,7 @@ fn chunks_in_company_give_the_bits_of_running_alone_on_the_cpu() {
 
 #[test]
 fn chunks_in_company_give_the_bits_of_running_alone_on_the_reference() {
-    bits_in_company_are_those_alone(&ReferenceBackend::default());
+    bits_in_company_are_those_alone(&ReferenceBackend);
 }
 
 fn bits_in_company_are_those_alone<B: Backend>(backend: &B) {
@@ -160,7 +162,7 @@ fn tensors_known_to_be_of_no_use_may_be_there() {
 
 #[test]
 fn without_the_key_a_head_of_its_own_decides_about_tying() {
-    let backend = ReferenceBackend::default();
+    let backend = ReferenceBackend;
     for name in ["llama/tied", "llama/untied"] {
         let golden = Golden::read(name);
         let altered = Altered::new(name).config("tie_word_embeddings", Value::Null);
@@ -354,6 +356,6 @@ impl Altered {
         });
         let file = folder.join("model.safetensors");
         safetensors::serialize_to_file(views, None, &file).unwrap();
-        models::load(&Checkpoint::open(folder)?, &ReferenceBackend::default())
+        models::load(&Checkpoint::open(folder)?, &ReferenceBackend)
     }
 }

@@ -3,6 +3,8 @@
 //! llama.cpp rounds activations to 8 bits before it multiplies them with blocks, and base-mlx does not. So the judge is
 //! llama.cpp over the same weights expanded to F32; its run over the file as it is stands in the table to compare.
 
+#![allow(clippy::unwrap_used, reason = "all of it is test code, its helpers too")]
+
 use std::path::{Path, PathBuf};
 
 use base_mlx_core::TokenId;
