@@ -71,7 +71,7 @@ fn openai_client(root: &Path) -> Result<()> {
     let server = Server::start(root)?;
     let mut client = python::with_packages(root, "openai", OPENAI_CLIENT)?;
     client.arg(root.join("crates/base-mlx-server/tests/python/openai_client.py"));
-    process::run(client.env("BASE_MLX_URL", &server.url).arg(&server.url))
+    process::run(client.arg(format!("{}/v1", server.url)).arg("smollm2"))
 }
 
 fn smollm2_knows_paris(root: &Path) -> Result<()> {

@@ -1,5 +1,6 @@
 //! Reference data, made by the implementations that everyone compares with. The scripts lie beside what they make:
 //! `crates/*/tests/**/make*.py`. What they make is committed, so this runs only when a script changes.
+//! llama-cpp-python is compiled on the way, which wants CMake.
 
 use std::path::{Path, PathBuf};
 
@@ -8,12 +9,12 @@ use anyhow::{Result, ensure};
 use crate::{process, python};
 
 const PACKAGES: &[&str] = &[
-    "gguf==0.18.0",
+    "gguf==0.19.0",
     "jinja2==3.1.6",
     "llama-cpp-python==0.3.36",
     "mlx-lm==0.32.2",
     "mlx[cpu]==0.32.4",
-    "numpy",
+    "numpy==2.4.6",
 ];
 
 pub(crate) fn make(root: &Path, what: Option<&str>) -> Result<()> {
