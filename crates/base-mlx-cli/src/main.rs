@@ -13,7 +13,7 @@ use std::process::ExitCode;
 use anyhow::Result;
 use clap::{Parser, Subcommand};
 
-use crate::commands::{bench, completions, list, pull, rm, run, show};
+use crate::commands::{bench, completions, list, pull, rm, run, serve, show};
 use crate::config::{ConfigFile, Place};
 
 /// Run language models on this machine
@@ -28,6 +28,7 @@ struct Arguments {
 
 #[derive(Subcommand)]
 enum Command {
+    Serve(serve::Arguments),
     Run(run::Arguments),
     Pull(pull::Arguments),
     List(list::Arguments),
@@ -57,6 +58,7 @@ fn dispatch(arguments: Arguments) -> Result<()> {
     let file = ConfigFile::read(&arguments.place)?;
     let store = models::store(&arguments.place, &file);
     match arguments.command {
+        Command::Serve(arguments) => serve::run(arguments, &file, &store),
         Command::Run(arguments) => run::run(arguments, &file, &store),
         Command::Pull(arguments) => pull::run(&arguments, &store),
         Command::List(arguments) => list::run(&arguments, &store),

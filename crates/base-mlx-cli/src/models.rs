@@ -1,7 +1,11 @@
 //! From a name to a model on disk, pulled if it must be.
 
+use std::path::Path;
+
 use anyhow::Result;
+use base_mlx_core::models::FAMILIES;
 use base_mlx_core::store::{ModelDir, Store, StoreError, StoreOptions};
+use base_mlx_core::weights::Checkpoint;
 
 use crate::config::{ConfigFile, Place};
 use crate::progress::Bars;
@@ -27,4 +31,14 @@ pub(crate) fn pull(store: &Store, name: &str) -> Result<ModelDir> {
     let pulled = store.pull(name, &bars);
     bars.clear();
     Ok(pulled?)
+}
+
+/// Whether the model can be run, as far as its header says: some on the disk are of other families, or hold a
+/// vocabulary alone.
+pub(crate) fn can_run(path: &Path) -> bool {
+    Checkpoint::open(path).is_ok_and(|checkpoint| {
+        let family = checkpoint.config().model_type();
+        family.is_ok_and(|family| FAMILIES.contains(&family))
+            && checkpoint.tensors().next().is_some()
+    })
 }

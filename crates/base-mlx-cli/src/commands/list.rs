@@ -27,7 +27,7 @@ pub(crate) fn run(arguments: &Arguments, store: &Store) -> Result<()> {
                 "name": entry.name,
                 "family": kind.as_ref().ok().map(|kind| &kind.family),
                 "bytes": entry.bytes,
-                "bits": kind.as_ref().ok().map(|kind| kind.bits),
+                "bits": kind.as_ref().ok().and_then(|kind| kind.bits),
                 "path": entry.path,
                 "error": kind.as_ref().err().map(LoadError::to_string),
             })
@@ -42,7 +42,9 @@ pub(crate) fn run(arguments: &Arguments, store: &Store) -> Result<()> {
     let mut table = vec![["NAME", "FAMILY", "SIZE", "BITS", "WHERE"].map(str::to_owned)];
     for (entry, kind) in rows {
         let (family, bits) = match kind {
-            Ok(kind) => (kind.family, format!("{:.1}", kind.bits)),
+            Ok(kind) => {
+                (kind.family, kind.bits.map_or("-".to_owned(), |bits| format!("{bits:.1}")))
+            }
             Err(_) => ("?".to_owned(), "?".to_owned()),
         };
         let size = Bytes(entry.bytes).to_string();
@@ -54,8 +56,8 @@ pub(crate) fn run(arguments: &Arguments, store: &Store) -> Result<()> {
 
 struct Kind {
     family: String,
-    /// Average over all values.
-    bits: f64,
+    /// Average over all values; a file of a vocabulary alone has none.
+    bits: Option<f64>,
 }
 
 impl Kind {
@@ -66,7 +68,7 @@ impl Kind {
             bytes += tensor.bytes as f64;
             values += tensor.shape.iter().map(|&size| size as f64).product::<f64>();
         }
-        let bits = if values > 0.0 { bytes * 8.0 / values } else { 0.0 };
+        let bits = (values > 0.0).then(|| bytes * 8.0 / values);
         Ok(Self { family: checkpoint.config().model_type()?.to_owned(), bits })
     }
 }

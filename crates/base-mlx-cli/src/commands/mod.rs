@@ -6,4 +6,5 @@ pub(crate) mod list;
 pub(crate) mod pull;
 pub(crate) mod rm;
 pub(crate) mod run;
+pub(crate) mod serve;
 pub(crate) mod show;

@@ -1,0 +1,11 @@
+//! The command as its users meet it: real processes, real models, real signals.
+
+#![allow(clippy::unwrap_used)]
+
+mod bench;
+mod chat;
+mod config;
+mod models;
+mod process;
+mod run;
+mod serve;
