@@ -1,0 +1,93 @@
+use serde_json::{Value, json};
+
+use crate::support::{SERVER, TestServer, capital, with};
+
+#[test]
+fn point_55_models_lists_what_can_be_asked_for() {
+    let server = TestServer::start(|_| {});
+    let list = server.get("/v1/models").ok();
+    assert_eq!(list["object"], "list");
+    let find = |list: &Value| {
+        let models = list["data"].as_array().unwrap();
+        models.iter().find(|model| model["id"] == "smollm2").unwrap().clone()
+    };
+    let mut model = find(&list);
+    assert!(model["created"].as_u64().unwrap() > 1_500_000_000);
+    model["created"] = json!("[redacted]");
+    insta::assert_json_snapshot!("model", model);
+
+    server.chat(with(capital(), json!({ "max_tokens": 1 }))).ok();
+    assert_eq!(find(&server.get("/v1/models").ok())["loaded"], true);
+    assert_eq!(server.get("/v1/models/smollm2").ok()["loaded"], true);
+    assert_eq!(server.get("/health").ok()["loaded"], json!(["smollm2"]));
+}
+
+#[test]
+fn point_55_one_model_is_found_by_its_id_and_others_are_404() {
+    assert_eq!(SERVER.get("/v1/models/smollm2").ok()["id"], "smollm2");
+    for path in ["/v1/models/no/such", "/v1/models/no%2Fsuch", "/v1/models/..%2Fsmollm2.gguf"] {
+        assert_eq!(SERVER.get(path).error(404)["code"], "model_not_found");
+    }
+}
+
+#[test]
+fn point_55_the_api_answers_before_any_model_is_loaded() {
+    let server = TestServer::start(|_| {});
+    assert_eq!(server.get("/health").ok()["status"], "ok");
+    assert_eq!(server.get("/health").ok()["loaded"], json!([]));
+    let models = server.get("/v1/models").ok();
+    assert!(models["data"].as_array().unwrap().iter().all(|model| model["loaded"] == false));
+}
+
+#[test]
+fn point_59_a_model_that_cannot_chat_says_so() {
+    let error = SERVER.chat(with(capital(), json!({ "model": "minilm" }))).error(400);
+    assert_eq!(error["param"], "model");
+    assert!(error["message"].as_str().unwrap().contains("bert"), "{error}");
+    // It may be asked again, and nothing is worse for it.
+    SERVER.chat(with(capital(), json!({ "model": "minilm" }))).error(400);
+    SERVER.chat(with(capital(), json!({ "max_tokens": 1 }))).ok();
+}
+
+#[test]
+fn point_59_slashes_at_the_end_and_other_methods_are_sane() {
+    assert_eq!(SERVER.get("/v1/models/").ok()["object"], "list");
+    assert_eq!(SERVER.get("/v1//models").ok()["object"], "list");
+    let body = with(capital(), json!({ "model": "smollm2", "max_tokens": 1 }));
+    SERVER.post("/v1/chat/completions/", &body).ok();
+
+    let head = SERVER.send("HEAD", "/v1/models", &[], b"");
+    assert_eq!((head.status, head.body.len()), (200, 0));
+    assert_eq!(head.header("content-type"), Some("application/json"));
+    let options = SERVER.send("OPTIONS", "/v1/chat/completions", &[], b"");
+    assert_eq!(options.status, 204);
+    assert_eq!(options.header("allow"), Some("POST"));
+    assert_eq!(SERVER.send("OPTIONS", "/v1/nothing", &[], b"").status, 404);
+}
+
+#[test]
+fn point_60_strange_bodies_are_client_errors() {
+    let send = |body: &[u8]| SERVER.send("POST", "/v1/chat/completions", &[], body);
+    let deep = format!(
+        r#"{{"model":"smollm2","messages":[{{"role":"user","content":"a"}}],"x":{}{}}}"#,
+        "[".repeat(50_000),
+        "]".repeat(50_000)
+    );
+    send(deep.as_bytes()).error(400);
+    send(br#"{"model":"smollm2","messages":[{"role":"user","content":"\ud83d"}]}"#).error(400);
+    send(b"{\"model\":\"smollm2\",\"messages\":[{\"role\":\"user\",\"content\":\"\xff\"}]}")
+        .error(400);
+    // Of two equal keys the last one counts.
+    let twice = br#"{"model":"nobody","model":"smollm2","max_tokens":1,"messages":[],"messages":[{"role":"user","content":"a"}]}"#;
+    send(twice).ok();
+    let whole = r#"{"model":"smollm2","max_tokens":1,"messages":[{"role":"user","content":"\ud83d\ude00 \u0000"}]}"#;
+    send(whole.as_bytes()).ok();
+}
+
+#[test]
+fn point_60_a_body_has_a_largest_size() {
+    let body = vec![b' '; 33 * 1024 * 1024];
+    let error = SERVER.send("POST", "/v1/chat/completions", &[], &body).error(413);
+    assert!(error["message"].as_str().unwrap().contains("33554432"), "{error}");
+    SERVER.chat(with(capital(), json!({ "max_tokens": 1 }))).ok();
+}

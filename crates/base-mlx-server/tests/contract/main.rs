@@ -1,0 +1,16 @@
+//! The API contract, point by point, through a real socket with a real model. Each test's name carries the number of
+//! its point.
+
+#![allow(clippy::unwrap_used, reason = "tests fail by panicking, and so do their helpers")]
+
+mod access;
+mod company;
+mod endpoints;
+mod errors;
+mod limits;
+mod logprobs;
+mod messages;
+mod sampling;
+mod shutdown;
+mod streaming;
+mod support;
