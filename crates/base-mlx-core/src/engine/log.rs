@@ -57,7 +57,7 @@ impl RequestLog {
         let decoded = usage.completion_tokens.saturating_sub(1) as f64;
         let tok_s = if decode.is_zero() { 0.0 } else { decoded / decode.as_secs_f64() };
         tracing::info!(
-            tag = self.tag,
+            tag = %self.tag,
             model = %self.model,
             elapsed_ms = ms(end - self.submitted),
             queue_ms = ms(started - self.submitted),
