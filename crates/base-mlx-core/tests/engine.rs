@@ -1,6 +1,8 @@
 //! The engine with a real model: whatever the company, the schedule and the room, an answer is the one that its
 //! request gets alone.
 
+#![allow(clippy::unwrap_used, reason = "all of it is test code, its helpers too")]
+
 use std::path::PathBuf;
 use std::sync::LazyLock;
 

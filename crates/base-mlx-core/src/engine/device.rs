@@ -78,7 +78,7 @@ pub(super) trait Runner: Send {
 enum Command {
     Add(RunnerId, Box<dyn Runner>),
     Remove(RunnerId),
-    Submit(RunnerId, RequestId, Submission),
+    Submit(RunnerId, RequestId, Box<Submission>),
     Cancel(RunnerId, RequestId),
     Stop,
 }
@@ -130,7 +130,8 @@ pub(super) struct Port {
 impl Port {
     pub(super) fn submit(&self, submission: Submission) -> RequestId {
         let request = RequestId(self.thread.next());
-        let _ = self.thread.commands.send(Command::Submit(self.runner, request, submission));
+        let _ =
+            self.thread.commands.send(Command::Submit(self.runner, request, Box::new(submission)));
         request
     }
 
@@ -187,7 +188,7 @@ impl Loop {
             }
             Command::Submit(id, request, submission) => {
                 if let Some(runner) = self.runners.get_mut(&id) {
-                    runner.submit(request, submission);
+                    runner.submit(request, *submission);
                 }
             }
             Command::Cancel(id, request) => {
