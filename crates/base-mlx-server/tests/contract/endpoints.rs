@@ -1,6 +1,9 @@
+use std::path::Path;
+use std::thread;
+
 use serde_json::{Value, json};
 
-use crate::support::{SERVER, TestServer, capital, with};
+use crate::support::{SERVER, TestServer, capital, test_models, with};
 
 #[test]
 fn point_55_models_lists_what_can_be_asked_for() {
@@ -28,6 +31,50 @@ fn point_55_one_model_is_found_by_its_id_and_others_are_404() {
     for path in ["/v1/models/no/such", "/v1/models/no%2Fsuch", "/v1/models/..%2Fsmollm2.gguf"] {
         assert_eq!(SERVER.get(path).error(404)["code"], "model_not_found");
     }
+}
+
+#[test]
+fn point_55_an_id_may_have_slashes_raw_or_encoded() {
+    let models = Path::new(env!("CARGO_TARGET_TMPDIR")).join("slashes");
+    let folder = models.join("acme");
+    std::fs::create_dir_all(&folder).unwrap();
+    put(&test_models().join("smollm2.gguf"), &folder.join("tiny-model.gguf"));
+    let server = TestServer::with_models(&models, |_| {});
+    for path in ["/v1/models/acme/tiny-model", "/v1/models/acme%2Ftiny-model"] {
+        assert_eq!(server.get(path).ok()["id"], "acme/tiny-model");
+    }
+    let asked = json!({ "model": "acme/tiny-model", "max_tokens": 1 });
+    assert_eq!(server.chat(with(capital(), asked)).ok()["model"], "acme/tiny-model");
+}
+
+#[test]
+fn a_load_that_fails_is_told_to_all_who_wait_and_tried_again() {
+    let models = Path::new(env!("CARGO_TARGET_TMPDIR")).join("failing");
+    std::fs::create_dir_all(&models).unwrap();
+    let (whole, file) = (test_models().join("smollm2.gguf"), models.join("m.gguf"));
+    let head = std::fs::read(&whole).unwrap()[..3_000_000].to_vec();
+    let _ = std::fs::remove_file(&file);
+    std::fs::write(&file, head).unwrap();
+    let server = TestServer::with_models(&models, |_| {});
+    let ask = || server.chat(with(capital(), json!({ "model": "m", "max_tokens": 1 })));
+    let failed = || {
+        let error = ask().error(500);
+        assert_eq!(error["code"], "model_load_failed");
+        assert!(error["message"].as_str().unwrap().contains("m.gguf"), "{error}");
+    };
+    thread::scope(|scope| {
+        let clients = [scope.spawn(failed), scope.spawn(failed), scope.spawn(failed)];
+        clients.into_iter().for_each(|client| client.join().unwrap());
+    });
+    assert_eq!(server.get("/health").ok()["loaded"], json!([]));
+    put(&whole, &file);
+    ask().ok();
+}
+
+/// A file in another place, without a copy of it.
+fn put(from: &Path, to: &Path) {
+    let _ = std::fs::remove_file(to);
+    std::os::unix::fs::symlink(std::path::absolute(from).unwrap(), to).unwrap();
 }
 
 #[test]

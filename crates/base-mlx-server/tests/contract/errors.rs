@@ -147,6 +147,14 @@ fn point_06_what_cannot_be_done_is_refused_and_what_nobody_knows_is_ignored() {
 }
 
 #[test]
+fn what_bans_every_token_is_an_error() {
+    let bans: serde_json::Map<String, Value> =
+        (0..49_152).map(|token: u32| (token.to_string(), json!(-100))).collect();
+    let error = SERVER.chat(with(capital(), json!({ "logit_bias": bans }))).error(400);
+    assert_eq!(error["param"], "logit_bias");
+}
+
+#[test]
 fn point_09_whatever_is_quoted_in_an_error_is_escaped() {
     let odd = "a\"b\\c\nd\u{1}e\u{2028}";
     let error = SERVER.chat(with(capital(), json!({ "model": odd }))).error(404);

@@ -2,7 +2,7 @@
 
 use std::io::{BufRead, BufReader, Read, Write};
 use std::net::{SocketAddr, TcpStream};
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::{LazyLock, Mutex};
 use std::thread::JoinHandle;
 use std::time::Duration;
@@ -38,10 +38,15 @@ pub(crate) struct TestServer {
 
 impl TestServer {
     pub(crate) fn start(change: impl FnOnce(&mut ServerOptions)) -> Self {
+        Self::with_models(&test_models(), change)
+    }
+
+    pub(crate) fn with_models(models: &Path, change: impl FnOnce(&mut ServerOptions)) -> Self {
         let mut options = ServerOptions { port: 0, ..ServerOptions::default() };
         change(&mut options);
         let runtime = tokio::runtime::Runtime::new().unwrap();
-        let server = runtime.block_on(Server::bind(options, store(), DEVICE.clone())).unwrap();
+        let server =
+            runtime.block_on(Server::bind(options, store(models), DEVICE.clone())).unwrap();
         let address = server.address();
         let (shutdown, asked) = oneshot::channel();
         let thread = std::thread::spawn(move || {
@@ -276,7 +281,8 @@ pub(crate) fn streamed(chunks: &[Value], index: usize) -> String {
 }
 
 pub(crate) async fn bind(port: u16) -> Result<Server, ServeError> {
-    Server::bind(ServerOptions { port, ..ServerOptions::default() }, store(), DEVICE.clone()).await
+    let options = ServerOptions { port, ..ServerOptions::default() };
+    Server::bind(options, store(&test_models()), DEVICE.clone()).await
 }
 
 /// Without what differs from answer to answer.
@@ -297,12 +303,11 @@ pub(crate) fn test_models() -> PathBuf {
     folder
 }
 
-/// Knows the folder of test models and nothing else of this machine.
-fn store() -> Store {
-    let models = test_models();
+/// Knows that folder of models and nothing else of this machine.
+fn store(models: &Path) -> Store {
     let nowhere = models.join("nowhere");
     Store::open(StoreOptions::from_vars(|name| match name {
-        "BASE_MLX_MODELS_DIR" => Some(models.clone().into_os_string()),
+        "BASE_MLX_MODELS_DIR" => Some(models.as_os_str().to_owned()),
         "HOME" | "BASE_MLX_HOME" | "HF_HOME" => Some(nowhere.clone().into_os_string()),
         _ => None,
     }))
