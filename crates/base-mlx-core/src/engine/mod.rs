@@ -47,7 +47,8 @@ pub struct EngineOptions {
     pub context: Option<usize>,
     /// Most sequences computed at once; more wait.
     pub parallel: usize,
-    /// Most tokens computed in one step.
+    /// Most tokens computed in one step. More of them share the reading of the weights, fewer let running answers
+    /// wait less for a prompt beside them.
     pub step_tokens: usize,
     /// Most bytes of keys and values over all sequences; `None` is what `parallel` full contexts need, at most half
     /// of the memory that is free when the model is loaded.
@@ -56,7 +57,7 @@ pub struct EngineOptions {
 
 impl Default for EngineOptions {
     fn default() -> Self {
-        Self { context: None, parallel: 8, step_tokens: 512, kv_bytes: None }
+        Self { context: None, parallel: 8, step_tokens: 128, kv_bytes: None }
     }
 }
 

@@ -97,8 +97,8 @@ impl<B: Backend> ModelRunner<B> {
         }
         // Our bug in one step must not take the process down: its batch fails, everyone else goes on.
         let outcome = catch_unwind(AssertUnwindSafe(|| {
-            let logits = self.forward(&plan).map_err(|error| error.to_string())?;
-            Ok(self.choose_all(&plan, &logits))
+            let hidden = self.forward(&plan).map_err(|error| error.to_string())?;
+            self.choose_all(&plan, &hidden).map_err(|error| error.to_string())
         }));
         match outcome.unwrap_or_else(|panic| Err(panic_message(&*panic))) {
             Ok(outcomes) => self.commit(&plan, outcomes),
@@ -106,8 +106,8 @@ impl<B: Backend> ModelRunner<B> {
         }
     }
 
-    /// Runs the plan and returns the logits of the wanted rows, span after span: `[rows, vocab_size]`.
-    fn forward(&mut self, plan: &Plan) -> Result<Vec<f32>, DeviceError> {
+    /// Runs the plan: the hidden states of all its tokens, span after span, `[tokens, hidden_size]`.
+    fn forward(&mut self, plan: &Plan) -> Result<Tensor<B>, DeviceError> {
         for span in &plan.spans {
             if let Some(cache) = self.caches.get_mut(&span.sequence) {
                 // Rejected drafts disappear here.
@@ -132,80 +132,78 @@ impl<B: Backend> ModelRunner<B> {
         let batch = caches.iter_mut().zip(&plan.spans).map(|(kv, span)| (kv, &span.tokens[..]));
         let mut step = Step::new(&self.backend, batch.collect())?;
         let hidden = self.model.hidden(&mut step);
-        let rows = wanted_rows(&plan.spans);
-        let logits = match rows.is_empty() {
-            true => Vec::new(),
-            false => self.download(&self.model.logits(&hidden.take_rows(&rows)))?,
-        };
         drop(step);
         for (cache, span) in caches.into_iter().zip(&plan.spans) {
             self.caches.insert(span.sequence, cache);
         }
-        Ok(logits)
+        Ok(hidden)
     }
 
-    fn download(&self, x: &Tensor<B>) -> Result<Vec<f32>, DeviceError> {
-        Ok(self.backend.download(x.array())?.to_f32())
-    }
-
-    fn choose_all(&mut self, plan: &Plan, logits: &[f32]) -> Vec<Result<Outcome, NoTokenLeft>> {
-        let width = self.model.vocab_size();
-        let mut rest = logits;
-        let mut outcomes = Vec::with_capacity(plan.spans.len());
-        for span in &plan.spans {
-            let (rows, after) = rest.split_at(span.wanted.len() * width);
-            rest = after;
-            outcomes.push(self.choose(span, rows, width));
-        }
-        outcomes
-    }
-
-    /// Chooses the tokens of one span from its rows of logits, and sends what becomes visible by them.
-    fn choose(
+    /// Chooses the tokens of all spans from their wanted rows, and sends what becomes visible by them.
+    fn choose_all(
         &mut self,
-        span: &PlannedSpan,
-        logits: &[f32],
-        width: usize,
-    ) -> Result<Outcome, NoTokenLeft> {
+        plan: &Plan,
+        hidden: &Tensor<B>,
+    ) -> Result<Vec<Result<Outcome, NoTokenLeft>>, DeviceError> {
+        let mut turns: Vec<Turn> = plan.spans.iter().map(|_| Turn::default()).collect();
+        let wanted = wanted_rows(&plan.spans);
+        for slice in wanted.chunks(LOGITS_ROWS) {
+            let rows: Vec<u32> = slice.iter().map(|wanted| wanted.row).collect();
+            let logits = self.model.logits(&hidden.take_rows(&rows));
+            let logits = self.backend.download(logits.array())?.to_f32();
+            for (wanted, logits) in slice.iter().zip(logits.chunks_exact(self.model.vocab_size())) {
+                let span = &plan.spans[wanted.span];
+                let logits = &logits[..self.vocab_size];
+                if wanted.position < span.choose_from {
+                    self.score(span, wanted.position, logits);
+                } else if !turns[wanted.span].over {
+                    self.choose(span, wanted.position, logits, &mut turns[wanted.span]);
+                }
+            }
+        }
+        Ok(turns.into_iter().map(|turn| turn.outcome).collect())
+    }
+
+    /// Scores the prompt's token after `position`.
+    fn score(&mut self, span: &PlannedSpan, position: usize, logits: &[f32]) {
+        let choice = self.choices.get_mut(&span.sequence).expect("a planned sequence has a choice");
+        let Some(scores) = &mut choice.prompt_scores else { return };
+        let token = self.scheduler.sequence(span.sequence).expect("planned").tokens[position + 1];
+        let top = choice.params.logprobs.unwrap_or(0);
+        scores.push(token_logprob(&self.text, token, score(logits, token, top)));
+    }
+
+    /// Chooses the token after `position`.
+    fn choose(&mut self, span: &PlannedSpan, position: usize, logits: &[f32], turn: &mut Turn) {
         let choice = self.choices.get_mut(&span.sequence).expect("a planned sequence has a choice");
         let request = self.requests.get_mut(&choice.request).expect("a choice has its request");
-        let sequence = self.scheduler.sequence(span.sequence).expect("it was just planned");
-        let mut outcome = Outcome::default();
-        for (row, position) in logits.chunks_exact(width).zip(span.wanted.clone()) {
-            let row = &row[..self.vocab_size];
-            let next = position + 1;
-            if position < span.choose_from {
-                if let Some(scores) = &mut choice.prompt_scores {
-                    let token = sequence.tokens[next];
-                    let top = choice.params.logprobs.unwrap_or(0);
-                    let found = token_logprob(&self.text, token, score(row, token, top));
-                    scores.push(found);
-                }
-                continue;
-            }
-            if let Some(logprobs) = choice.prompt_scores.take() {
-                let _ = request.events.send(Event::Prompt { choice: 0, logprobs });
-            }
-            if sequence.max_tokens == 0 {
-                break;
-            }
-            let chosen = choose(row, &choice.params, &choice.history, next, None)?;
-            choice.history.push(chosen.token);
-            request.log.first_token();
-            request.usage.completion_tokens += 1;
-            outcome.tokens.push(chosen.token);
-            let logprob =
-                chosen.logprob.map(|found| token_logprob(&self.text, chosen.token, found));
-            let added = choice.answer.push(chosen.token, logprob);
-            outcome.ended = added.ended;
-            // A receiver that is gone has sent its cancellation already.
-            added.event.map(|event| request.events.send(event));
-            let drafted = span.tokens.get(next - span.range.start);
-            if outcome.ended.is_some() || drafted != Some(&chosen.token) {
-                break;
-            }
+        if let Some(logprobs) = choice.prompt_scores.take() {
+            // A receiver that is gone has sent its cancellation already, here and below.
+            let _ = request.events.send(Event::Prompt { choice: 0, logprobs });
         }
-        Ok(outcome)
+        let next = position + 1;
+        let chosen = match choose(logits, &choice.params, &choice.history, next, None) {
+            Ok(chosen) => chosen,
+            Err(error) => {
+                *turn = Turn { outcome: Err(error), over: true };
+                return;
+            }
+        };
+        choice.history.push(chosen.token);
+        request.log.first_token();
+        request.usage.completion_tokens += 1;
+        let logprob = chosen.logprob.map(|found| token_logprob(&self.text, chosen.token, found));
+        let added = choice.answer.push(chosen.token, logprob);
+        if let Some(event) = added.event {
+            let _ = request.events.send(event);
+        }
+        // The next row counts only if it was computed with this token as its draft.
+        let drafted = span.tokens.get(next - span.range.start);
+        turn.over = added.ended.is_some() || drafted != Some(&chosen.token);
+        if let Ok(outcome) = &mut turn.outcome {
+            outcome.tokens.push(chosen.token);
+            outcome.ended = added.ended;
+        }
     }
 
     fn commit(&mut self, plan: &Plan, outcomes: Vec<Result<Outcome, NoTokenLeft>>) {
@@ -333,14 +331,38 @@ impl<B: Backend> Runner for ModelRunner<B> {
     }
 }
 
-/// The rows of the ragged batch whose logits are wanted, in the order of the spans.
-fn wanted_rows(spans: &[PlannedSpan]) -> Vec<u32> {
+/// What one span's rows have come to so far.
+struct Turn {
+    outcome: Result<Outcome, NoTokenLeft>,
+    /// The rows that follow were computed for nothing.
+    over: bool,
+}
+
+impl Default for Turn {
+    fn default() -> Self {
+        Self { outcome: Ok(Outcome::default()), over: false }
+    }
+}
+
+/// A row of the ragged batch whose logits are wanted.
+struct WantedRow {
+    row: u32,
+    /// The number of its span in the plan.
+    span: usize,
+    /// Its place in its sequence.
+    position: usize,
+}
+
+fn wanted_rows(spans: &[PlannedSpan]) -> Vec<WantedRow> {
     let mut rows = Vec::new();
     let mut first = 0;
-    for span in spans {
-        let offset = first - span.range.start as i64;
-        rows.extend(span.wanted.clone().map(|position| (position as i64 + offset) as u32));
-        first += span.range.len() as i64;
+    for (index, span) in spans.iter().enumerate() {
+        rows.extend(span.wanted.clone().map(|position| WantedRow {
+            row: (first + position - span.range.start) as u32,
+            span: index,
+            position,
+        }));
+        first += span.range.len();
     }
     rows
 }
@@ -363,3 +385,6 @@ fn panic_message(panic: &(dyn Any + Send)) -> String {
     let text = text.or_else(|| panic.downcast_ref::<String>().map(String::as_str));
     text.unwrap_or("a panic without a message").to_owned()
 }
+
+/// Most rows of logits in memory at once: 150,000 floats each are 40 MB. Scoring a prompt wants them by hundreds.
+const LOGITS_ROWS: usize = 64;
