@@ -192,12 +192,16 @@ fn an_answer_ends_at_its_limit_before_a_stop_string_or_at_the_context() {
 }
 
 #[test]
-fn a_prompt_that_does_not_fit_is_refused_with_both_numbers() {
+fn a_prompt_that_cannot_run_is_refused_with_the_numbers() {
     let small = smollm2(EngineOptions { context: Some(8), ..EngineOptions::default() });
     let long = request("What is the capital of France?");
     let prompt = long.prompt.len();
     let error = small.generate(long).err().unwrap();
     assert_eq!(error, GenerateError::PromptTooLong { prompt, context: 8 });
+    let token = small.info().vocab_size as u32;
+    let unknown = GenerateRequest { prompt: vec![1, token], ..request("") };
+    let error = small.generate(unknown).err().unwrap();
+    assert!(error.to_string().contains(&format!("token {token}")), "{error}");
     let empty = GenerateRequest { prompt: Vec::new(), ..request("") };
     assert_eq!(small.generate(empty).err().unwrap(), GenerateError::PromptEmpty);
 }

@@ -166,7 +166,9 @@ impl From<GenerateError> for ApiError {
             GenerateError::PromptTooLong { prompt, context } => {
                 Self::ContextLength { param: "messages", prompt, context }
             }
-            GenerateError::PromptEmpty => Self::Invalid { param: None, message: error.to_string() },
+            GenerateError::PromptEmpty | GenerateError::UnknownToken { .. } => {
+                Self::Invalid { param: None, message: error.to_string() }
+            }
             GenerateError::NoTokenLeft(_) => Self::invalid("logit_bias", error.to_string()),
             GenerateError::Failed(_) => Self::Internal { message: error.to_string() },
             GenerateError::ShuttingDown => Self::ShuttingDown,

@@ -1,13 +1,10 @@
 use std::path::Path;
 
-use serde::Deserialize;
-
-use crate::weights::LoadError;
+use crate::weights::{Config, LoadError};
 
 /// How a model's makers would sample from it: what `generation_config.json` says. A request that leaves a parameter
 /// out gets these values, then the API's own defaults.
-#[derive(Clone, Debug, Default, PartialEq, Deserialize)]
-#[serde(default)]
+#[derive(Clone, Debug, Default, PartialEq)]
 pub struct SamplingDefaults {
     pub temperature: Option<f32>,
     pub top_k: Option<usize>,
@@ -17,30 +14,27 @@ pub struct SamplingDefaults {
 }
 
 impl SamplingDefaults {
-    /// Of the model at `path`. A GGUF file and a folder without the file have none.
+    /// Of the model at `path`. A GGUF file and a folder without the file have none, and a value outside the range that
+    /// requests are held to counts as absent: no hint is worth refusing a model for.
     pub(super) fn load(path: &Path) -> Result<Self, LoadError> {
         let path = path.join("generation_config.json");
         if !path.exists() {
             return Ok(Self::default());
         }
-        let text = std::fs::read_to_string(&path)
-            .map_err(|source| LoadError::Io { path: path.clone(), source })?;
-        let defaults: Self = serde_json::from_str(&text)
-            .map_err(|error| LoadError::Damaged { path, what: error.to_string() })?;
-        Ok(defaults.sound())
-    }
-
-    /// Without values outside the ranges that requests are held to.
-    fn sound(self) -> Self {
-        Self {
-            temperature: self.temperature.filter(|value| (0.0..=2.0).contains(value)),
-            top_k: self.top_k,
-            top_p: self.top_p.filter(|&value| value > 0.0 && value <= 1.0),
-            min_p: self.min_p.filter(|value| (0.0..=1.0).contains(value)),
-            repetition_penalty: self
-                .repetition_penalty
-                .filter(|&value| value > 0.0 && value <= 10.0),
-        }
+        let config = Config::read(&path)?;
+        let number = |key: &str| config.get(key).and_then(|value| value.as_f64());
+        let within = |key: &str, sound: fn(&f64) -> bool| {
+            number(key).filter(sound).map(|found| found as f32)
+        };
+        Ok(Self {
+            temperature: within("temperature", |value| (0.0..=2.0).contains(value)),
+            top_k: number("top_k").filter(|value| *value >= 0.0).map(|value| value as usize),
+            top_p: within("top_p", |value| *value > 0.0 && *value <= 1.0),
+            min_p: within("min_p", |value| (0.0..=1.0).contains(value)),
+            repetition_penalty: within("repetition_penalty", |value| {
+                *value > 0.0 && *value <= 10.0
+            }),
+        })
     }
 }
 
@@ -51,7 +45,7 @@ mod tests {
     #[test]
     fn a_generation_config_gives_the_defaults_that_are_in_range() {
         let folder = tempfile::tempdir().unwrap();
-        let text = r#"{"do_sample": true, "temperature": 0.7, "top_k": 20, "top_p": 1.5, "eos_token_id": [1, 2]}"#;
+        let text = r#"{"temperature": 0.7, "top_k": 20.0, "top_p": 1.5, "min_p": "a", "eos_token_id": [1]}"#;
         std::fs::write(folder.path().join("generation_config.json"), text).unwrap();
         let found = SamplingDefaults::load(folder.path()).unwrap();
         let expected =

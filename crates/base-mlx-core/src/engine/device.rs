@@ -3,13 +3,16 @@
 //! All models of a device share its thread, which runs one step of each busy model in turn, so they never fight
 //! over the device. Models are read and laid out on other threads and arrive here ready to run.
 
+use std::any::Any;
 use std::collections::BTreeMap;
+use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::mpsc::{Receiver, Sender, TryRecvError, channel};
 use std::sync::{Arc, Mutex};
 use std::thread::JoinHandle;
 
 use super::runner::Submission;
+use super::{Event, GenerateError};
 use crate::backend::{CpuBackend, DeviceError};
 
 /// How a device is set up.
@@ -23,7 +26,6 @@ pub struct DeviceOptions {
 #[derive(Clone)]
 pub struct Device {
     backend: CpuBackend,
-    threads: usize,
     thread: DeviceThread,
 }
 
@@ -34,16 +36,16 @@ impl Device {
         let threads = options.threads.unwrap_or(cores).clamp(1, cores);
         let thread = DeviceThread::spawn()
             .map_err(|error| DeviceError::Failed(format!("cannot start a thread: {error}")))?;
-        Ok(Self { backend: CpuBackend::new(threads), threads, thread })
+        Ok(Self { backend: CpuBackend::new(threads), thread })
     }
 
-    /// For logs and people: `cpu, 8 threads`.
+    /// For logs and people: `cpu, 8 threads, avx2`.
     pub fn describe(&self) -> String {
-        format!("cpu, {} threads", self.threads)
+        self.backend.describe()
     }
 
-    /// Lets the running answers of all models end as cancelled and waits for the thread. For a tidy exit; dropping
-    /// the last handle does the same without waiting.
+    /// Ends the running answers of all models and waits for the thread. For a tidy exit; dropping the last handle
+    /// does the same without waiting.
     pub fn stop(&self) {
         self.thread.stop();
     }
@@ -73,6 +75,8 @@ pub(super) trait Runner: Send {
     fn is_idle(&self) -> bool;
     /// Plans, computes, chooses and sends one step of everything that is running.
     fn step(&mut self);
+    /// Ends everything that is running or waiting.
+    fn stop(&mut self);
 }
 
 enum Command {
@@ -128,11 +132,13 @@ pub(super) struct Port {
 }
 
 impl Port {
-    pub(super) fn submit(&self, submission: Submission) -> RequestId {
+    pub(super) fn submit(&self, submission: Submission) -> Result<RequestId, GenerateError> {
         let request = RequestId(self.thread.next());
-        let _ =
-            self.thread.commands.send(Command::Submit(self.runner, request, Box::new(submission)));
-        request
+        let command = Command::Submit(self.runner, request, Box::new(submission));
+        match self.thread.commands.send(command) {
+            Ok(()) => Ok(request),
+            Err(_) => Err(GenerateError::ShuttingDown),
+        }
     }
 
     pub(super) fn cancel(&self, request: RequestId) {
@@ -154,9 +160,13 @@ struct Loop {
 impl Loop {
     fn run(mut self) {
         while self.take_commands() {
-            for runner in self.runners.values_mut().filter(|runner| !runner.is_idle()) {
-                runner.step();
+            let busy: Vec<RunnerId> = self.ids(|runner| !runner.is_idle());
+            for id in busy {
+                self.drive(id, |runner| runner.step());
             }
+        }
+        for id in self.ids(|_| true) {
+            self.drive(id, |runner| runner.stop());
         }
     }
 
@@ -182,21 +192,115 @@ impl Loop {
             Command::Add(id, runner) => {
                 self.runners.insert(id, runner);
             }
-            // Running answers of a removed model see their event channels close.
+            // Nobody is left to hear its answers.
             Command::Remove(id) => {
                 self.runners.remove(&id);
             }
             Command::Submit(id, request, submission) => {
-                if let Some(runner) = self.runners.get_mut(&id) {
-                    runner.submit(request, *submission);
+                if self.runners.contains_key(&id) {
+                    self.drive(id, |runner| runner.submit(request, *submission));
+                } else {
+                    let lost = GenerateError::Failed("an earlier failure ended it".to_owned());
+                    let _ = submission.events.send(Event::Error(lost));
                 }
             }
-            Command::Cancel(id, request) => {
-                if let Some(runner) = self.runners.get_mut(&id) {
-                    runner.cancel(request);
-                }
-            }
+            Command::Cancel(id, request) => self.drive(id, |runner| runner.cancel(request)),
             Command::Stop => unreachable!("taken by the caller"),
         }
+    }
+
+    /// Lets one model work. A bug of ours that panics there costs that model, not the process: its answers break off
+    /// and it takes no more.
+    fn drive(&mut self, id: RunnerId, work: impl FnOnce(&mut dyn Runner)) {
+        let Some(runner) = self.runners.get_mut(&id) else { return };
+        if let Err(panic) = catch_unwind(AssertUnwindSafe(|| work(runner.as_mut()))) {
+            tracing::error!("a model is lost: {}", panic_message(&*panic));
+            self.runners.remove(&id);
+        }
+    }
+
+    fn ids(&self, which: impl Fn(&dyn Runner) -> bool) -> Vec<RunnerId> {
+        let chosen = self.runners.iter().filter(|(_, runner)| which(runner.as_ref()));
+        chosen.map(|(&id, _)| id).collect()
+    }
+}
+
+/// What a caught panic said.
+pub(super) fn panic_message(panic: &(dyn Any + Send)) -> String {
+    let text = panic.downcast_ref::<&str>().copied();
+    let text = text.or_else(|| panic.downcast_ref::<String>().map(String::as_str));
+    text.unwrap_or("a panic without a message").to_owned()
+}
+
+#[cfg(test)]
+mod tests {
+    use tokio::sync::mpsc::{UnboundedReceiver, unbounded_channel};
+
+    use super::super::log::RequestLog;
+    use super::super::{GenerateRequest, Usage};
+    use super::*;
+    use crate::sample::SamplingParams;
+
+    /// Answers each request with its usage in the next step, or panics.
+    struct Fake {
+        waiting: Vec<Submission>,
+        panics: bool,
+    }
+
+    impl Runner for Fake {
+        fn submit(&mut self, _: RequestId, submission: Submission) {
+            self.waiting.push(submission);
+        }
+
+        fn cancel(&mut self, _: RequestId) {}
+
+        fn is_idle(&self) -> bool {
+            self.waiting.is_empty()
+        }
+
+        fn step(&mut self) {
+            assert!(!self.panics, "a bug");
+            for submission in self.waiting.drain(..) {
+                submission.events.send(Event::Usage(Usage::default())).unwrap();
+            }
+        }
+
+        fn stop(&mut self) {}
+    }
+
+    fn ask(port: &Port) -> Result<UnboundedReceiver<Event>, GenerateError> {
+        let (events, receiver) = unbounded_channel();
+        let request = GenerateRequest {
+            prompt: vec![1],
+            choices: 1,
+            sampling: SamplingParams::default(),
+            max_tokens: None,
+            stop: Vec::new(),
+            ignore_end: false,
+            score_prompt: false,
+            streamed: false,
+        };
+        let log = RequestLog::new("fake", request.streamed);
+        port.submit(Submission { request, events, log })?;
+        Ok(receiver)
+    }
+
+    #[test]
+    fn a_model_that_panics_takes_only_itself_along() {
+        let thread = DeviceThread::spawn().unwrap();
+        let broken = thread.add(Box::new(Fake { waiting: Vec::new(), panics: true }));
+        let sound = thread.add(Box::new(Fake { waiting: Vec::new(), panics: false }));
+        assert_eq!(ask(&broken).unwrap().blocking_recv(), None);
+        assert!(matches!(ask(&broken).unwrap().blocking_recv(), Some(Event::Error(_))));
+        assert!(matches!(ask(&sound).unwrap().blocking_recv(), Some(Event::Usage(_))));
+    }
+
+    #[test]
+    fn a_stopped_device_takes_no_more() {
+        let thread = DeviceThread::spawn().unwrap();
+        let port = thread.add(Box::new(Fake { waiting: Vec::new(), panics: false }));
+        thread.stop();
+        let refused = ask(&port).err();
+        assert_eq!(refused, Some(GenerateError::ShuttingDown));
     }
 }

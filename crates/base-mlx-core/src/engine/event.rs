@@ -62,6 +62,8 @@ pub enum GenerateError {
     PromptTooLong { prompt: usize, context: usize },
     #[error("the prompt is empty")]
     PromptEmpty,
+    #[error("token {token} is not in the model's vocabulary of {vocab_size}")]
+    UnknownToken { token: TokenId, vocab_size: usize },
     /// The step panicked or the device failed; the batch it happened in is lost, the engine goes on.
     #[error("the model failed: {0}")]
     Failed(String),

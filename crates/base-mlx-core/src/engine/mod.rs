@@ -136,9 +136,14 @@ impl Engine {
         if prompt >= context {
             return Err(GenerateError::PromptTooLong { prompt, context });
         }
+        // A tokenizer may know more tokens than the model has rows for.
+        let vocab_size = self.info.vocab_size;
+        if let Some(&token) = request.prompt.iter().find(|&&token| token as usize >= vocab_size) {
+            return Err(GenerateError::UnknownToken { token, vocab_size });
+        }
         let (events, receiver) = unbounded_channel();
         let log = RequestLog::new(&self.info.name, request.streamed);
-        let request = self.port.submit(Submission { request, events, log });
+        let request = self.port.submit(Submission { request, events, log })?;
         Ok(Generation::new(receiver, self.port.clone(), request))
     }
 
@@ -163,10 +168,29 @@ fn kv_tokens(options: &EngineOptions, context: usize, bytes_per_token: usize) ->
     bytes.map_or(wanted, |bytes| wanted.min(bytes / bytes_per_token)).max(1)
 }
 
-/// Memory that the system could give out now, where it says so.
+/// Memory that this process could still get, where the system says so: free memory, and what a cgroup leaves.
 fn free_bytes() -> Option<usize> {
+    let cgroup = || {
+        let read = |name: &str| std::fs::read_to_string(format!("/sys/fs/cgroup/{name}")).ok();
+        let limit: usize = read("memory.max")?.trim().parse().ok()?;
+        let used: usize = read("memory.current")?.trim().parse().ok()?;
+        Some(limit.saturating_sub(used))
+    };
+    [system_free_bytes(), cgroup()].into_iter().flatten().min()
+}
+
+#[cfg(not(target_os = "macos"))]
+fn system_free_bytes() -> Option<usize> {
     let text = std::fs::read_to_string("/proc/meminfo").ok()?;
     let line = text.lines().find_map(|line| line.strip_prefix("MemAvailable:"))?;
     let kib: usize = line.trim().strip_suffix("kB")?.trim().parse().ok()?;
     Some(kib * 1024)
+}
+
+/// A Mac gives memory back from its caches late, so its size says more than what is free at the moment.
+#[cfg(target_os = "macos")]
+fn system_free_bytes() -> Option<usize> {
+    let output = std::process::Command::new("sysctl").args(["-n", "hw.memsize"]).output().ok()?;
+    let bytes: usize = String::from_utf8(output.stdout).ok()?.trim().parse().ok()?;
+    Some(bytes / 2)
 }

@@ -1,6 +1,5 @@
 //! One model at work: its scheduler, its sequences' caches, and what turns chosen tokens into events.
 
-use std::any::Any;
 use std::collections::HashMap;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
@@ -8,7 +7,7 @@ use std::sync::Arc;
 use tokio::sync::mpsc::UnboundedSender;
 
 use super::answer::Answer;
-use super::device::{RequestId, Runner};
+use super::device::{RequestId, Runner, panic_message};
 use super::log::{Memory, RequestLog};
 use super::scheduler::{Limits, Outcome, Plan, PlannedSpan, Scheduler};
 use super::sequence::{Sequence, SequenceId};
@@ -81,28 +80,6 @@ impl<B: Backend> ModelRunner<B> {
             model,
             text,
             weight_bytes,
-        }
-    }
-
-    fn plan_and_compute(&mut self) {
-        let plan = self.scheduler.plan();
-        for id in &plan.dropped {
-            self.caches.remove(id);
-        }
-        for span in &plan.spans {
-            let request = self.choices[&span.sequence].request;
-            if let Some(request) = self.requests.get_mut(&request) {
-                request.log.started();
-            }
-        }
-        // Our bug in one step must not take the process down: its batch fails, everyone else goes on.
-        let outcome = catch_unwind(AssertUnwindSafe(|| {
-            let hidden = self.forward(&plan).map_err(|error| error.to_string())?;
-            self.choose_all(&plan, &hidden).map_err(|error| error.to_string())
-        }));
-        match outcome.unwrap_or_else(|panic| Err(panic_message(&*panic))) {
-            Ok(outcomes) => self.commit(&plan, outcomes),
-            Err(message) => self.fail(&plan, &message),
         }
     }
 
@@ -280,36 +257,29 @@ impl<B: Backend> Runner for ModelRunner<B> {
         log.submitted(self.memory());
         let usage = Usage { prompt_tokens: request.prompt.len(), ..Usage::default() };
         let mut entry = Request { events, sequences: Vec::new(), usage, log };
+        let history = History::new(&request.prompt);
         for index in 0..request.choices.max(1) {
             let sequence = SequenceId(self.next_sequence);
             self.next_sequence += 1;
-            let prompt = request.prompt.clone();
             let max_tokens = request.max_tokens.unwrap_or(usize::MAX);
-            let mut submitted = Sequence::new(sequence, id.0, prompt, max_tokens);
+            let mut submitted = Sequence::new(sequence, id.0, request.prompt.clone(), max_tokens);
             submitted.score_prompt = request.score_prompt && index == 0;
             let prompt_scores = submitted.score_prompt.then(|| {
                 let logprob = Logprob { logprob: f32::NAN, top: Vec::new() };
                 vec![token_logprob(&self.text, request.prompt[0], logprob)]
             });
-            if let Err(refused) = self.scheduler.submit(submitted) {
-                let _ = entry.events.send(Event::Error(GenerateError::Failed(refused.to_string())));
-                return;
-            }
+            self.scheduler.submit(submitted).expect("the door refused what can never run");
             let end_tokens = match request.ignore_end {
                 true => Vec::new(),
                 false => self.text.end_tokens.clone(),
             };
             let seed = choice_seed(request.sampling.seed, index);
+            let decoder = self.text.tokenizer.decoder();
             let choice = Choice {
                 request: id,
                 params: SamplingParams { seed, ..request.sampling.clone() },
-                history: History::new(&request.prompt),
-                answer: Answer::new(
-                    index,
-                    self.text.tokenizer.decoder(),
-                    request.stop.clone(),
-                    end_tokens,
-                ),
+                history: history.clone(),
+                answer: Answer::new(index, decoder, request.stop.clone(), end_tokens),
                 prompt_scores,
             };
             self.choices.insert(sequence, choice);
@@ -327,7 +297,32 @@ impl<B: Backend> Runner for ModelRunner<B> {
     }
 
     fn step(&mut self) {
-        self.plan_and_compute();
+        let plan = self.scheduler.plan();
+        for id in &plan.dropped {
+            self.caches.remove(id);
+        }
+        for span in &plan.spans {
+            let request = self.choices[&span.sequence].request;
+            if let Some(request) = self.requests.get_mut(&request) {
+                request.log.started();
+            }
+        }
+        // Our bug in one step must not take the process down: its batch fails, everyone else goes on.
+        let outcome = catch_unwind(AssertUnwindSafe(|| {
+            let hidden = self.forward(&plan).map_err(|error| error.to_string())?;
+            self.choose_all(&plan, &hidden).map_err(|error| error.to_string())
+        }));
+        match outcome.unwrap_or_else(|panic| Err(panic_message(&*panic))) {
+            Ok(outcomes) => self.commit(&plan, outcomes),
+            Err(message) => self.fail(&plan, &message),
+        }
+    }
+
+    fn stop(&mut self) {
+        let requests: Vec<RequestId> = self.requests.keys().copied().collect();
+        for request in requests {
+            self.end(request, "cancelled", |_| Some(Event::Error(GenerateError::ShuttingDown)));
+        }
     }
 }
 
@@ -378,12 +373,6 @@ fn token_logprob(text: &Text, token: TokenId, found: Logprob) -> TokenLogprob {
 
 fn bytes_of(text: &Text, token: TokenId) -> Vec<u8> {
     text.tokenizer.token_bytes(token).to_vec()
-}
-
-fn panic_message(panic: &(dyn Any + Send)) -> String {
-    let text = panic.downcast_ref::<&str>().copied();
-    let text = text.or_else(|| panic.downcast_ref::<String>().map(String::as_str));
-    text.unwrap_or("a panic without a message").to_owned()
 }
 
 /// Most rows of logits in memory at once: 150,000 floats each are 40 MB. Scoring a prompt wants them by hundreds.

@@ -94,8 +94,16 @@ impl CompletionRequest {
             let message = "`best_of` more than `n` cannot be streamed";
             return Err(ApiError::invalid("best_of", message));
         }
+        let prompts = prompts(fields.prompt)?;
+        if prompts.len() * best_of > MOST_SEQUENCES {
+            let message = format!(
+                "{} prompts with {best_of} answers each are more than {MOST_SEQUENCES} answers",
+                prompts.len()
+            );
+            return Err(ApiError::invalid("prompt", message));
+        }
         Ok(Self {
-            prompts: prompts(fields.prompt)?,
+            prompts,
             echo,
             logprobs: in_range("logprobs", fields.logprobs, 0..=5)?.map(|top| top as usize),
             best_of,
@@ -198,6 +206,8 @@ fn best(answer: Answer, candidates: usize, kept: usize, scored: &[usize]) -> Ans
 const DEFAULT_MAX_TOKENS: usize = 16;
 const MOST_CANDIDATES: u64 = 128;
 const MOST_PROMPTS: usize = 256;
+/// One request's share of a queue that all clients wait in.
+const MOST_SEQUENCES: usize = 1024;
 
 #[cfg(test)]
 mod tests {
