@@ -10,6 +10,7 @@ mod device;
 mod event;
 mod generation;
 mod log;
+mod pace;
 mod request;
 mod runner;
 mod scheduler;

@@ -3,12 +3,14 @@
 use std::collections::HashMap;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
+use std::time::Instant;
 
 use tokio::sync::mpsc::UnboundedSender;
 
 use super::answer::Answer;
 use super::device::{RequestId, Runner, panic_message};
 use super::log::{Memory, RequestLog};
+use super::pace::Pace;
 use super::scheduler::{Limits, Outcome, Plan, PlannedSpan, Scheduler};
 use super::sequence::{Sequence, SequenceId};
 use super::{Event, FinishReason, GenerateError, GenerateRequest, TokenLogprob, TopLogprob, Usage};
@@ -36,6 +38,7 @@ pub(super) struct ModelRunner<B: Backend> {
     /// Logits beyond the tokenizer's vocabulary are padding and never chosen.
     vocab_size: usize,
     scheduler: Scheduler,
+    pace: Pace,
     caches: HashMap<SequenceId, B::Kv>,
     choices: HashMap<SequenceId, Choice>,
     requests: HashMap<RequestId, Request>,
@@ -72,6 +75,7 @@ impl<B: Backend> ModelRunner<B> {
             layers: model.layers(),
             vocab_size: model.vocab_size().min(text.tokenizer.vocab_size()),
             scheduler: Scheduler::new(limits),
+            pace: Pace::new(),
             caches: HashMap::new(),
             choices: HashMap::new(),
             requests: HashMap::new(),
@@ -297,6 +301,8 @@ impl<B: Backend> Runner for ModelRunner<B> {
     }
 
     fn step(&mut self) {
+        let began = Instant::now();
+        self.scheduler.set_beside_answers(self.pace.beside_answers());
         let plan = self.scheduler.plan();
         for id in &plan.dropped {
             self.caches.remove(id);
@@ -313,7 +319,11 @@ impl<B: Backend> Runner for ModelRunner<B> {
             self.choose_all(&plan, &hidden).map_err(|error| error.to_string())
         }));
         match outcome.unwrap_or_else(|panic| Err(panic_message(&*panic))) {
-            Ok(outcomes) => self.commit(&plan, outcomes),
+            Ok(outcomes) => {
+                let tokens = plan.spans.iter().map(|span| span.range.len()).sum();
+                self.pace.measured(tokens, began.elapsed());
+                self.commit(&plan, outcomes);
+            }
             Err(message) => self.fail(&plan, &message),
         }
     }

@@ -15,6 +15,7 @@ use crate::TokenId;
 /// - What is left of `step_tokens` goes to drafts and to sequences that are further behind, prompts for short. While
 ///   there are such, drafts get at most half. Of the rest, half goes to the prompt that came first, so that a long one
 ///   always moves; the other half to the prompts that need least, so that a short one need not wait for a long one.
+/// - Beside answers that wait for their next token, prompts get no more than `set_beside_answers` allows.
 /// - Sequences are admitted in the order they came, as long as `running` and `kv_tokens` allow. The first one waiting is
 ///   never overtaken, but by others while it waits for a sibling's prompt; its place is kept free then.
 /// - The tokens of all running sequences fit into `kv_tokens`. When they have grown out of it, the newest is preempted:
@@ -27,6 +28,7 @@ pub struct Scheduler {
     running: BTreeMap<u64, Sequence>,
     waiting: BTreeMap<u64, Sequence>,
     arrivals: u64,
+    beside_answers: usize,
 }
 
 #[derive(Clone, Copy, Debug)]
@@ -119,7 +121,19 @@ impl Scheduler {
             "nothing could run: {limits:?}"
         );
         let limits = Limits { running: limits.running.min(limits.step_tokens), ..limits };
-        Self { limits, running: BTreeMap::new(), waiting: BTreeMap::new(), arrivals: 0 }
+        Self {
+            limits,
+            running: BTreeMap::new(),
+            waiting: BTreeMap::new(),
+            arrivals: 0,
+            beside_answers: limits.step_tokens,
+        }
+    }
+
+    /// From now on prompts compute at most this many positions in a step that an answer waits for, beyond the one that
+    /// every sequence computes. The caller knows how long a step takes, and so how long answers would wait.
+    pub fn set_beside_answers(&mut self, tokens: usize) {
+        self.beside_answers = tokens;
     }
 
     /// Takes a sequence that nothing was computed of. Members of a group must have the same prompt; they share it best
@@ -358,6 +372,9 @@ impl Scheduler {
             left -= drafts;
         }
 
+        if self.running.values().any(|sequence| sequence.behind() == 1) {
+            left = left.min(self.beside_answers);
+        }
         let half = left.div_ceil(2);
         let mut grant = |(arrival, need): &mut (u64, usize), most: usize| {
             let tokens = (*need).min(most).min(left);
@@ -477,6 +494,18 @@ mod tests {
             assert_eq!(step(&mut scheduler), [(0, 1, true), (1, 31, false)]);
         }
         assert_eq!(step(&mut scheduler), [(0, 1, true), (1, 7, true)]);
+    }
+
+    #[test]
+    fn beside_answers_a_prompt_gets_what_they_can_wait_for() {
+        let mut scheduler = Scheduler::new(LIMITS);
+        submit(&mut scheduler, 0, 0, 3);
+        step(&mut scheduler);
+        submit(&mut scheduler, 1, 1, 100);
+        scheduler.set_beside_answers(5);
+        assert_eq!(step(&mut scheduler), [(0, 1, true), (1, 6, false)]);
+        scheduler.cancel(SequenceId(0));
+        assert_eq!(step(&mut scheduler), [(1, 32, false)], "nobody waits any more");
     }
 
     #[test]

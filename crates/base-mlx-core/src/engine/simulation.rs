@@ -157,6 +157,8 @@ impl World {
                 break;
             }
             self.propose();
+            // Any pace will do, and it may change with every step.
+            self.scheduler.set_beside_answers(step * 7 % 23);
             let plan = self.scheduler.plan();
             self.scheduler.check_integrity();
             assert_eq!(plan.spans.is_empty(), self.scheduler.is_idle(), "an idle step");
