@@ -3,7 +3,7 @@
 
 use std::io::{BufRead, BufReader, Read};
 use std::path::Path;
-use std::process::{Child, Stdio};
+use std::process::{Child, Command, Stdio};
 use std::time::Instant;
 
 use anyhow::{Context, Result, bail, ensure};
@@ -103,10 +103,19 @@ fn qwen_writes_a_function(root: &Path) -> Result<()> {
 
 /// One greedy answer of the command line, as a user would ask for it.
 fn ask(root: &Path, model: &str, question: &str) -> Result<String> {
-    let mut run = cargo(root);
-    run.env("BASE_MLX_MODELS_DIR", models::folder(root));
-    run.args(["run", "--release", "--quiet", "--", "run", model, question, "--temperature", "0"]);
+    let mut run = base_mlx(root);
+    run.args(["run", model, question, "--temperature", "0"]);
     process::output(run.stdin(Stdio::null()))
+}
+
+/// The binary that step `test` has built and tested. `cargo run` would choose features for this crate alone and
+/// compile half of the dependencies again.
+fn base_mlx(root: &Path) -> Command {
+    let target = std::env::var_os("CARGO_TARGET_DIR");
+    let target = target.map_or_else(|| root.join("target"), |target| root.join(target));
+    let mut command = Command::new(target.join("release/base-mlx"));
+    command.env("BASE_MLX_MODELS_DIR", models::folder(root));
+    command
 }
 
 /// What lies between the first pair of fences.
@@ -125,12 +134,8 @@ struct Server {
 
 impl Server {
     fn start(root: &Path) -> Result<Self> {
-        process::run(cargo(root).args(["build", "--release", "--quiet"]))?;
-        let target = std::env::var_os("CARGO_TARGET_DIR");
-        let target = target.map_or_else(|| root.join("target"), |target| root.join(target));
-        let mut child = std::process::Command::new(target.join("release/base-mlx"))
+        let mut child = base_mlx(root)
             .args(["serve", "--port", "0", "--model", "smollm2"])
-            .env("BASE_MLX_MODELS_DIR", models::folder(root))
             .stdout(Stdio::piped())
             .spawn()
             .context("cannot start base-mlx serve")?;
