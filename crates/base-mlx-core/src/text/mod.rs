@@ -1,4 +1,4 @@
-//! Tokenizers, incremental decoding, chat templates and the markup of answers.
+//! Tokenizers, incremental decoding and chat templates.
 //!
 //! May import `weights` (for GGUF metadata and errors) and nothing else of this crate.
 
