@@ -21,8 +21,8 @@ pub(crate) enum ApiError {
          hint: shorten the prompt, or start the server with a larger context"
     )]
     ContextLength { param: &'static str, prompt: usize, context: usize },
-    #[error("the model `{model}` does not exist{}", did_you_mean(.closest))]
-    ModelNotFound { model: String, closest: Vec<String> },
+    #[error("the model `{model}` {}", is_absent(.model, *.in_catalogue, .closest))]
+    ModelNotFound { model: String, in_catalogue: bool, closest: Vec<String> },
     /// The model is there, and is of a kind that cannot do this.
     #[error("{message}")]
     ModelUnsuitable { message: String },
@@ -176,8 +176,11 @@ impl From<GenerateError> for ApiError {
     }
 }
 
-fn did_you_mean(closest: &[String]) -> String {
-    let mut text = String::new();
+fn is_absent(model: &str, in_catalogue: bool, closest: &[String]) -> String {
+    if in_catalogue {
+        return format!("is not on this machine\nhint: run `base-mlx pull {model}` there");
+    }
+    let mut text = "does not exist".to_owned();
     for (index, name) in closest.iter().enumerate() {
         let before = if index == 0 { "\nhint: the closest names are " } else { ", " };
         let _ = write!(text, "{before}`{name}`");
@@ -195,7 +198,11 @@ mod tests {
             ApiError::invalid("messages[0].content", "wrong"),
             ApiError::Invalid { param: None, message: "wrong".into() },
             ApiError::unsupported("tools", "no"),
-            ApiError::ModelNotFound { model: "a\"\n\u{7}".into(), closest: vec!["b".into()] },
+            ApiError::ModelNotFound {
+                model: "a\"\n\u{7}".into(),
+                in_catalogue: false,
+                closest: vec!["b".into()],
+            },
             ApiError::UnknownPath { path: "/x".into() },
             ApiError::TooManyRequests { running: 3 },
             ApiError::ShuttingDown,
@@ -213,6 +220,7 @@ mod tests {
     fn an_unknown_model_comes_with_the_closest_names() {
         let error = ApiError::ModelNotFound {
             model: "smolm2".into(),
+            in_catalogue: false,
             closest: vec!["smollm2".into(), "smollm3".into()],
         };
         assert_eq!(

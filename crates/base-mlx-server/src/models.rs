@@ -114,12 +114,13 @@ impl Models {
         if let Some(model) = self.ready().into_iter().find(|model| model.directory.name == name) {
             return Ok(model.directory.clone());
         }
-        let unknown = |closest| ApiError::ModelNotFound { model: name.to_owned(), closest };
         let store = self.store.clone();
         let asked = name.to_owned();
         match blocking(move || store.find_installed(&asked)).await? {
             Ok(directory) => Ok(directory),
-            Err(StoreError::NotFound { closest, .. }) => Err(unknown(closest)),
+            Err(StoreError::NotFound { name: model, in_catalogue, closest }) => {
+                Err(ApiError::ModelNotFound { model, in_catalogue, closest })
+            }
             Err(error) => Err(ApiError::internal(error.to_string())),
         }
     }

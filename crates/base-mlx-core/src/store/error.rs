@@ -5,16 +5,17 @@ use std::path::{Path, PathBuf};
 /// Why a model could not be found, fetched or removed.
 #[derive(Debug, thiserror::Error)]
 pub enum StoreError {
-    #[error("model `{name}` is not on disk{}", closest_hint(.closest))]
+    #[error("model `{name}` is not on disk{}", disk_hint(.name, *.in_catalogue, .closest))]
     NotFound {
         name: String,
+        /// Whether pulling that very name would bring it.
+        in_catalogue: bool,
         /// The known names that look most like it, the best first.
         closest: Vec<String>,
     },
-    #[error(
-        "`{name}` is not a model's name: {why}\n\
-         hint: a name is an alias such as `smollm2`, a hub id such as `owner/name`, a folder, a `.gguf` file, or `pip:PACKAGE==VERSION`"
-    )]
+    #[error("`{name}` is neither on disk nor in the catalogue{}", name_hint(.closest))]
+    Unknown { name: String, closest: Vec<String> },
+    #[error("`{name}` is not a model's name: {why}\nhint: {NAMES}")]
     Name { name: String, why: String },
     #[error("{path} is not a model: {why}")]
     NoModel { path: PathBuf, why: String },
@@ -98,11 +99,19 @@ impl fmt::Display for Bytes {
     }
 }
 
-fn closest_hint(closest: &[String]) -> String {
+fn disk_hint(name: &str, in_catalogue: bool, closest: &[String]) -> String {
     match closest {
+        _ if in_catalogue => format!("\nhint: run `base-mlx pull {name}`"),
         [] => {
             "\nhint: `base-mlx list` shows what is there, `base-mlx pull NAME` fetches".to_owned()
         }
+        names => format!("\nhint: closest names: {}", names.join(", ")),
+    }
+}
+
+fn name_hint(closest: &[String]) -> String {
+    match closest {
+        [] => format!("\nhint: {NAMES}"),
         names => format!("\nhint: closest names: {}", names.join(", ")),
     }
 }
@@ -120,6 +129,8 @@ fn token_hint(repo: &str, token_sent: bool) -> String {
 fn listed(tried: &[(String, StoreError)]) -> String {
     tried.iter().map(|(source, error)| format!("\n- {source}: {error}")).collect()
 }
+
+const NAMES: &str = "a name is an alias such as `smollm2`, a hub id such as `owner/name`, a folder, a `.gguf` file, or `pip:PACKAGE==VERSION`";
 
 #[cfg(test)]
 mod tests {

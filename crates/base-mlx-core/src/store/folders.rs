@@ -1,5 +1,5 @@
 //! What is a model on disk, and what the models in a folder are called. Reads names and sizes, and of files only
-//! the index of a sharded checkpoint.
+//! the index of a sharded checkpoint and the first bytes of a GGUF file.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs::{self, File};
@@ -25,13 +25,15 @@ pub(super) fn models_in(root: &Path, demand: Demand) -> Vec<(String, PathBuf)> {
     let mut models = Vec::new();
     for (name, path) in children(root) {
         if path.is_file() {
-            models.extend(gguf_stem(&name).map(|stem| (stem.to_owned(), path.clone())));
+            let stem = gguf_stem(&name).filter(|_| has_tensors(&path));
+            models.extend(stem.map(|stem| (stem.to_owned(), path.clone())));
         } else if is_model_folder(&path, demand) {
             models.push((name, path));
         } else {
             for (inner, path) in children(&path) {
                 if path.is_file() {
-                    models.extend(gguf_stem(&inner).map(|stem| (format!("{name}/{stem}"), path)));
+                    let stem = gguf_stem(&inner).filter(|_| has_tensors(&path));
+                    models.extend(stem.map(|stem| (format!("{name}/{stem}"), path)));
                 } else if is_model_folder(&path, demand) {
                     models.push((format!("{name}/{inner}"), path));
                 } else {
@@ -99,8 +101,16 @@ pub(super) fn ggufs_in(folder: &Path) -> Vec<(String, PathBuf)> {
             files.push((name, path));
         }
     }
-    files.retain(|(name, path)| is_gguf_model(name) && path.is_file());
+    files.retain(|(name, path)| is_gguf_model(name) && path.is_file() && has_tensors(path));
     files
+}
+
+/// A GGUF file without tensors is a vocabulary. What is not GGUF at all counts, so that loading it says what is wrong.
+fn has_tensors(path: &Path) -> bool {
+    // The magic, the version, the number of tensors.
+    let mut head = [0; 16];
+    let read = File::open(path).and_then(|mut file| file.read_exact(&mut head));
+    read.is_err() || !head.starts_with(b"GGUF") || head[8..] != [0; 8]
 }
 
 /// Whether a file's name is that of a whole model: not of a vision projector, not of a part of a split model.
@@ -207,6 +217,10 @@ mod tests {
                 ".hidden/config.json",
             ],
         );
+        for vocabulary in ["vocab.gguf", "me/vocab.gguf", "you/one/vocab.gguf"] {
+            let head = [&b"GGUF"[..], &3_u32.to_le_bytes(), &[0; 8], &[1; 8]].concat();
+            fs::write(root.path().join(vocabulary), head).unwrap();
+        }
         let names: Vec<_> =
             models_in(root.path(), Demand::Config).into_iter().map(|(name, _)| name).collect();
         let expected =

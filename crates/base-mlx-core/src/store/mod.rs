@@ -39,7 +39,9 @@ pub struct Store {
 }
 
 impl Store {
-    pub fn open(options: StoreOptions) -> Store {
+    pub fn open(mut options: StoreOptions) -> Store {
+        let models_dir = options.models_dir.take();
+        options.models_dir = models_dir.map(|folder| options::expand(folder, &options.user_home));
         Store { options }
     }
 
@@ -52,30 +54,24 @@ impl Store {
         if let Name::Path(path) = Name::parse(name)? {
             return self.at_path(&path);
         }
-        match self.find_installed(name) {
+        match self.installed(name) {
+            Some(found) => Ok(found),
             // A folder below the current one may have a name of the form `owner/name`.
-            Err(StoreError::NotFound { .. })
-                if folders::is_model_folder(name.as_ref(), Demand::Config) =>
-            {
+            None if folders::is_model_folder(name.as_ref(), Demand::Config) => {
                 self.at_path(name.as_ref())
             }
-            found => found,
+            None => Err(self.not_found(name)),
         }
     }
 
-    /// Like `find`, without paths: for names that come from others, who must not choose files of this machine.
+    /// Like `find`, without paths: for names that come from others, who must not choose files of this machine, nor
+    /// pull, so that what is not on disk is not suggested.
     pub fn find_installed(&self, name: &str) -> Result<ModelDir, StoreError> {
-        let parsed = Name::parse(name);
-        let found = match &parsed {
-            Ok(Name::Path(_)) | Err(_) => None,
-            Ok(parsed) => self.look_up(name, parsed),
-        };
-        match found {
-            Some((path, source)) => Ok(ModelDir::new(name, path, source)),
-            None => {
-                Err(StoreError::NotFound { name: name.to_owned(), closest: self.closest(name) })
-            }
-        }
+        self.installed(name).ok_or_else(|| StoreError::NotFound {
+            name: name.to_owned(),
+            in_catalogue: self.options.catalogue.get(name).is_some(),
+            closest: closest::closest(name, names(&self.list())),
+        })
     }
 
     /// Brings a model to disk, or up to date, and blocks until it is there. Call it off the async threads. What
@@ -96,9 +92,13 @@ impl Store {
             Name::Hub(hub) => vec![ModelSource::Hub(hub.to_string())],
             Name::Word(word) => match self.options.catalogue.get(&word) {
                 Some(entry) => entry.sources.clone(),
-                None => return here.ok_or_else(|| self.unknown(name)),
+                None => {
+                    let closest = self.closest(name);
+                    let unknown = || StoreError::Unknown { name: name.to_owned(), closest };
+                    return here.ok_or_else(unknown);
+                }
             },
-            Name::Path(_) => return Err(self.unknown(name)),
+            Name::Path(_) => return Err(self.not_found(name)),
         };
         let mut tried = Vec::new();
         for (index, source) in sources.iter().enumerate() {
@@ -157,6 +157,14 @@ impl Store {
         entries.sort_by(|a, b| a.name.cmp(&b.name));
         entries.dedup_by(|later, earlier| later.name == earlier.name);
         entries
+    }
+
+    fn installed(&self, name: &str) -> Option<ModelDir> {
+        let (path, source) = match Name::parse(name) {
+            Ok(Name::Path(_)) | Err(_) => None,
+            Ok(parsed) => self.look_up(name, &parsed),
+        }?;
+        Some(ModelDir::new(name, path, source))
     }
 
     fn look_up(&self, text: &str, name: &Name) -> Option<(PathBuf, Source)> {
@@ -247,16 +255,20 @@ impl Store {
         Ok(ModelDir::new(name, path, source))
     }
 
-    fn unknown(&self, name: &str) -> StoreError {
-        StoreError::NotFound { name: name.to_owned(), closest: self.closest(name) }
+    fn not_found(&self, name: &str) -> StoreError {
+        let in_catalogue = self.options.catalogue.get(name).is_some();
+        StoreError::NotFound { name: name.to_owned(), in_catalogue, closest: self.closest(name) }
     }
 
     fn closest(&self, name: &str) -> Vec<String> {
         let on_disk = self.list();
         let aliases = self.options.catalogue.iter().map(|entry| entry.name.as_str());
-        let known = on_disk.iter().map(|entry| entry.name.as_str()).chain(aliases);
-        closest::closest(name, known)
+        closest::closest(name, names(&on_disk).chain(aliases))
     }
+}
+
+fn names(entries: &[Entry]) -> impl Iterator<Item = &str> {
+    entries.iter().flat_map(|entry| entry.aliases.iter().chain([&entry.name])).map(String::as_str)
 }
 
 /// A model on disk, as it was asked for.

@@ -41,7 +41,7 @@ impl Store {
         match &parsed {
             Name::Pip(pip) => self.remove_pip(name, pip),
             Name::Hub(hub) => self.remove_hub(name, hub),
-            Name::Path(_) => Err(self.unknown(name)),
+            Name::Path(_) => Err(self.not_found(name)),
             Name::Word(word) => {
                 let sources = self.options.catalogue.get(word).map(|entry| &entry.sources);
                 for source in sources.into_iter().flatten() {
@@ -55,7 +55,7 @@ impl Store {
                         _ => {}
                     }
                 }
-                Err(self.unknown(name))
+                Err(self.not_found(name))
             }
         }
     }
@@ -67,7 +67,7 @@ impl Store {
     fn remove_pip(&self, name: &str, pip: &PipName) -> Result<Removed, StoreError> {
         let path = pip::folder(&self.options.home, pip);
         if !path.is_dir() {
-            return Err(self.unknown(name));
+            return Err(self.not_found(name));
         }
         let lock = pip::lock_path(&self.options.home, pip);
         let _held = hold(name, &lock)?;
@@ -82,7 +82,7 @@ impl Store {
         let repo = RepoCache::new(&self.options.hub_cache, &hub.repo);
         let path = repo.folder();
         if !path.is_dir() {
-            return Err(self.unknown(name));
+            return Err(self.not_found(name));
         }
         let held: Result<Vec<_>, _> =
             folders::children(&repo.locks()).iter().map(|(_, lock)| hold(name, lock)).collect();
@@ -91,7 +91,7 @@ impl Store {
             return delete(name, &path);
         }
         let file = super::hub::cache::find(&self.options.hub_cache, hub);
-        let file = file.ok_or_else(|| self.unknown(name))?;
+        let file = file.ok_or_else(|| self.not_found(name))?;
         let bytes = folders::bytes(&file);
         // The blob goes, and with it every commit's view of it.
         let blob = file.canonicalize().map_err(StoreError::io("read", &file))?;

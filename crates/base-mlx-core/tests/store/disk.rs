@@ -64,7 +64,14 @@ fn only_the_exact_name_is_on_disk() {
     assert_eq!(closest[0], "mlx-community/Qwen3-8B-4bit");
     let message = store.find("smolm2").unwrap_err().to_string();
     assert_eq!(message, "model `smolm2` is not on disk\nhint: closest names: smollm2");
-    assert!(matches!(store.pull("smolm2", &Silent), Err(StoreError::NotFound { .. })));
+    assert!(matches!(store.pull("smolm2", &Silent), Err(StoreError::Unknown { .. })));
+    let Err(error) = store.find("llama-3.2-1b") else { panic!() };
+    assert!(error.to_string().ends_with("hint: run `base-mlx pull llama-3.2-1b`"), "{error}");
+    // Others cannot pull: they are told what is there.
+    let Err(StoreError::NotFound { closest, .. }) = store.find_installed("llama-3.2-1") else {
+        panic!()
+    };
+    assert!(closest.is_empty(), "{closest:?}");
     // What is incomplete, or leads elsewhere, is not there.
     assert!(store.find("mlx-community/half").is_err());
     assert!(store.find("x/evil").is_err());
