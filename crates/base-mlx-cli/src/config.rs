@@ -5,9 +5,10 @@ use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result, bail};
 use base_mlx_core::engine::{DeviceOptions, EngineOptions};
-use clap::{Args, ValueEnum};
+use clap::{Args, Command, ValueEnum};
 use etcetera::BaseStrategy;
-use serde::Deserialize;
+use serde::de::Error;
+use serde::{Deserialize, Deserializer};
 
 /// Where things lie; every command takes these.
 #[derive(Args)]
@@ -55,6 +56,7 @@ pub(crate) struct ConfigFile {
     pub(crate) parallel: Option<Count>,
     pub(crate) allow_host: Option<Vec<String>>,
     pub(crate) cors: Option<Vec<String>>,
+    #[serde(deserialize_with = "api_keys")]
     pub(crate) api_key: Option<Vec<String>>,
     pub(crate) api_key_file: Option<PathBuf>,
     pub(crate) log_format: Option<LogFormat>,
@@ -130,6 +132,36 @@ pub(crate) fn count(text: &str) -> Result<usize, String> {
     }
 }
 
+/// An empty key would be sent by clients that have none.
+pub(crate) fn api_key(text: &str) -> Result<String, String> {
+    if text.trim().is_empty() {
+        Err("a key cannot be empty".to_owned())
+    } else {
+        Ok(text.to_owned())
+    }
+}
+
+fn api_keys<'de, D: Deserializer<'de>>(value: D) -> Result<Option<Vec<String>>, D::Error> {
+    let keys: Vec<String> = Vec::deserialize(value)?;
+    keys.iter()
+        .map(|key| api_key(key))
+        .collect::<Result<_, _>>()
+        .map(Some)
+        .map_err(D::Error::custom)
+}
+
+/// Takes empty variables for unset, as files that list all of them have it.
+pub(crate) fn without_empty_variables(command: Command) -> Command {
+    let is_empty =
+        |name: &std::ffi::OsStr| std::env::var_os(name).is_some_and(|value| value.is_empty());
+    command
+        .mut_args(|arg| match arg.get_env() {
+            Some(name) if is_empty(name) => arg.env(clap::builder::Resettable::Reset),
+            _ => arg,
+        })
+        .mut_subcommands(without_empty_variables)
+}
+
 /// `~/.config/base-mlx/config.toml` or what XDG_CONFIG_HOME makes of it, on every system.
 fn usual_place() -> Option<PathBuf> {
     let folders = etcetera::base_strategy::Xdg::new().ok()?;
@@ -178,6 +210,8 @@ mod tests {
     fn a_value_of_the_wrong_kind_is_named_with_its_line() {
         let text = fault("host = \"::1\"\nport = \"many\"\n");
         assert!(text.contains("line 2, key `port`"), "{text}");
+        let text = fault("port = 1\napi-key = [\"k\", \"\"]\n");
+        assert!(text.contains("line 2, key `api-key`: a key cannot be empty"), "{text}");
         let text = fault("threads = 0\n");
         assert!(text.contains("line 1, key `threads`"), "{text}");
     }

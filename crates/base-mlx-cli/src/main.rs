@@ -11,7 +11,7 @@ use std::io::{self, Write};
 use std::process::ExitCode;
 
 use anyhow::Result;
-use clap::{Parser, Subcommand};
+use clap::{CommandFactory, FromArgMatches, Parser, Subcommand};
 
 use crate::commands::{bench, completions, list, pull, rm, run, serve, show};
 use crate::config::{ConfigFile, Place};
@@ -39,16 +39,22 @@ enum Command {
 }
 
 fn main() -> ExitCode {
-    match dispatch(Arguments::parse()) {
+    match dispatch(arguments()) {
         Ok(()) => ExitCode::SUCCESS,
         // `base-mlx … | head` is no failure of ours.
         Err(error) if is_broken_pipe(&error) => ExitCode::SUCCESS,
         Err(error) => {
             // Not even this may panic when stderr is gone.
-            let _ = writeln!(io::stderr(), "error: {error:#}");
+            let _ = writeln!(io::stderr(), "error: {}", with_causes(&error));
             ExitCode::FAILURE
         }
     }
+}
+
+fn arguments() -> Arguments {
+    let mut command = config::without_empty_variables(Arguments::command());
+    let matches = command.get_matches_mut();
+    Arguments::from_arg_matches(&matches).unwrap_or_else(|error| error.format(&mut command).exit())
 }
 
 fn dispatch(arguments: Arguments) -> Result<()> {
@@ -56,7 +62,7 @@ fn dispatch(arguments: Arguments) -> Result<()> {
         return completions::run(arguments);
     }
     let file = ConfigFile::read(&arguments.place)?;
-    let store = models::store(&arguments.place, &file);
+    let store = models::store(&arguments.place, &file)?;
     match arguments.command {
         Command::Serve(arguments) => serve::run(arguments, &file, &store),
         Command::Run(arguments) => run::run(arguments, &file, &store),
@@ -74,14 +80,32 @@ fn is_broken_pipe(error: &anyhow::Error) -> bool {
     error.chain().any(|cause| cause.downcast_ref::<io::Error>().is_some_and(broken))
 }
 
+/// The error and its causes, without those that an error's own text repeats.
+fn with_causes(error: &anyhow::Error) -> String {
+    error.chain().map(ToString::to_string).fold(String::new(), |text, cause| match &*text {
+        "" => cause,
+        text if text.ends_with(&cause) => text.to_owned(),
+        text => format!("{text}: {cause}"),
+    })
+}
+
 #[cfg(test)]
 mod tests {
-    use clap::CommandFactory;
+    use base_mlx_core::store::StoreError;
 
     use super::*;
 
     #[test]
     fn the_arguments_do_not_contradict_each_other() {
         Arguments::command().debug_assert();
+    }
+
+    #[test]
+    fn a_cause_is_named_once() {
+        let path = "/x".into();
+        let source = io::ErrorKind::PermissionDenied.into();
+        let error = anyhow::Error::from(StoreError::Io { action: "read", path, source });
+        let error = error.context("no model");
+        assert_eq!(with_causes(&error), "no model: cannot read /x: permission denied");
     }
 }

@@ -2,7 +2,7 @@
 
 use std::path::Path;
 
-use anyhow::Result;
+use anyhow::{Context, Result};
 use base_mlx_core::models::FAMILIES;
 use base_mlx_core::store::{ModelDir, Store, StoreError, StoreOptions};
 use base_mlx_core::weights::Checkpoint;
@@ -10,12 +10,18 @@ use base_mlx_core::weights::Checkpoint;
 use crate::config::{ConfigFile, Place};
 use crate::progress::Bars;
 
-pub(crate) fn store(place: &Place, file: &ConfigFile) -> Store {
+/// A folder of models that was named must be there: without it another model would answer.
+pub(crate) fn store(place: &Place, file: &ConfigFile) -> Result<Store> {
     let mut options = StoreOptions::from_env();
     if let Some(folder) = place.models_dir.clone().or_else(|| file.models_dir.clone()) {
         options.models_dir = Some(folder);
     }
-    Store::open(options)
+    let store = Store::open(options);
+    if let Some(folder) = &store.options().models_dir {
+        std::fs::read_dir(folder)
+            .with_context(|| format!("cannot read the models folder {}", folder.display()))?;
+    }
+    Ok(store)
 }
 
 pub(crate) fn find_or_pull(store: &Store, name: &str) -> Result<ModelDir> {

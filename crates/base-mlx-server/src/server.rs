@@ -33,9 +33,9 @@ pub enum ServeError {
          hint: choose another port with `--port`, or stop that program"
     )]
     PortInUse { address: String },
-    #[error("cannot listen on {address}: {source}")]
+    #[error("cannot listen on {address}")]
     Listen { address: String, source: std::io::Error },
-    #[error("the server stopped: {0}")]
+    #[error("the server stopped")]
     Stopped(#[source] std::io::Error),
 }
 

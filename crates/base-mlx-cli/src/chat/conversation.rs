@@ -1,11 +1,11 @@
 use std::io::Write;
 use std::time::{Duration, Instant};
 
-use anyhow::{Context, Result};
+use anyhow::{Context, Result, bail};
 use base_mlx_core::TokenId;
-use base_mlx_core::engine::{Engine, Event, FinishReason, GenerateRequest, Generation, Usage};
+use base_mlx_core::engine::{Engine, Event, FinishReason, GenerateRequest, Usage};
 use base_mlx_core::text::{AddSpecial, ChatInput};
-use futures_util::StreamExt;
+use futures_util::{Stream, StreamExt};
 use serde_json::{Map, Value, json};
 
 use super::Parameters;
@@ -122,7 +122,12 @@ struct Answer {
 }
 
 impl Answer {
-    async fn follow(&mut self, mut generation: Generation, out: &mut impl Write) -> Result<()> {
+    /// To the usage, which ends every answer that did not fail.
+    async fn follow(
+        &mut self,
+        mut generation: impl Stream<Item = Event> + Unpin,
+        out: &mut impl Write,
+    ) -> Result<()> {
         while let Some(event) = generation.next().await {
             match event {
                 Event::Text { text, .. } => {
@@ -132,12 +137,36 @@ impl Answer {
                     out.flush()?;
                 }
                 Event::Finish { reason, .. } => self.reason = Some(reason),
-                Event::Usage(usage) => self.usage = Some(usage),
+                Event::Usage(usage) => {
+                    self.usage = Some(usage);
+                    return Ok(());
+                }
                 Event::Error(error) => return Err(error.into()),
                 // Was not asked for.
                 Event::Prompt { .. } => {}
             }
         }
-        Ok(())
+        bail!("the answer broke off")
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[tokio::test]
+    async fn an_answer_without_an_end_is_a_failure() {
+        let follow = async |events: Vec<Event>| {
+            let mut answer = Answer { said: String::new(), first: None, reason: None, usage: None };
+            let mut out = Vec::new();
+            let result = answer.follow(futures_util::stream::iter(events), &mut out).await;
+            result.map(|()| String::from_utf8(out).unwrap()).map_err(|error| error.to_string())
+        };
+        let finish = || Event::Finish { choice: 0, reason: FinishReason::Stop };
+        let usage = || Event::Usage(Usage::default());
+        assert_eq!(follow(vec![finish(), usage()]).await, Ok(String::new()));
+        let broken = Err("the answer broke off".to_owned());
+        assert_eq!(follow(vec![finish()]).await, broken);
+        assert_eq!(follow(vec![]).await, broken);
     }
 }

@@ -78,7 +78,11 @@ fn answer(
             after(&outcome)?;
         }
         Err(error) => {
-            writeln!(stdout, "error: {error:#}\nhint: /reset begins a new conversation")?;
+            writeln!(
+                stdout,
+                "error: {}\nhint: /reset begins a new conversation",
+                crate::with_causes(&error)
+            )?;
         }
     }
     Ok(())

@@ -11,7 +11,7 @@ use crate::models;
 
 /// Ask a model, or chat with it
 ///
-/// Without a prompt, what is piped in is the prompt; on a terminal a chat begins.
+/// What is piped in is the prompt, or follows it after a blank line. Without either a chat begins on a terminal.
 #[derive(Args)]
 pub(crate) struct Arguments {
     /// An alias, `owner/name` on the hub, a folder or a .gguf file; pulled if missing
@@ -52,19 +52,20 @@ pub(crate) fn run(arguments: Arguments, file: &ConfigFile, store: &Store) -> Res
 impl Arguments {
     /// `None` asks for a chat.
     fn prompt(&self) -> Result<Option<String>> {
-        if self.prompt.is_some() {
+        if io::stdin().is_terminal() {
             return Ok(self.prompt.clone());
         }
-        if io::stdin().is_terminal() {
-            return Ok(None);
-        }
         let mut text = String::new();
-        io::stdin().read_to_string(&mut text).context("cannot read the prompt from stdin")?;
-        let text = text.trim_end();
-        if text.is_empty() {
-            bail!("the prompt on stdin is empty\nhint: base-mlx run {} \"a question\"", self.model);
+        io::stdin().read_to_string(&mut text).context("cannot read stdin")?;
+        match (&self.prompt, text.trim_end()) {
+            (None, "") => bail!(
+                "the prompt on stdin is empty\nhint: base-mlx run {} \"a question\"",
+                self.model
+            ),
+            (None, piped) => Ok(Some(piped.to_owned())),
+            (Some(prompt), "") => Ok(Some(prompt.clone())),
+            (Some(prompt), piped) => Ok(Some(format!("{prompt}\n\n{piped}"))),
         }
-        Ok(Some(text.to_owned()))
     }
 }
 

@@ -10,7 +10,7 @@ use base_mlx_server::{Server, ServerOptions};
 use clap::Args;
 use tokio::signal::unix::{Signal, SignalKind, signal};
 
-use crate::config::{Compute, ConfigFile, Count, LogFormat, count};
+use crate::config::{Compute, ConfigFile, Count, LogFormat, api_key, count};
 use crate::models;
 
 /// Serve models over the OpenAI API
@@ -38,7 +38,7 @@ pub(crate) struct Arguments {
     cors: Vec<String>,
     /// A key of which clients must send one
     #[arg(long, env = "BASE_MLX_API_KEY", value_name = "KEY", value_delimiter = ',')]
-    #[arg(hide_env_values = true)]
+    #[arg(hide_env_values = true, value_parser = api_key)]
     api_key: Vec<String>,
     /// A file with such keys, one a line
     #[arg(long, env = "BASE_MLX_API_KEY_FILE", value_name = "FILE")]
@@ -54,9 +54,10 @@ pub(crate) struct Arguments {
 pub(crate) fn run(arguments: Arguments, file: &ConfigFile, store: &Store) -> Result<()> {
     start_log(arguments.log_format.or(file.log_format).unwrap_or_default());
     let mut options = arguments.options(file)?;
+    let key = arguments.key_word(file);
     let device = Device::start(arguments.compute.device(file))?;
     let runtime = tokio::runtime::Runtime::new().context("cannot start the server's threads")?;
-    runtime.block_on(async {
+    let served = runtime.block_on(async {
         let wanted = arguments.model.or_else(|| file.model.clone());
         let model = match on_disk(store, wanted.as_deref())? {
             Some(model) => model,
@@ -68,7 +69,6 @@ pub(crate) fn run(arguments: Arguments, file: &ConfigFile, store: &Store) -> Res
             }
         };
         options.model = Some(model.clone());
-        let keys = options.api_keys.clone();
         let refuses_others = options.allow_hosts.is_empty();
         let server = Server::bind(options, store.clone(), device.clone()).await?;
         // Whoever has read where it listens may stop it, too.
@@ -76,11 +76,14 @@ pub(crate) fn run(arguments: Arguments, file: &ConfigFile, store: &Store) -> Res
         greet(server.address(), &device, refuses_others)?;
         let mut stdout = io::stdout();
         // The one line on stdout can be pasted into another terminal.
-        writeln!(stdout, "{}", curl_line(server.address(), &model.name, keys.first()))?;
+        writeln!(stdout, "{}", curl_line(server.address(), &model.name, key.as_deref()))?;
         stdout.flush()?;
         server.run(stop).await?;
         anyhow::Ok(())
-    })?;
+    });
+    // Dropping it would wait for a model that is being loaded.
+    runtime.shutdown_background();
+    served?;
     device.stop();
     Ok(())
 }
@@ -108,6 +111,19 @@ impl Arguments {
             options.api_keys.extend(keys(path)?);
         }
         Ok(options)
+    }
+
+    /// How a shell comes by a key. The key itself belongs into no terminal's history and no log.
+    fn key_word(&self, file: &ConfigFile) -> Option<String> {
+        match list(&self.api_key, &file.api_key).len() {
+            0 => {}
+            1 => return Some("$BASE_MLX_API_KEY".to_owned()),
+            // The variable may hold all of them.
+            _ => return Some("${BASE_MLX_API_KEY%%,*}".to_owned()),
+        }
+        let path = self.api_key_file.as_ref().or(file.api_key_file.as_ref())?;
+        let path = std::path::absolute(path).unwrap_or_else(|_| path.clone());
+        Some(format!("$(head -1 {})", quoted(&path.to_string_lossy())))
     }
 }
 
@@ -157,7 +173,8 @@ fn greet(address: SocketAddr, device: &Device, refuses_others: bool) -> io::Resu
     Ok(())
 }
 
-fn curl_line(address: SocketAddr, model: &str, key: Option<&String>) -> String {
+/// `key` is what a shell makes the key of.
+fn curl_line(address: SocketAddr, model: &str, key: Option<&str>) -> String {
     let host = match address {
         _ if address.ip().is_unspecified() => format!("localhost:{}", address.port()),
         address => address.to_string(),
@@ -172,7 +189,7 @@ fn curl_line(address: SocketAddr, model: &str, key: Option<&String>) -> String {
     let mut line =
         format!("curl http://{host}/v1/chat/completions -H 'Content-Type: application/json'");
     if let Some(key) = key {
-        line += &format!(" -H {}", quoted(&format!("Authorization: Bearer {key}")));
+        line += &format!(" -H \"Authorization: Bearer {key}\"");
     }
     line += &format!(" -d {}", quoted(&body.to_string()));
     line
@@ -219,9 +236,9 @@ mod tests {
     #[test]
     fn the_curl_line_survives_a_shell() {
         let address = "0.0.0.0:1".parse().unwrap();
-        let line = curl_line(address, "it's", Some(&"k'".to_owned()));
+        let line = curl_line(address, "it's", Some("$BASE_MLX_API_KEY"));
         assert!(line.starts_with("curl http://localhost:1/v1/chat/completions "), "{line}");
-        assert!(line.contains(r"'Authorization: Bearer k'\'''"), "{line}");
+        assert!(line.contains(r#" -H "Authorization: Bearer $BASE_MLX_API_KEY" "#), "{line}");
         assert!(line.contains(r#"-d '{"model":"it'\''s","#), "{line}");
     }
 

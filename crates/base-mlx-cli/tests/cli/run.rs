@@ -28,6 +28,27 @@ fn what_is_piped_in_is_the_prompt() {
 }
 
 #[test]
+fn what_is_piped_in_follows_the_prompt() {
+    let user = User::new();
+    let ask = |prompt: &str, piped: &str| {
+        let mut command =
+            user.command_with_models(&["run", "smollm2", prompt, "--temperature", "0"]);
+        command.args(["--verbose", "--max-tokens", "20"]);
+        command.stdin(Stdio::piped()).stdout(Stdio::piped()).stderr(Stdio::piped());
+        let mut child = command.spawn().unwrap();
+        child.stdin.take().unwrap().write_all(piped.as_bytes()).unwrap();
+        let output = child.wait_with_output().unwrap();
+        assert!(output.status.success());
+        let stderr = String::from_utf8(output.stderr).unwrap();
+        let tokens = stderr.split_whitespace().nth(1).unwrap().to_owned();
+        (String::from_utf8(output.stdout).unwrap(), tokens)
+    };
+    let both = ask("What is this about?", "Paris is the capital of France.\n");
+    assert_eq!(both, ask("What is this about?\n\nParis is the capital of France.", ""));
+    assert_ne!(both, ask("What is this about?", ""));
+}
+
+#[test]
 fn an_empty_stdin_is_no_prompt() {
     let user = User::new();
     let (success, _, stderr) = output(&mut user.command_with_models(&["run", "smollm2"]));

@@ -25,6 +25,39 @@ fn a_port_in_use_is_named_with_a_hint() {
 }
 
 #[test]
+fn an_address_of_another_machine_is_named_with_one_cause() {
+    let user = User::new();
+    let arguments = ["serve", "--host", "192.0.2.1", "--port", "1"];
+    let (success, _, stderr) = output(&mut user.command_with_models(&arguments));
+    assert!(!success);
+    assert!(stderr.starts_with("error: cannot listen on 192.0.2.1:1: "), "{stderr}");
+    assert_eq!(stderr.matches("os error").count(), 1, "{stderr}");
+}
+
+#[test]
+fn a_key_is_never_printed() {
+    let user = User::new();
+    let file = user.home.path().join("my keys");
+    std::fs::write(&file, "secret\n").unwrap();
+    let arguments = ["serve", "--port", "0", "--model", "smollm2"];
+    // What the shell of the user makes of the line.
+    let header = |curl: &str| {
+        let script = format!("curl() {{ printf '%s\\n' \"$@\"; }}\n{curl}");
+        let mut shell = Command::new("sh");
+        let (_, words, _) = output(shell.args(["-c", &script]).env("BASE_MLX_API_KEY", "one,two"));
+        words.lines().find(|word| word.starts_with("Authorization")).unwrap_or("").to_owned()
+    };
+    let mut command = user.command_with_models(&arguments);
+    let serving = Serving::start(command.arg("--api-key-file").arg(&file));
+    assert!(!serving.curl.contains("secret"), "{}", serving.curl);
+    assert_eq!(header(&serving.curl), "Authorization: Bearer secret");
+    let mut command = user.command_with_models(&arguments);
+    let serving = Serving::start(command.env("BASE_MLX_API_KEY", "one,two"));
+    assert!(!serving.curl.contains("one"), "{}", serving.curl);
+    assert_eq!(header(&serving.curl), "Authorization: Bearer one");
+}
+
+#[test]
 fn without_a_model_and_a_source_it_says_what_was_tried() {
     let user = User::new();
     let mut command = user.command(&["serve", "--port", "0"]);
