@@ -60,26 +60,31 @@ impl Kernel for Piece<'_> {
 
     #[inline(always)]
     fn run<L: Lanes>(self, lanes: L) {
-        if self.rows == 1
-            && let Values::Affine(affine) = self.weight.values
-        {
-            // SAFETY: each piece has its own outputs.
-            let out = unsafe { self.out.part(self.first..self.end) };
-            match affine.bits {
-                4 => dot_affine::<L, 4>(lanes, self.x, &affine, self.first, out),
-                8 => dot_affine::<L, 8>(lanes, self.x, &affine, self.first, out),
-                _ => return self.tiles(lanes),
-            }
-            if let Some(bias) = self.bias {
-                out.iter_mut().zip(&bias[self.first..]).for_each(|(out, bias)| *out += bias);
-            }
-            return;
+        match self.weight.values {
+            Values::Affine(affine) if self.rows == 1 => self.one_row(lanes, &affine),
+            _ => self.tiles(lanes),
         }
-        self.tiles(lanes);
     }
 }
 
 impl Piece<'_> {
+    #[inline(always)]
+    fn one_row<L: Lanes>(self, lanes: L, affine: &Affine) {
+        // SAFETY: each piece has its own outputs.
+        let out = unsafe { self.out.part(self.first..self.end) };
+        match affine.bits {
+            2 => dot_affine::<L, 2>(lanes, self.x, affine, self.first, out),
+            3 => dot_affine::<L, 3>(lanes, self.x, affine, self.first, out),
+            4 => dot_affine::<L, 4>(lanes, self.x, affine, self.first, out),
+            5 => dot_affine::<L, 5>(lanes, self.x, affine, self.first, out),
+            6 => dot_affine::<L, 6>(lanes, self.x, affine, self.first, out),
+            _ => dot_affine::<L, 8>(lanes, self.x, affine, self.first, out),
+        }
+        if let Some(bias) = self.bias {
+            out.iter_mut().zip(&bias[self.first..]).for_each(|(out, bias)| *out += bias);
+        }
+    }
+
     #[inline(always)]
     fn tiles<L: Lanes>(self, lanes: L) {
         let inner = self.weight.inner;
