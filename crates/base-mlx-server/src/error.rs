@@ -26,7 +26,10 @@ pub(crate) enum ApiError {
     /// The model is there, and is of a kind that cannot do this.
     #[error("{message}")]
     ModelUnsuitable { message: String },
-    /// The model is there, and its files are broken or unreadable.
+    /// The model is there, and its files are broken or incomplete: asking again changes nothing.
+    #[error("the model `{model}` cannot be used: {message}")]
+    ModelDamaged { model: String, message: String },
+    /// The model is there, and its files cannot be read.
     #[error("the model `{model}` cannot be loaded: {message}")]
     LoadFailed { model: String, message: String },
     #[error("the model `{model}` cannot be loaded now: {message}")]
@@ -69,7 +72,8 @@ impl ApiError {
             Self::Invalid { .. }
             | Self::Unsupported { .. }
             | Self::ContextLength { .. }
-            | Self::ModelUnsuitable { .. } => StatusCode::BAD_REQUEST,
+            | Self::ModelUnsuitable { .. }
+            | Self::ModelDamaged { .. } => StatusCode::BAD_REQUEST,
             Self::Unauthorized => StatusCode::UNAUTHORIZED,
             Self::Forbidden { .. } => StatusCode::FORBIDDEN,
             Self::ModelNotFound { .. } | Self::UnknownPath { .. } => StatusCode::NOT_FOUND,
@@ -106,7 +110,9 @@ impl ApiError {
             Self::Invalid { param, .. } => param.as_deref(),
             Self::Unsupported { param, .. } => Some(param),
             Self::ContextLength { param, .. } => Some(param),
-            Self::ModelNotFound { .. } | Self::ModelUnsuitable { .. } => Some("model"),
+            Self::ModelNotFound { .. }
+            | Self::ModelUnsuitable { .. }
+            | Self::ModelDamaged { .. } => Some("model"),
             _ => None,
         }
     }
@@ -118,6 +124,7 @@ impl ApiError {
             Self::ContextLength { .. } => Some("context_length_exceeded"),
             Self::ModelNotFound { .. } => Some("model_not_found"),
             Self::ModelUnsuitable { .. } => Some("model_not_supported"),
+            Self::ModelDamaged { .. } => Some("model_damaged"),
             Self::LoadFailed { .. } | Self::LoadRefused { .. } => Some("model_load_failed"),
             Self::UnknownPath { .. } => Some("unknown_url"),
             Self::MethodNotAllowed { .. } => Some("method_not_supported"),
@@ -169,8 +176,10 @@ impl From<GenerateError> for ApiError {
             GenerateError::PromptEmpty | GenerateError::UnknownToken { .. } => {
                 Self::Invalid { param: None, message: error.to_string() }
             }
-            GenerateError::NoTokenLeft(_) => Self::invalid("logit_bias", error.to_string()),
-            GenerateError::Failed(_) => Self::Internal { message: error.to_string() },
+            // Bans of the whole vocabulary were refused, so the model's numbers are at fault.
+            GenerateError::NoTokenLeft(_) | GenerateError::Failed(_) => {
+                Self::Internal { message: error.to_string() }
+            }
             GenerateError::ShuttingDown => Self::ShuttingDown,
         }
     }

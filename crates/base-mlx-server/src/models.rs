@@ -1,4 +1,5 @@
 use std::collections::HashMap;
+use std::io::ErrorKind;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::SystemTime;
@@ -99,6 +100,11 @@ impl Models {
         blocking(move || models.listed(name, directory.path, directory.bytes)).await
     }
 
+    /// Can anything be computed at all?
+    pub(crate) fn device_runs(&self) -> bool {
+        self.device.is_running()
+    }
+
     /// The names of the models in memory.
     pub(crate) fn loaded(&self) -> Vec<String> {
         let mut names: Vec<String> =
@@ -158,15 +164,20 @@ impl Models {
         };
         let loaded = match blocking(starting).await {
             Ok(Ok(engine)) => Ok(Arc::new(Model { engine, directory })),
-            Ok(Err(error)) => Err(refused(directory.name, &error)),
-            Err(error) => Err(error),
+            Ok(Err(error)) => {
+                tracing::warn!(%error, "model not loaded");
+                Err(refused(directory.name, &error))
+            }
+            Err(error) => {
+                tracing::warn!(%error, "model not loaded");
+                Err(error)
+            }
         };
         match &loaded {
             Ok(model) => {
                 self.slots().insert(path, Slot::Ready(Arc::clone(model)));
             }
-            Err(error) => {
-                tracing::warn!(%error, "model not loaded");
+            Err(_) => {
                 self.slots().remove(&path);
             }
         }
@@ -247,8 +258,14 @@ fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
+/// What clients are told of a load that failed. Where the files lie on this machine is not for them.
 fn refused(model: String, error: &LoadError) -> ApiError {
-    let message = error.to_string();
+    let mut message = error.to_string();
+    if let Some(path) = error.path()
+        && let Some(file) = path.file_name()
+    {
+        message = message.replace(&path.display().to_string(), &file.to_string_lossy());
+    }
     match error {
         LoadError::UnknownFamily { .. } | LoadError::Unsupported { .. } => {
             ApiError::ModelUnsuitable {
@@ -256,6 +273,9 @@ fn refused(model: String, error: &LoadError) -> ApiError {
             }
         }
         LoadError::Device(_) => ApiError::LoadRefused { model, message },
-        _ => ApiError::LoadFailed { model, message },
+        LoadError::Io { source, .. } if source.kind() != ErrorKind::NotFound => {
+            ApiError::LoadFailed { model, message }
+        }
+        _ => ApiError::ModelDamaged { model, message },
     }
 }

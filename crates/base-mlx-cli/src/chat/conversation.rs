@@ -94,6 +94,9 @@ impl Conversation {
     fn prompt(&self) -> Result<Vec<TokenId>> {
         let text = self.engine.text();
         let system = self.parameters.system();
+        if let Some(error) = &text.template_error {
+            return Err(error.clone()).context("the model's chat template is broken");
+        }
         let Some(template) = &text.template else {
             let said = self.messages.iter().filter_map(|message| message["content"].as_str());
             let all: Vec<_> = system.into_iter().chain(said).collect();

@@ -44,6 +44,11 @@ impl Device {
         self.backend.describe()
     }
 
+    /// False after `stop`, or if the thread is lost.
+    pub fn is_running(&self) -> bool {
+        self.thread.is_running()
+    }
+
     /// Ends the running answers of all models and waits for the thread. For a tidy exit; dropping the last handle
     /// does the same without waiting.
     pub fn stop(&self) {
@@ -117,6 +122,11 @@ impl DeviceThread {
             // The loop catches the panics of steps; if it died all the same there is nothing left to wait for.
             let _ = join.join();
         }
+    }
+
+    fn is_running(&self) -> bool {
+        let join = self.join.lock().expect("nothing panics under this lock");
+        join.as_ref().is_some_and(|join| !join.is_finished())
     }
 
     fn next(&self) -> u64 {
@@ -299,7 +309,9 @@ mod tests {
     fn a_stopped_device_takes_no_more() {
         let thread = DeviceThread::spawn().unwrap();
         let port = thread.add(Box::new(Fake { waiting: Vec::new(), panics: false }));
+        assert!(thread.is_running());
         thread.stop();
+        assert!(!thread.is_running());
         let refused = ask(&port).err();
         assert_eq!(refused, Some(GenerateError::ShuttingDown));
     }

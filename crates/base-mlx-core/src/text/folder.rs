@@ -18,10 +18,11 @@ pub(super) fn load(folder: &Path, config: &Config) -> Result<Text, LoadError> {
     let tokenizer = tokenizer(folder)?;
     let settings = Settings::read(folder)?;
     let special = settings.special_tokens();
-    let template = match settings.templates(folder)? {
-        sources if sources.is_empty() => None,
-        sources => Some(ChatTemplate::load(folder, sources, special.clone())?),
-    };
+    let (template, template_error) =
+        match ChatTemplate::load(settings.templates(folder)?, special.clone()) {
+            Ok(template) => (template, None),
+            Err(error) => (None, Some(error)),
+        };
 
     let mut end = EndTokens::new(&tokenizer);
     end.add_named(special.get("eos_token"));
@@ -31,7 +32,7 @@ pub(super) fn load(folder: &Path, config: &Config) -> Result<Text, LoadError> {
     end.add_ids(settings.generation.get("eos_token_id"));
     end.add_turn_ends(template.as_ref());
     let end_tokens = end.finish();
-    Ok(Text { tokenizer, template, end_tokens })
+    Ok(Text { tokenizer, template, template_error, end_tokens })
 }
 
 fn tokenizer(folder: &Path) -> Result<Tokenizer, LoadError> {

@@ -45,16 +45,16 @@ pub(super) fn load(path: &Path, metadata: &Metadata) -> Result<Text, LoadError> 
             sources.insert(name.to_owned(), source.clone());
         }
     }
-    let template = match sources {
-        sources if sources.is_empty() => None,
-        sources => Some(ChatTemplate::load(path, sources, special)?),
+    let (template, template_error) = match ChatTemplate::load(sources, special) {
+        Ok(template) => (template, None),
+        Err(error) => (None, Some(error)),
     };
 
     let mut end = EndTokens::new(&tokenizer);
     end.add(["eos", "eot", "eom"].iter().filter_map(|name| vocabulary.id(metadata, name)));
     end.add_turn_ends(template.as_ref());
     let end_tokens = end.finish();
-    Ok(Text { tokenizer, template, end_tokens })
+    Ok(Text { tokenizer, template, template_error, end_tokens })
 }
 
 /// What `tokenizer.ggml.*` says.

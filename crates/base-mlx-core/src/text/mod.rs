@@ -26,6 +26,8 @@ pub struct Text {
     pub tokenizer: Tokenizer,
     /// None if the model was not made for conversations.
     pub template: Option<ChatTemplate>,
+    /// Why there is none, though the model was made for conversations. Texts it can complete all the same.
+    pub template_error: Option<TemplateError>,
     /// The tokens that end an answer, in ascending order.
     pub end_tokens: Vec<TokenId>,
 }

@@ -1,4 +1,4 @@
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 
 use crate::backend::DeviceError;
 
@@ -39,4 +39,23 @@ pub enum LoadError {
     Template { path: PathBuf, what: String },
     #[error(transparent)]
     Device(#[from] DeviceError),
+}
+
+impl LoadError {
+    /// The file or folder that is at fault, as the message has it.
+    pub fn path(&self) -> Option<&Path> {
+        match self {
+            Self::Io { path, .. }
+            | Self::Damaged { path, .. }
+            | Self::Unsupported { path, .. }
+            | Self::Config { path, .. }
+            | Self::MissingTensor { path, .. }
+            | Self::WrongShape { path, .. }
+            | Self::UnreadTensors { path, .. }
+            | Self::UnknownFamily { path, .. }
+            | Self::Tokenizer { path, .. }
+            | Self::Template { path, .. } => Some(path),
+            Self::Device(_) => None,
+        }
+    }
 }

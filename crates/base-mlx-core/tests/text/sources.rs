@@ -22,6 +22,14 @@ fn a_folder_without_one_has_none() {
 }
 
 #[test]
+fn a_broken_one_leaves_the_tokenizer() {
+    let folder = Folder::new().with("tokenizer_config.json", r#"{ "chat_template": "{% fou %}" }"#);
+    let text = folder.load().unwrap();
+    assert!(text.template.is_none());
+    assert!(text.template_error.unwrap().to_string().contains("fou"));
+}
+
+#[test]
 fn a_string_in_the_tokenizer_config() {
     let config = r#"{ "chat_template": "{{ bos_token }}{{ messages[0].content }}",
         "bos_token": { "content": "<|stop|>" } }"#;

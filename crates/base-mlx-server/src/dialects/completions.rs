@@ -18,8 +18,14 @@ pub(crate) struct Completions {
 }
 
 impl Completions {
-    pub(crate) fn new(header: Header, choices: usize, logprobs: bool, include_usage: bool) -> Self {
-        Self { header, logprobs, include_usage, offsets: vec![Offsets::default(); choices] }
+    /// With the `offsets` of each choice.
+    pub(crate) fn new(
+        header: Header,
+        offsets: Vec<Offsets>,
+        logprobs: bool,
+        include_usage: bool,
+    ) -> Self {
+        Self { header, logprobs, include_usage, offsets }
     }
 
     fn write(&self, choices: Vec<Choice>, usage: Option<Option<Usage>>) -> String {
@@ -111,7 +117,7 @@ mod tests {
     #[test]
     fn chunks_have_text_then_a_finish_then_the_usage() {
         let header = Header { id: "cmpl-1".into(), created: 5, model: "m".into() };
-        let mut completions = Completions::new(header, 1, false, true);
+        let mut completions = Completions::new(header, vec![Offsets::default()], false, true);
         let mut chunk =
             |event| -> Value { serde_json::from_str(&completions.chunk(event).unwrap()).unwrap() };
         let text = chunk(Event::Text { choice: 0, text: "a".into(), logprobs: vec![] });

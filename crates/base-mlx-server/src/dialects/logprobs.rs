@@ -3,6 +3,7 @@
 use std::collections::BTreeMap;
 
 use base_mlx_core::engine::TokenLogprob;
+use base_mlx_core::text::Tokenizer;
 use serde::Serialize;
 
 #[derive(Serialize)]
@@ -60,7 +61,7 @@ impl LegacyLogprobs {
     pub(super) fn new(entries: Vec<TokenLogprob>, offsets: &mut Offsets) -> Self {
         let mut columns = Self::default();
         for entry in entries {
-            columns.text_offset.push(offsets.next(&entry.bytes));
+            columns.text_offset.push(offsets.next(&entry));
             let predicted = !entry.logprob.is_nan();
             let token = token_text(&entry.bytes, "bytes:");
             let logprob = finite(entry.logprob);
@@ -81,12 +82,27 @@ impl LegacyLogprobs {
 
 /// Where the tokens of a choice start in its text, counted in characters.
 #[derive(Clone, Debug, Default)]
-pub(super) struct Offsets {
+pub(crate) struct Offsets {
     begun: usize,
+    /// Tokens of an echoed prompt that are still to come: its text spells all of them.
+    echoed: usize,
+    /// Of the answer's tokens it tells which are not seen; `None` if all are.
+    tokenizer: Option<Tokenizer>,
 }
 
 impl Offsets {
-    fn next(&mut self, bytes: &[u8]) -> usize {
+    /// Of a text that begins with `echoed` tokens of the prompt.
+    pub(crate) fn new(tokenizer: &Tokenizer, echoed: usize) -> Self {
+        Self { begun: 0, echoed, tokenizer: Some(tokenizer.clone()) }
+    }
+
+    fn next(&mut self, entry: &TokenLogprob) -> usize {
+        if self.echoed > 0 {
+            self.echoed -= 1;
+        } else if self.tokenizer.as_ref().is_some_and(|known| known.is_special(entry.token)) {
+            return self.begun;
+        }
+        let bytes = &entry.bytes;
         // A token that goes on with a character starts where that character does.
         let inside = bytes.first().is_some_and(|byte| is_continuation(*byte));
         let start = self.begun.saturating_sub(usize::from(inside));
@@ -160,7 +176,8 @@ mod tests {
         let mut offsets = Offsets::default();
         let emoji = "😀".as_bytes();
         let tokens = ["é".as_bytes(), b" b", &emoji[..2], &emoji[2..], b"c"];
-        let starts: Vec<usize> = tokens.iter().map(|bytes| offsets.next(bytes)).collect();
+        let entries = tokens.iter().map(|bytes| entry(bytes, -1.0));
+        let starts: Vec<usize> = entries.map(|entry| offsets.next(&entry)).collect();
         assert_eq!(starts, [0, 1, 3, 3, 4]);
     }
 }

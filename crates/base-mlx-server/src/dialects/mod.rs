@@ -3,7 +3,7 @@
 
 pub(crate) mod chat;
 pub(crate) mod completions;
-mod logprobs;
+pub(crate) mod logprobs;
 mod usage;
 
 use std::time::{SystemTime, UNIX_EPOCH};

@@ -44,6 +44,11 @@ pub(crate) async fn check(
     request: Request,
     next: Next,
 ) -> Response {
+    // Which of them counts is read differently from program to program, so none does.
+    if request.headers().get_all(header::HOST).iter().count() > 1 {
+        let message = "the request has more than one Host header".into();
+        return ApiError::Invalid { param: None, message }.into_response();
+    }
     // HTTP/2 has the authority in the URI, HTTP/1 in the header.
     let header = request.headers().get(header::HOST).map(|value| value.to_str().unwrap_or(""));
     let authority =

@@ -1,4 +1,4 @@
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::fmt::Display;
 use std::hash::{BuildHasher, RandomState};
 use std::ops::RangeInclusive;
@@ -54,6 +54,8 @@ struct Fields {
     top_p: Option<f64>,
     min_p: Option<f64>,
     repetition_penalty: Option<f64>,
+    /// What llama.cpp and Ollama call it.
+    repeat_penalty: Option<f64>,
     presence_penalty: Option<f64>,
     frequency_penalty: Option<f64>,
     logit_bias: Option<BTreeMap<String, f64>>,
@@ -101,10 +103,9 @@ impl Common {
                     .map(|given| given.max(0) as usize),
                 top_p: above_zero("top_p", fields.top_p, 1.0)?,
                 min_p: in_range("min_p", fields.min_p, 0.0..=1.0)?.map(|given| given as f32),
-                repetition_penalty: above_zero(
-                    "repetition_penalty",
+                repetition_penalty: repetition_penalty(
                     fields.repetition_penalty,
-                    10.0,
+                    fields.repeat_penalty,
                 )?,
             },
             presence_penalty: penalty("presence_penalty", fields.presence_penalty)?,
@@ -128,6 +129,12 @@ impl Common {
                 "logit_bias",
                 format!("`logit_bias` names token {token}, the vocabulary has {vocab_size} tokens"),
             ));
+        }
+        let banned: BTreeSet<TokenId> =
+            self.logit_bias.iter().filter(|bias| bias.1 <= BAN).map(|bias| bias.0).collect();
+        if banned.len() >= vocab_size {
+            let message = format!("`logit_bias` bans all {vocab_size} tokens of the vocabulary");
+            return Err(ApiError::invalid("logit_bias", message));
         }
         let (given, model) = (&self.sampling, &defaults.sampling);
         Ok(GenerateRequest {
@@ -191,6 +198,21 @@ fn penalty(param: &str, given: Option<f64>) -> Result<f32, ApiError> {
     Ok(in_range(param, given, -2.0..=2.0)?.unwrap_or(0.0) as f32)
 }
 
+/// One parameter of two names.
+fn repetition_penalty(given: Option<f64>, alias: Option<f64>) -> Result<Option<f32>, ApiError> {
+    let penalty = above_zero("repetition_penalty", given, 10.0)?;
+    let alias = above_zero("repeat_penalty", alias, 10.0)?;
+    match (penalty, alias) {
+        (Some(penalty), Some(alias)) if penalty != alias => Err(ApiError::invalid(
+            "repeat_penalty",
+            format!(
+                "`repeat_penalty` is {alias}, and `repetition_penalty`, which means the same, is {penalty}"
+            ),
+        )),
+        (penalty, alias) => Ok(penalty.or(alias)),
+    }
+}
+
 fn above_zero(param: &str, given: Option<f64>, most: f64) -> Result<Option<f32>, ApiError> {
     match given {
         // Compared as the f32 it becomes: what underflows to 0 is 0.
@@ -217,10 +239,22 @@ fn stop_strings(given: Option<Stop>) -> Result<Vec<String>, ApiError> {
             format!("`stop` has {} strings, at most {MOST_STOPS} are taken", strings.len()),
         ));
     }
+    // Every choice has its own copy.
+    let bytes: usize = strings.iter().map(String::len).sum();
+    if bytes > MOST_STOP_BYTES {
+        let message =
+            format!("`stop` has {bytes} bytes in all, at most {MOST_STOP_BYTES} are taken");
+        return Err(ApiError::invalid("stop", message));
+    }
     Ok(strings)
 }
 
 fn logit_bias(given: BTreeMap<String, f64>) -> Result<Vec<(TokenId, f32)>, ApiError> {
+    if given.len() > MOST_BIASES {
+        let count = given.len();
+        let message = format!("`logit_bias` names {count} tokens, at most {MOST_BIASES} are taken");
+        return Err(ApiError::invalid("logit_bias", message));
+    }
     given
         .into_iter()
         .map(|(key, bias)| {
@@ -248,8 +282,12 @@ fn random_seed() -> u64 {
     RandomState::new().hash_one(uuid::Uuid::now_v7())
 }
 
+/// The bias that leaves a token no chance.
+const BAN: f32 = -100.0;
 const MOST_CHOICES: u64 = 128;
 const MOST_STOPS: usize = 1024;
+const MOST_STOP_BYTES: usize = 16 * 1024;
+const MOST_BIASES: usize = 1024;
 
 #[cfg(test)]
 mod tests {
@@ -285,6 +323,8 @@ mod tests {
             (r#"{"top_k":-2}"#, "top_k"),
             (r#"{"min_p":1.5}"#, "min_p"),
             (r#"{"repetition_penalty":0}"#, "repetition_penalty"),
+            (r#"{"repeat_penalty":0}"#, "repeat_penalty"),
+            (r#"{"repeat_penalty":1.1,"repetition_penalty":1.2}"#, "repeat_penalty"),
             (r#"{"presence_penalty":2.5}"#, "presence_penalty"),
             (r#"{"frequency_penalty":-2.5}"#, "frequency_penalty"),
             (r#"{"n":0}"#, "n"),
@@ -349,6 +389,41 @@ mod tests {
         let defaults = Defaults { vocab_size: 100, sampling: SamplingDefaults::default() };
         let error = parse(r#"{"logit_bias":{"100":1}}"#).unwrap().request(vec![1], None, &defaults);
         assert_eq!(error.unwrap_err().envelope()["error"]["param"], "logit_bias");
+    }
+
+    #[test]
+    fn point_53_a_ban_of_the_whole_vocabulary_is_refused() {
+        let defaults = Defaults { vocab_size: 2, sampling: SamplingDefaults::default() };
+        let ask = |body| parse(body).unwrap().request(vec![1], None, &defaults);
+        let error = ask(r#"{"logit_bias":{"0":-100,"1":-100}}"#).unwrap_err();
+        assert_eq!(error.envelope()["error"]["param"], "logit_bias");
+        // One token, twice.
+        assert!(ask(r#"{"logit_bias":{"0":-100,"00":-100}}"#).is_ok());
+        assert!(ask(r#"{"logit_bias":{"0":-100,"1":-99}}"#).is_ok());
+    }
+
+    #[test]
+    fn point_63_a_repetition_penalty_has_two_names() {
+        for body in [
+            r#"{"repetition_penalty":1.5}"#,
+            r#"{"repeat_penalty":1.5}"#,
+            r#"{"repeat_penalty":1.5,"repetition_penalty":1.5}"#,
+        ] {
+            assert_eq!(sampling(body).repetition_penalty, 1.5);
+        }
+    }
+
+    #[test]
+    fn what_every_choice_keeps_has_a_largest_size() {
+        let stop = |bytes: usize| format!(r#"{{"stop":["a","{}"]}}"#, "b".repeat(bytes - 1));
+        assert!(parse(&stop(16 * 1024)).is_ok());
+        assert_eq!(wrong(&stop(16 * 1024 + 1)), "stop");
+        let bias = |tokens: usize| {
+            let tokens: Vec<String> = (0..tokens).map(|token| format!(r#""{token}":1"#)).collect();
+            format!(r#"{{"logit_bias":{{{}}}}}"#, tokens.join(","))
+        };
+        assert!(parse(&bias(1024)).is_ok());
+        assert_eq!(wrong(&bias(1025)), "logit_bias");
     }
 
     #[test]

@@ -29,12 +29,23 @@ pub(crate) fn refuse(body: &JsonObject, known: &[&[Known]]) -> Result<(), ApiErr
 impl Known {
     /// For both endpoints.
     pub(crate) const EVERYWHERE: &[Known] = &[
+        Known { name: "bad_words", asks_nothing: empty },
         Known { name: "draft_model", asks_nothing: never },
+        Known { name: "dry_multiplier", asks_nothing: |value| is(value, 0.0) },
         Known { name: "grammar", asks_nothing: never },
         Known { name: "guided_choice", asks_nothing: never },
         Known { name: "guided_grammar", asks_nothing: never },
         Known { name: "guided_json", asks_nothing: never },
         Known { name: "guided_regex", asks_nothing: never },
+        Known { name: "json_schema", asks_nothing: never },
+        Known { name: "min_tokens", asks_nothing: |value| is(value, 0.0) },
+        Known { name: "mirostat", asks_nothing: |value| is(value, 0.0) },
+        Known { name: "prompt_logprobs", asks_nothing: never },
+        Known { name: "stop_token_ids", asks_nothing: empty },
+        Known { name: "structured_outputs", asks_nothing: never },
+        Known { name: "typical_p", asks_nothing: |value| is(value, 1.0) },
+        Known { name: "use_beam_search", asks_nothing: |value| value == false },
+        Known { name: "xtc_probability", asks_nothing: |value| is(value, 0.0) },
     ];
 
     pub(crate) const OF_CHAT: &[Known] = &[
@@ -48,6 +59,10 @@ impl Known {
         Known { name: "web_search_options", asks_nothing: never },
         Known { name: "reasoning_effort", asks_nothing: never },
         Known { name: "verbosity", asks_nothing: |value| value == "medium" },
+        // Of plain completions.
+        Known { name: "best_of", asks_nothing: |value| is(value, 1.0) },
+        Known { name: "echo", asks_nothing: |value| value == false },
+        Known { name: "suffix", asks_nothing: |value| value == "" },
     ];
 
     pub(crate) const OF_COMPLETIONS: &[Known] =
@@ -56,6 +71,10 @@ impl Known {
 
 fn never(_: &Value) -> bool {
     false
+}
+
+fn is(value: &Value, number: f64) -> bool {
+    value.as_f64() == Some(number)
 }
 
 fn empty(value: &Value) -> bool {
@@ -83,6 +102,9 @@ mod tests {
         let bodies = [
             r#"{"tools":[],"tool_choice":"none","functions":null,"modalities":["text"],"suffix":""}"#,
             r#"{"draft_model":null,"grammar":null,"user":"u","store":true,"metadata":{"a":"b"}}"#,
+            r#"{"stop_token_ids":[],"bad_words":[],"min_tokens":0,"typical_p":1,"mirostat":0}"#,
+            r#"{"dry_multiplier":0.0,"xtc_probability":0,"use_beam_search":false,"json_schema":null}"#,
+            r#"{"best_of":1,"echo":false,"prompt_logprobs":null}"#,
             r#"{"service_tier":"auto","prompt_cache_key":"k","safety_identifier":"s","foo":[1]}"#,
         ];
         for body in bodies {
@@ -99,6 +121,19 @@ mod tests {
             (r#"{"draft_model":"x"}"#, "draft_model"),
             (r#"{"reasoning_effort":"high"}"#, "reasoning_effort"),
             (r#"{"suffix":"x"}"#, "suffix"),
+            (r#"{"structured_outputs":{"regex":"a"}}"#, "structured_outputs"),
+            (r#"{"json_schema":{}}"#, "json_schema"),
+            (r#"{"stop_token_ids":[2]}"#, "stop_token_ids"),
+            (r#"{"bad_words":["x"]}"#, "bad_words"),
+            (r#"{"min_tokens":5}"#, "min_tokens"),
+            (r#"{"typical_p":0.9}"#, "typical_p"),
+            (r#"{"mirostat":2}"#, "mirostat"),
+            (r#"{"dry_multiplier":0.8}"#, "dry_multiplier"),
+            (r#"{"xtc_probability":0.5}"#, "xtc_probability"),
+            (r#"{"use_beam_search":true}"#, "use_beam_search"),
+            (r#"{"prompt_logprobs":0}"#, "prompt_logprobs"),
+            (r#"{"best_of":2}"#, "best_of"),
+            (r#"{"echo":true}"#, "echo"),
         ];
         for (body, name) in bodies {
             assert_eq!(refused(body).as_deref(), Some(name), "{body}");

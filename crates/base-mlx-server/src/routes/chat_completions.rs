@@ -78,10 +78,12 @@ impl ChatRequest {
     fn prepare(&self, model: &Model) -> Result<GenerateRequest, ApiError> {
         let text = model.engine.text();
         let Some(template) = &text.template else {
+            let problem = match &text.template_error {
+                Some(error) => format!("this model's chat template is broken: {error}"),
+                None => "this model has no chat template".to_owned(),
+            };
             return Err(ApiError::ModelUnsuitable {
-                message: "this model has no chat template\n\
-                          hint: it can complete texts with /v1/completions"
-                    .into(),
+                message: format!("{problem}\nhint: it can complete texts with /v1/completions"),
             });
         };
         let prompt = self.conversation.render(|messages, add_generation_prompt| {
@@ -94,6 +96,10 @@ impl ChatRequest {
         })?;
         // The template has put the special tokens where they belong.
         let tokens = text.tokenizer.encode(&prompt, AddSpecial::No);
+        if tokens.is_empty() {
+            let message = "the model's chat template made an empty prompt of these messages";
+            return Err(ApiError::invalid("messages", message));
+        }
         check_length("messages", tokens.len(), model.engine.info().context)?;
         self.common.request(tokens, self.logprobs, &model.defaults())
     }

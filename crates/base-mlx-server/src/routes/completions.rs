@@ -12,6 +12,7 @@ use crate::App;
 use crate::dialects::Dialect;
 use crate::dialects::Header;
 use crate::dialects::completions::Completions;
+use crate::dialects::logprobs::Offsets;
 use crate::error::ApiError;
 use crate::events::{Answer, Choice, Echo, echoed, fold, joined};
 use crate::models::{Model, blocking};
@@ -47,7 +48,11 @@ pub(crate) async fn create(
     let choices = prompts * common.choices;
     let header = Header::new("cmpl-", called);
     let logprobs = completion.logprobs.is_some();
-    let mut dialect = Completions::new(header, choices, logprobs, common.include_usage);
+    let tokenizer = &model.engine.text().tokenizer;
+    let offsets = scored
+        .iter()
+        .flat_map(|&scored| std::iter::repeat_n(Offsets::new(tokenizer, scored), common.choices));
+    let mut dialect = Completions::new(header, offsets.collect(), logprobs, common.include_usage);
     if candidates == common.choices {
         return respond(&app, common, events, choices, dialect).await;
     }
@@ -138,7 +143,10 @@ impl CompletionRequest {
                         format!("`prompt` has token {token}, the vocabulary has {size} tokens");
                     return Err(ApiError::invalid("prompt", message));
                 }
-                (tokens.clone(), tokenizer.decode(tokens), 0)
+                // What was asked to be seen again is seen whole, special tokens too.
+                let bytes = tokens.iter().map(|token| tokenizer.token_bytes(*token));
+                let bytes: Vec<u8> = bytes.flatten().copied().collect();
+                (tokens.clone(), String::from_utf8_lossy(&bytes).into_owned(), 0)
             }
         };
         check_length("prompt", tokens.len(), model.engine.info().context)?;

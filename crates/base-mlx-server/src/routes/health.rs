@@ -17,9 +17,10 @@ pub(crate) struct Health {
 
 /// `GET /health`, which needs no key
 pub(crate) async fn show(State(app): State<Arc<App>>) -> (StatusCode, Json<Health>) {
-    let (code, status) = match app.gate.is_closing() {
-        false => (StatusCode::OK, "ok"),
-        true => (StatusCode::SERVICE_UNAVAILABLE, "shutting down"),
+    let (code, status) = match (app.gate.is_closing(), app.models.device_runs()) {
+        (true, _) => (StatusCode::SERVICE_UNAVAILABLE, "shutting down"),
+        (false, true) => (StatusCode::OK, "ok"),
+        (false, false) => (StatusCode::SERVICE_UNAVAILABLE, "device lost"),
     };
     let (version, loaded) = (env!("CARGO_PKG_VERSION"), app.models.loaded());
     (code, Json(Health { status, version, loaded }))

@@ -1,6 +1,7 @@
 use std::sync::Arc;
 
 use axum::Json;
+use axum::extract::rejection::PathRejection;
 use axum::extract::{Path, State};
 use serde::Serialize;
 
@@ -37,8 +38,11 @@ pub(crate) async fn list(State(app): State<Arc<App>>) -> Result<Json<List>, ApiE
 /// `GET /v1/models/{id}`, where the id may have slashes, as they are or encoded
 pub(crate) async fn show(
     State(app): State<Arc<App>>,
-    Path(id): Path<String>,
+    id: Result<Path<String>, PathRejection>,
 ) -> Result<Json<Model>, ApiError> {
+    let Ok(Path(id)) = id else {
+        return Err(ApiError::invalid("model", "the model's name in the URL is not UTF-8"));
+    };
     Ok(Json(app.models.show(&id).await?.into()))
 }
 

@@ -12,6 +12,10 @@ fn a_foreign_host_name_is_refused() {
     for host in ["localhost", "localhost:1", "127.0.0.1", "[::1]:11435", "LOCALHOST"] {
         SERVER.send("GET", "/v1/models", &[("Host", host)], b"").ok();
     }
+    for second in ["evil.example", "localhost"] {
+        let headers = [("Host", "localhost"), ("Host", second)];
+        SERVER.send("GET", "/v1/models", &headers, b"").error(400);
+    }
     let server = TestServer::start(|options| options.allow_hosts = vec!["box.lan".into()]);
     server.send("GET", "/health", &[("Host", "box.lan:80")], b"").ok();
     server.send("GET", "/health", &[("Host", "other.lan")], b"").error(403);

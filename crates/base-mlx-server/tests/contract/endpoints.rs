@@ -48,6 +48,22 @@ fn point_55_an_id_may_have_slashes_raw_or_encoded() {
 }
 
 #[test]
+fn point_59_a_broken_chat_template_leaves_completions() {
+    let models = Path::new(env!("CARGO_TARGET_TMPDIR")).join("broken-template");
+    std::fs::create_dir_all(&models).unwrap();
+    let mut bytes = std::fs::read(test_models().join("smollm2.gguf")).unwrap();
+    let (tag, broken) = (b"{% for", b"{% fou");
+    let at = bytes.windows(tag.len()).position(|window| window == tag).unwrap();
+    bytes[at..at + tag.len()].copy_from_slice(broken);
+    std::fs::write(models.join("m.gguf"), bytes).unwrap();
+    let server = TestServer::with_models(&models, |_| {});
+    let error = server.chat(with(capital(), json!({ "model": "m", "stream": true }))).error(400);
+    assert_eq!(error["code"], "model_not_supported");
+    assert!(error["message"].as_str().unwrap().contains("fou"), "{error}");
+    server.complete(json!({ "model": "m", "prompt": "a", "max_tokens": 1 })).ok();
+}
+
+#[test]
 fn a_load_that_fails_is_told_to_all_who_wait_and_tried_again() {
     let models = Path::new(env!("CARGO_TARGET_TMPDIR")).join("failing");
     std::fs::create_dir_all(&models).unwrap();
@@ -58,9 +74,11 @@ fn a_load_that_fails_is_told_to_all_who_wait_and_tried_again() {
     let server = TestServer::with_models(&models, |_| {});
     let ask = || server.chat(with(capital(), json!({ "model": "m", "max_tokens": 1 })));
     let failed = || {
-        let error = ask().error(500);
-        assert_eq!(error["code"], "model_load_failed");
-        assert!(error["message"].as_str().unwrap().contains("m.gguf"), "{error}");
+        // Asking again makes no file whole, and where it lies is not for everybody.
+        let error = ask().error(400);
+        assert_eq!(error["code"], "model_damaged");
+        let message = error["message"].as_str().unwrap();
+        assert!(message.contains("m.gguf") && !message.contains('/'), "{message}");
     };
     thread::scope(|scope| {
         let clients = [scope.spawn(failed), scope.spawn(failed), scope.spawn(failed)];

@@ -11,6 +11,9 @@ fn point_01_every_error_comes_in_the_envelope() {
     assert_eq!(wrong_method.header("allow"), Some("POST"));
     SERVER.send("DELETE", "/v1/models/smollm2", &[], b"").error(405);
     SERVER.post("/v1/models", &json!({})).error(405);
+    // A name that is no text.
+    SERVER.get("/v1/models/%ff").error(400);
+    SERVER.get("/v1/models/a%c3/b").error(400);
 
     let small = TestServer::start(|options| options.body_bytes = 1000);
     let body = json!({ "messages": user(&"long ".repeat(1000)) });
@@ -122,6 +125,12 @@ fn point_06_what_cannot_be_done_is_refused_and_what_nobody_knows_is_ignored() {
         (json!({ "audio": { "voice": "x" } }), "audio"),
         (json!({ "prediction": { "type": "content", "content": "x" } }), "prediction"),
         (json!({ "web_search_options": {} }), "web_search_options"),
+        (json!({ "structured_outputs": { "regex": "a" } }), "structured_outputs"),
+        (json!({ "stop_token_ids": [2] }), "stop_token_ids"),
+        (json!({ "min_tokens": 5 }), "min_tokens"),
+        (json!({ "best_of": 2 }), "best_of"),
+        (json!({ "echo": true }), "echo"),
+        (json!({ "suffix": "x" }), "suffix"),
     ] {
         let error = SERVER.chat(with(capital(), fields)).error(400);
         assert_eq!(error["code"], "unsupported_parameter", "{error}");
@@ -141,6 +150,7 @@ fn point_06_what_cannot_be_done_is_refused_and_what_nobody_knows_is_ignored() {
         "user": "u", "store": true, "metadata": { "a": "b" }, "service_tier": "auto",
         "prompt_cache_key": "k", "safety_identifier": "s", "no_such_parameter": [1, 2],
         "tools": [], "tool_choice": null, "response_format": { "type": "text" },
+        "stop_token_ids": [], "min_tokens": 0, "typical_p": 1.0, "best_of": 1, "echo": false,
         "parallel_tool_calls": true, "modalities": ["text"], "max_tokens": 1,
     });
     SERVER.chat(with(capital(), harmless)).ok();

@@ -157,6 +157,38 @@ fn point_47_columns_are_as_long_as_the_answer_and_offsets_fit_the_text() {
 }
 
 #[test]
+fn point_47_an_echo_of_tokens_spells_them_all_and_unseen_tokens_have_no_width() {
+    let end = TEXT.tokenizer.token("<|im_end|>").unwrap();
+    let prompt = [1, 4093, 198];
+    let spelled: Vec<u8> =
+        prompt.iter().flat_map(|token| TEXT.tokenizer.token_bytes(*token).to_vec()).collect();
+    let spelled = String::from_utf8(spelled).unwrap();
+    assert!(TEXT.tokenizer.is_special(1) && TEXT.tokenizer.is_special(end));
+    let body = json!({
+        "prompt": prompt, "echo": true, "logprobs": 1, "temperature": 0, "max_tokens": 6, "ignore_eos": true,
+    });
+    let check = |body: Value| {
+        let choice = SERVER.complete(body).ok()["choices"][0].clone();
+        let text: Vec<char> = choice["text"].as_str().unwrap().chars().collect();
+        assert!(choice["text"].as_str().unwrap().starts_with(&spelled), "{choice}");
+        let logprobs = &choice["logprobs"];
+        let (tokens, offsets) = (&logprobs["tokens"], &logprobs["text_offset"]);
+        for (index, token) in tokens.as_array().unwrap().iter().enumerate() {
+            let rest: String = text[offsets[index].as_u64().unwrap() as usize..].iter().collect();
+            let unseen = index >= prompt.len() && token == "<|im_end|>";
+            assert!(unseen || rest.starts_with(token.as_str().unwrap()), "{token} in {choice}");
+        }
+        choice
+    };
+    check(body.clone());
+    let unseen = check(with(body, json!({ "logit_bias": { end.to_string(): 100 } })));
+    assert_eq!(unseen["text"], *spelled);
+    let length = spelled.chars().count();
+    let offsets = unseen["logprobs"]["text_offset"].as_array().unwrap();
+    assert_eq!(offsets[prompt.len()..], vec![json!(length); 6]);
+}
+
+#[test]
 fn point_47_an_echo_without_an_answer_scores_the_prompt() {
     let body = json!({ "prompt": "The capital of France is Paris", "max_tokens": 0, "echo": true, "logprobs": 1 });
     let answer = SERVER.complete(body).ok();

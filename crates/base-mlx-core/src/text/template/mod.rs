@@ -11,7 +11,6 @@ mod python_json;
 
 use std::collections::BTreeMap;
 use std::fmt;
-use std::path::Path;
 use std::sync::Arc;
 
 use minijinja::Environment;
@@ -22,8 +21,6 @@ use environment::Budget;
 pub use environment::Clock;
 use messages::Arguments;
 use probe::Capabilities;
-
-use crate::weights::LoadError;
 
 /// A model's chat template, compiled. Immutable and cheap to clone.
 #[derive(Clone)]
@@ -119,13 +116,15 @@ impl ChatTemplate {
         source.cloned().unwrap_or_default()
     }
 
+    /// None if there are no sources.
     pub(super) fn load(
-        path: &Path,
         sources: BTreeMap<String, String>,
         special_tokens: SpecialTokens,
-    ) -> Result<Self, LoadError> {
-        Self::compile(sources, special_tokens, environment::wall_clock())
-            .map_err(|error| LoadError::Template { path: path.to_owned(), what: error.to_string() })
+    ) -> Result<Option<Self>, TemplateError> {
+        if sources.is_empty() {
+            return Ok(None);
+        }
+        Self::compile(sources, special_tokens, environment::wall_clock()).map(Some)
     }
 
     fn choose(&self, input: &ChatInput) -> Result<(&str, &Capabilities), TemplateError> {
