@@ -42,6 +42,41 @@ fn a_function_is_a_tool() {
 }
 
 #[test]
+fn calls_of_old_are_tool_calls_and_their_answers_belong_to_them() {
+    let source = "{% for m in messages %}[{% for c in m.tool_calls %}{{ c.type }} {{ c.id }} \
+        {{ c.function.name }} {{ c.function.arguments | tojson }}{% endfor %}{{ m.tool_call_id }}]{% endfor %}";
+    let messages = json!([
+        { "role": "assistant", "content": null, "tool_calls": null,
+            "function_call": { "name": "f", "arguments": "{\"a\": 1}" } },
+        { "role": "function", "name": "f", "content": "1" },
+    ]);
+    let text = write(&compile(source), messages).unwrap();
+    assert_eq!(text, r#"[function call00001 f {"a": 1}][call00001]"#);
+}
+
+#[test]
+fn null_and_empty_lists_of_calls_are_absence() {
+    let source = "{% for m in messages %}{{ m.role }}{{ 'tool_calls' in m }}{{ m.name is defined }}{% endfor %}";
+    let messages = json!([
+        { "role": "user", "content": "hi", "tool_calls": null, "name": null },
+        { "role": "assistant", "content": "hi", "tool_calls": [] },
+    ]);
+    let text = write(&compile(source), messages).unwrap();
+    assert_eq!(text, "userFalseFalseassistantFalseFalse");
+}
+
+#[test]
+fn refusals_and_reasoning_come_under_the_names_that_templates_know() {
+    let source = "{% for m in messages %}[{{ m.reasoning_content }}|{{ m.content }}]{% endfor %}";
+    let messages = json!([
+        { "role": "assistant", "content": null, "refusal": "no" },
+        { "role": "assistant", "content": [{ "type": "refusal", "refusal": "never" }] },
+        { "role": "assistant", "content": "yes", "reasoning": "hm" },
+    ]);
+    assert_eq!(write(&compile(source), messages).unwrap(), "[|no][|never][hm|yes]");
+}
+
+#[test]
 fn several_system_messages_become_one_at_the_beginning() {
     let messages = json!([
         { "role": "system", "content": "One." },
@@ -67,9 +102,9 @@ fn parts_become_a_string_for_templates_that_want_one() {
     let messages = json!([{ "role": "user", "content": [
         { "type": "text", "text": "One." }, { "type": "text", "text": "Two." },
     ] }]);
-    assert_eq!(write(&compile(PLAIN), messages.clone()).unwrap(), "[user:One.\nTwo.]");
+    assert_eq!(write(&compile(PLAIN), messages.clone()).unwrap(), "[user:One.Two.]");
     let adds = "{% for m in messages %}{{ 'x' + m.content }}{% endfor %}";
-    assert_eq!(write(&compile(adds), messages).unwrap(), "xOne.\nTwo.");
+    assert_eq!(write(&compile(adds), messages).unwrap(), "xOne.Two.");
 }
 
 #[test]
@@ -114,6 +149,10 @@ fn arguments_that_are_no_object_stay_what_the_model_wrote() {
         write(&real("Qwen-Qwen2.5-7B-Instruct"), called(arguments)).unwrap();
         write(&real("meta-llama-Llama-3.1-8B-Instruct"), called(arguments)).unwrap();
     }
+    let text = write(&real("Qwen-Qwen2.5-7B-Instruct"), called("{\"a\":")).unwrap();
+    assert!(text.contains(r#""arguments": "{\"a\":"}"#), "{text}");
+    let text = write(&real("Qwen-Qwen2.5-7B-Instruct"), called(" ")).unwrap();
+    assert!(text.contains(r#""arguments": {}}"#), "{text}");
 }
 
 #[test]

@@ -3,23 +3,22 @@ use std::fmt;
 
 use serde::de::value::SeqAccessDeserializer;
 use serde::de::{Deserialize, Deserializer, SeqAccess, Visitor};
-use serde_json::{Map, Value, json};
+use serde_json::{Map, Value};
 
 use crate::error::ApiError;
 use crate::request::JsonObject;
 
-/// The messages of a chat request, as templates want them: roles that templates know, contents that are strings.
+/// The messages of a chat request, checked. They go on as they came: putting them into the words of a template is
+/// the template's affair.
 #[derive(Debug)]
 pub(crate) struct Conversation {
-    messages: Messages,
+    messages: Value,
     /// The answer goes on where the last message, the assistant's, ends.
     continues: bool,
     add_generation_prompt: bool,
     /// Variables for the template beside its usual ones.
     pub template_kwargs: Map<String, Value>,
 }
-
-type Messages = Vec<Map<String, Value>>;
 
 #[derive(serde::Deserialize)]
 struct Fields {
@@ -76,7 +75,9 @@ struct ToolCall {
 
 #[derive(serde::Deserialize)]
 struct Function {
-    name: String,
+    /// There must be one; who writes it is not the server.
+    #[serde(rename = "name")]
+    _name: String,
     #[serde(default)]
     arguments: Value,
 }
@@ -98,72 +99,39 @@ impl Conversation {
             ));
         }
         let mut called = HashSet::new();
-        let messages = fields
-            .messages
-            .into_iter()
-            .enumerate()
-            .map(|(index, message)| message.plain(&format!("messages[{index}]"), &mut called))
-            .collect::<Result<Vec<_>, _>>()?;
-        let last = &messages[messages.len() - 1];
-        if continues && (last["role"] != "assistant" || last["content"] == "") {
+        for (index, message) in fields.messages.iter().enumerate() {
+            message.check(&format!("messages[{index}]"), &mut called)?;
+        }
+        if continues && !fields.messages.last().is_some_and(Message::can_be_continued) {
             return Err(ApiError::invalid(
                 "continue_final_message",
                 "`continue_final_message` needs a last message of the assistant that has content",
             ));
         }
         Ok(Self {
-            messages: lead_with_one_system_message(messages),
+            messages: body.get("messages").cloned().unwrap_or_default(),
             continues,
             add_generation_prompt: fields.add_generation_prompt.unwrap_or(!continues),
             template_kwargs: fields.chat_template_kwargs.unwrap_or_default(),
         })
     }
 
-    /// The prompt's text. `template` gets the messages and whether the assistant's turn is to be opened. Templates
-    /// differ in what they bear, so those that fail get the same conversation in another spelling: arguments of
-    /// tool calls as the strings they came as, and all system messages in front. The first error is reported.
+    /// The prompt's text. `template` gets the messages and whether the assistant's turn is to be opened.
     pub(crate) fn render<E: fmt::Display>(
         &self,
-        template: impl Fn(&Value, bool) -> Result<String, E>,
+        template: impl FnOnce(&Value, bool) -> Result<String, E>,
     ) -> Result<String, ApiError> {
-        let spellings: [fn(Messages) -> Messages; 4] = [
-            |messages| messages,
-            arguments_as_strings,
-            system_messages_in_front,
-            |messages| arguments_as_strings(system_messages_in_front(messages)),
-        ];
-        let mut tried: Vec<Value> = Vec::new();
-        let mut failure = None;
-        for spelling in spellings {
-            let messages = spelling(self.messages.clone()).into_iter().map(Value::Object).collect();
-            if tried.contains(&messages) {
-                continue;
-            }
-            match template(&messages, self.add_generation_prompt) {
-                Ok(text) => return self.cut(text),
-                Err(error) => failure = failure.or(Some(error)),
-            }
-            tried.push(messages);
-        }
-        let error = failure.map(|error| error.to_string()).unwrap_or_default();
-        Err(ApiError::invalid(
-            "messages",
-            format!("the model's chat template refuses these messages: {error}"),
-        ))
-    }
-
-    /// Takes away what the template puts behind the message that the answer continues.
-    fn cut(&self, mut text: String) -> Result<String, ApiError> {
+        let render = |messages: &Value| {
+            template(messages, self.add_generation_prompt)
+                .map_err(|error| ApiError::invalid("messages", error.to_string()))
+        };
         if !self.continues {
-            return Ok(text);
+            return render(&self.messages);
         }
-        let content = self.messages.last().and_then(|last| last["content"].as_str()).unwrap_or("");
-        // Some templates trim what they are given.
-        let end = [content, content.trim_end(), content.trim()]
-            .into_iter()
-            .filter(|content| !content.is_empty())
-            .find_map(|content| text.rfind(content).map(|start| start + content.len()));
-        let Some(end) = end else {
+        let mut messages = self.messages.clone();
+        mark_end(&mut messages);
+        let mut text = render(&messages)?;
+        let Some(end) = text.rfind(MARK) else {
             return Err(ApiError::invalid(
                 "continue_final_message",
                 "the model's chat template changes the last message, so it cannot be continued",
@@ -174,84 +142,86 @@ impl Conversation {
     }
 }
 
+/// Shows where the last message ends, whatever the template puts behind it.
+fn mark_end(messages: &mut Value) {
+    let last = messages.as_array_mut().and_then(|messages| messages.last_mut());
+    let content = last.and_then(|last| last.get_mut("content"));
+    let text = match content {
+        Some(Value::Array(parts)) => parts.last_mut().and_then(|part| {
+            let key = if part["type"] == "refusal" { "refusal" } else { "text" };
+            part.get_mut(key)
+        }),
+        content => content,
+    };
+    if let Some(Value::String(text)) = text {
+        text.push_str(MARK);
+    }
+}
+
 impl Message {
-    fn plain(self, at: &str, called: &mut HashSet<String>) -> Result<Map<String, Value>, ApiError> {
-        let role = match self.role {
-            Role::Developer | Role::System => "system",
-            Role::User => "user",
-            Role::Assistant => "assistant",
-            Role::Tool | Role::Function => "tool",
-        };
-        let mut calls = self.tool_calls.unwrap_or_default();
-        if let Some(function) = self.function_call {
-            calls.push(ToolCall { id: None, function });
-        }
-        let reasoning = self.reasoning_content.or(self.reasoning);
-        let may_lack_content = self.role == Role::Assistant
-            && (!calls.is_empty() || reasoning.is_some() || self.refusal.is_some());
-        let content = match self.content {
-            Some(content) => content.text(&format!("{at}.content"))?,
-            None if may_lack_content => self.refusal.unwrap_or_default(),
+    /// `called` holds the ids of all calls before.
+    fn check(&self, at: &str, called: &mut HashSet<String>) -> Result<(), ApiError> {
+        let assistant = self.role == Role::Assistant;
+        let calls = self.tool_calls.as_deref().unwrap_or_default();
+        let may_lack_content = assistant
+            && (!calls.is_empty()
+                || self.function_call.is_some()
+                || self.reasoning_content.is_some()
+                || self.reasoning.is_some()
+                || self.refusal.is_some());
+        match &self.content {
+            Some(content) => content.check(&format!("{at}.content"))?,
+            None if may_lack_content => {}
             None => {
                 let param = format!("{at}.content");
                 let message =
                     format!("`{param}` is missing, expected a string or an array of parts");
                 return Err(ApiError::invalid(param, message));
             }
-        };
-
-        let mut message = Map::new();
-        message.insert("role".into(), role.into());
-        message.insert("content".into(), content.into());
-        if let Some(name) = self.name {
-            message.insert("name".into(), name.into());
-        }
-        if let Some(reasoning) = reasoning {
-            message.insert("reasoning_content".into(), reasoning.into());
         }
         if self.role == Role::Tool {
             let param = format!("{at}.tool_call_id");
-            let id = self.tool_call_id.ok_or_else(|| {
-                ApiError::invalid(
-                    &param,
-                    format!("`{param}` is missing, a tool's message needs it"),
-                )
-            })?;
-            if !called.contains(&id) {
+            let Some(id) = &self.tool_call_id else {
+                let text = format!("`{param}` is missing, a tool's message needs it");
+                return Err(ApiError::invalid(param, text));
+            };
+            if !called.contains(id) {
                 let text = format!("`{param}` is {id:?}, which no earlier message called");
                 return Err(ApiError::invalid(param, text));
             }
-            message.insert("tool_call_id".into(), id.into());
         }
-        if self.role == Role::Function && !message.contains_key("name") {
+        if self.role == Role::Function && self.name.is_none() {
             let param = format!("{at}.name");
             let text = format!("`{param}` is missing, a function's message needs it");
             return Err(ApiError::invalid(param, text));
         }
-        if self.role == Role::Assistant && !calls.is_empty() {
-            let calls = calls
-                .into_iter()
-                .enumerate()
-                .map(|(index, call)| call.plain(&format!("{at}.tool_calls[{index}]"), called))
-                .collect::<Result<Vec<_>, _>>()?;
-            message.insert("tool_calls".into(), calls.into());
+        if let Some(function) = &self.function_call {
+            function.check(&format!("{at}.function_call"))?;
         }
-        Ok(message)
+        for (index, call) in calls.iter().enumerate() {
+            call.function.check(&format!("{at}.tool_calls[{index}].function"))?;
+            called.extend(call.id.clone().filter(|_| assistant));
+        }
+        Ok(())
+    }
+
+    fn can_be_continued(&self) -> bool {
+        let has_content = match &self.content {
+            Some(Content::Text(text)) => !text.is_empty(),
+            Some(Content::Parts(parts)) => !parts.is_empty(),
+            None => false,
+        };
+        self.role == Role::Assistant && has_content
     }
 }
 
 impl Content {
-    /// Parts are laid end to end, with nothing between them.
-    fn text(self, at: &str) -> Result<String, ApiError> {
-        let parts = match self {
-            Self::Text(text) => return Ok(text),
-            Self::Parts(parts) => parts,
-        };
-        let mut whole = String::new();
-        for (index, part) in parts.into_iter().enumerate() {
+    fn check(&self, at: &str) -> Result<(), ApiError> {
+        let Self::Parts(parts) = self else { return Ok(()) };
+        for (index, part) in parts.iter().enumerate() {
             let text = match part.r#type.as_str() {
-                "text" => part.text,
-                "refusal" => part.refusal,
+                "text" => &part.text,
+                "refusal" => &part.refusal,
                 kind @ ("image_url" | "input_audio" | "file" | "video_url") => {
                     let param = format!("{at}[{index}].type");
                     let message =
@@ -264,14 +234,13 @@ impl Content {
                     return Err(ApiError::invalid(param, message));
                 }
             };
-            let Some(text) = text else {
+            if text.is_none() {
                 let param = format!("{at}[{index}].{}", part.r#type);
                 let message = format!("`{param}` is missing, expected a string");
                 return Err(ApiError::invalid(param, message));
-            };
-            whole.push_str(&text);
+            }
         }
-        Ok(whole)
+        Ok(())
     }
 }
 
@@ -301,80 +270,30 @@ impl<'de> Deserialize<'de> for Content {
     }
 }
 
-impl ToolCall {
-    fn plain(self, at: &str, called: &mut HashSet<String>) -> Result<Value, ApiError> {
-        let id = self.id.unwrap_or_else(|| format!("call_{}", called.len()));
-        let arguments = match self.function.arguments {
-            // A template can write an object out; of text that is no object it gets the text.
-            Value::String(text) if text.trim().is_empty() => json!({}),
-            Value::String(text) => match serde_json::from_str::<Map<String, Value>>(&text) {
-                Ok(object) => Value::Object(object),
-                Err(_) => Value::String(text),
-            },
-            Value::Null => json!({}),
-            Value::Object(object) => Value::Object(object),
+impl Function {
+    fn check(&self, at: &str) -> Result<(), ApiError> {
+        match self.arguments {
+            Value::String(_) | Value::Object(_) | Value::Null => Ok(()),
             _ => {
-                let param = format!("{at}.function.arguments");
+                let param = format!("{at}.arguments");
                 let message = format!("`{param}` is neither a string nor an object");
-                return Err(ApiError::invalid(param, message));
+                Err(ApiError::invalid(param, message))
             }
-        };
-        called.insert(id.clone());
-        let function = json!({ "name": self.function.name, "arguments": arguments });
-        Ok(json!({ "id": id, "type": "function", "function": function }))
-    }
-}
-
-/// Several instructions in a row are one: most templates look at the first message only.
-fn lead_with_one_system_message(messages: Messages) -> Messages {
-    let leading = messages.iter().take_while(|message| message["role"] == "system").count();
-    joined_system_messages(messages, |index| index < leading)
-}
-
-fn system_messages_in_front(messages: Messages) -> Messages {
-    joined_system_messages(messages, |_| true)
-}
-
-fn joined_system_messages(messages: Messages, join: impl Fn(usize) -> bool) -> Messages {
-    let mut first: Option<Map<String, Value>> = None;
-    let mut others = Vec::with_capacity(messages.len());
-    for (index, message) in messages.into_iter().enumerate() {
-        if message["role"] != "system" || !join(index) {
-            others.push(message);
-        } else if let Some(first) = &mut first {
-            let text = |message: &Map<String, Value>| {
-                message["content"].as_str().unwrap_or_default().to_owned()
-            };
-            let joined = format!("{}\n\n{}", text(first), text(&message));
-            first.insert("content".into(), joined.into());
-        } else {
-            first = Some(message);
         }
     }
-    first.into_iter().chain(others).collect()
 }
 
-fn arguments_as_strings(mut messages: Messages) -> Messages {
-    let calls = messages.iter_mut().filter_map(|message| message.get_mut("tool_calls"));
-    for call in calls.filter_map(Value::as_array_mut).flatten() {
-        let arguments = &mut call["function"]["arguments"];
-        if arguments.is_object() {
-            *arguments = Value::String(arguments.to_string());
-        }
-    }
-    messages
-}
+/// A private character of Unicode's last plane, in which no template says anything.
+const MARK: &str = "\u{10fffd}";
 
 #[cfg(test)]
 mod tests {
+    use serde_json::json;
+
     use super::*;
 
     fn parse(body: Value) -> Result<Conversation, ApiError> {
         Conversation::parse(&JsonObject::parse(body.to_string().as_bytes()).unwrap())
-    }
-
-    fn messages(messages: Value) -> Value {
-        json!(parse(json!({ "messages": messages })).unwrap().messages)
     }
 
     fn wrong(messages: Value) -> (String, Option<String>) {
@@ -388,10 +307,7 @@ mod tests {
     #[test]
     fn point_26_contents_are_strings_parts_or_absent() {
         let parts = json!([{ "type": "text", "text": "a " }, { "type": "text", "text": "b" }]);
-        assert_eq!(
-            messages(json!([{ "role": "user", "content": parts }])),
-            json!([{ "role": "user", "content": "a b" }])
-        );
+        assert!(parse(json!({ "messages": [{ "role": "user", "content": parts }] })).is_ok());
         assert_eq!(
             wrong(json!([{ "role": "user", "content": [{ "type": "wave" }] }])),
             ("messages[0].content[0].type".into(), None)
@@ -413,77 +329,91 @@ mod tests {
     }
 
     #[test]
-    fn point_27_tools_answer_calls_and_leading_system_messages_are_one() {
+    fn point_27_tools_answer_earlier_calls() {
         let call = json!({ "role": "assistant", "content": null, "tool_calls":
             [{ "id": "call_1", "type": "function", "function": { "name": "f", "arguments": "{}" } }] });
         let answer = |id: &str| json!({ "role": "tool", "tool_call_id": id, "content": "x" });
-        assert_eq!(messages(json!([call, answer("call_1")]))[1]["role"], "tool");
+        assert!(parse(json!({ "messages": [call, answer("call_1")] })).is_ok());
+        assert_eq!(wrong(json!([answer("call_1"), call])).0, "messages[0].tool_call_id");
         assert_eq!(wrong(json!([call, answer("call_2")])).0, "messages[1].tool_call_id");
         assert_eq!(
             wrong(json!([call, { "role": "tool", "content": "x" }])).0,
             "messages[1].tool_call_id"
         );
-        assert_eq!(
-            messages(json!([
-                { "role": "developer", "content": "a" },
-                { "role": "system", "content": "b" },
-                { "role": "user", "content": "c" },
-                { "role": "system", "content": "d" },
-            ])),
-            json!([
-                { "role": "system", "content": "a\n\nb" },
-                { "role": "user", "content": "c" },
-                { "role": "system", "content": "d" },
-            ])
-        );
+        assert_eq!(wrong(json!([{ "role": "function", "content": "x" }])).0, "messages[0].name");
     }
 
     #[test]
-    fn point_28_arguments_become_objects_in_their_own_order() {
-        let call = |arguments: &str| {
+    fn point_28_arguments_are_texts_or_objects() {
+        let call = |arguments: Value| {
             let function = json!({ "name": "f", "arguments": arguments });
-            let call = json!([{ "id": "c", "type": "function", "function": function }]);
-            let messages = messages(json!([{ "role": "assistant", "tool_calls": call }]));
-            messages[0]["tool_calls"][0]["function"]["arguments"].to_string()
+            json!([{ "role": "assistant", "tool_calls": [{ "id": "c", "function": function }] }])
         };
-        assert_eq!(call(r#"{"z": 1, "a": [2]}"#), r#"{"z":1,"a":[2]}"#);
-        assert_eq!(call(""), "{}");
-        assert_eq!(call("{not json"), r#""{not json""#);
+        for arguments in [json!("{}"), json!(""), json!("{not json"), json!({}), json!(null)] {
+            assert!(parse(json!({ "messages": call(arguments) })).is_ok());
+        }
+        assert_eq!(wrong(call(json!(5))).0, "messages[0].tool_calls[0].function.arguments");
+        let old =
+            json!([{ "role": "assistant", "function_call": { "name": "f", "arguments": [] } }]);
+        assert_eq!(wrong(old).0, "messages[0].function_call.arguments");
     }
 
     #[test]
-    fn a_template_that_refuses_gets_another_spelling() {
-        let conversation = parse(json!({ "messages": [
-            { "role": "user", "content": "hi" },
-            { "role": "system", "content": "be brief" },
-        ]}))
-        .unwrap();
-        let strict = |messages: &Value, _| match messages[0]["role"].as_str() {
-            Some("system") => Ok(messages.to_string()),
-            _ => Err("the system must come first"),
-        };
-        assert!(conversation.render(strict).unwrap().starts_with(r#"[{"role":"system""#));
-        let never = |_: &Value, _| Err::<String, _>("no");
-        let error = conversation.render(never).unwrap_err();
+    fn what_the_template_refuses_is_told() {
+        let body = json!({ "messages": [{ "role": "user", "content": "hi" }] });
+        let error = parse(body).unwrap().render(|_, _| Err::<String, _>("never")).unwrap_err();
         assert_eq!(error.status(), 400);
-        assert!(error.to_string().ends_with(": no"));
+        assert_eq!(error.to_string(), "never");
+    }
+
+    /// As many models have it.
+    fn template(messages: &Value, open: bool) -> Result<String, String> {
+        let mut text = String::new();
+        for message in messages.as_array().unwrap() {
+            let content = match &message["content"] {
+                Value::Array(parts) => {
+                    parts.iter().filter_map(|part| part["text"].as_str()).collect()
+                }
+                content => content.as_str().unwrap().to_owned(),
+            };
+            text += &format!("<|im_start|>{}<|im_end|>", content.trim());
+        }
+        Ok(text + if open { "<|im_start|>" } else { "" })
     }
 
     #[test]
     fn point_30_the_last_message_is_continued_only_when_asked() {
-        let template = |messages: &Value, open: bool| {
-            let mut text = String::new();
-            for message in messages.as_array().unwrap() {
-                text += &format!("<{}>", message["content"].as_str().unwrap().trim());
-            }
-            Ok::<_, String>(text + if open { "<assistant" } else { "" })
-        };
-        let history =
-            json!([{ "role": "user", "content": "a" }, { "role": "assistant", "content": "b " }]);
+        let history = |content: Value| json!([{ "role": "user", "content": "a" }, { "role": "assistant", "content": content }]);
         let render = |body: Value| parse(body).unwrap().render(template).unwrap();
-        assert_eq!(render(json!({ "messages": history })), "<a><b><assistant");
-        assert_eq!(render(json!({ "messages": history, "continue_final_message": true })), "<a><b");
-        let only_user = json!([{ "role": "user", "content": "a" }]);
-        assert!(parse(json!({ "messages": only_user, "continue_final_message": true })).is_err());
+        let asked = render(json!({ "messages": history(json!("b ")) }));
+        assert_eq!(asked, "<|im_start|>a<|im_end|><|im_start|>b<|im_end|><|im_start|>");
+        let parts = json!([{ "type": "text", "text": "b" }, { "type": "text", "text": "c" }]);
+        for (content, end) in [
+            (json!("b "), "b "),
+            // What also stands behind the message.
+            (json!("i"), "i"),
+            (json!("<"), "<"),
+            (json!(" "), ""),
+            (parts, "bc"),
+        ] {
+            let body = json!({ "messages": history(content), "continue_final_message": true });
+            assert_eq!(render(body), format!("<|im_start|>a<|im_end|><|im_start|>{end}"));
+        }
+        let user = json!([{ "role": "user", "content": "a" }]);
+        for messages in [user, history(json!("")), history(json!([]))] {
+            let body = json!({ "messages": messages, "continue_final_message": true });
+            assert!(parse(body).is_err());
+        }
+    }
+
+    #[test]
+    fn a_message_that_the_template_leaves_out_cannot_be_continued() {
+        let body = json!({
+            "messages": [{ "role": "assistant", "content": "a" }],
+            "continue_final_message": true,
+        });
+        let silent = |_: &Value, _| Ok::<_, String>("<|im_start|>".to_owned());
+        let error = parse(body).unwrap().render(silent).unwrap_err();
+        assert_eq!(error.envelope()["error"]["param"], "continue_final_message");
     }
 }

@@ -1,10 +1,19 @@
 use serde_json::{Value, json};
 
-use crate::support::{SERVER, capital, content, user, with};
+use crate::support::{Reply, SERVER, capital, content, user, with};
 
 fn prompt_tokens(messages: Value) -> u64 {
-    let answer = SERVER.chat(json!({ "messages": messages, "max_tokens": 1 })).ok();
-    answer["usage"]["prompt_tokens"].as_u64().unwrap()
+    tokens_of(SERVER.chat(json!({ "messages": messages, "max_tokens": 1 })))
+}
+
+/// As a model counts them whose template writes calls and their answers down.
+fn caller_tokens(messages: Value) -> u64 {
+    let model = "qwen2.5-coder-0.5b";
+    tokens_of(SERVER.chat(json!({ "model": model, "messages": messages, "max_tokens": 1 })))
+}
+
+fn tokens_of(reply: Reply) -> u64 {
+    reply.ok()["usage"]["prompt_tokens"].as_u64().unwrap()
 }
 
 #[test]
@@ -38,7 +47,9 @@ fn point_26_an_assistant_that_called_a_tool_may_have_no_content() {
         ] },
         { "role": "tool", "tool_call_id": "call_1", "content": "sunny" },
     ]);
-    assert!(prompt_tokens(conversation) > 10);
+    let mut plain = conversation.clone();
+    plain[1]["content"] = "".into();
+    assert_eq!(prompt_tokens(conversation), prompt_tokens(plain));
     let error =
         SERVER.chat(json!({ "messages": [{ "role": "user", "content": null }] })).error(400);
     assert_eq!(error["param"], "messages[0].content");
@@ -67,7 +78,12 @@ fn point_27_several_systems_are_allowed_and_orphaned_tools_are_not() {
         { "role": "system", "content": "Be quick." },
         { "role": "user", "content": "Well?" },
     ]);
-    assert!(prompt_tokens(systems) > 10);
+    let one = json!([
+        { "role": "system", "content": "Be brief.\n\nBe kind.\n\nBe quick." },
+        { "role": "user", "content": "Hi." },
+        { "role": "user", "content": "Well?" },
+    ]);
+    assert_eq!(prompt_tokens(systems), prompt_tokens(one));
     let orphan = json!([{ "role": "user", "content": "Hi." }, { "role": "tool", "tool_call_id": "x", "content": "y" }]);
     let error = SERVER.chat(json!({ "messages": orphan })).error(400);
     assert_eq!(error["param"], "messages[1].tool_call_id");
@@ -79,12 +95,25 @@ fn point_27_several_systems_are_allowed_and_orphaned_tools_are_not() {
         { "role": "assistant", "content": null, "function_call": { "name": "f", "arguments": "{}" } },
         { "role": "function", "name": "f", "content": "y" },
     ]);
-    assert!(prompt_tokens(legacy) > 10);
+    let plain = json!([
+        { "role": "user", "content": "Hi." },
+        { "role": "assistant", "content": "<tool_call>\n{\"name\": \"f\", \"arguments\": {}}\n</tool_call>" },
+        { "role": "user", "content": "<tool_response>\ny\n</tool_response>" },
+    ]);
+    assert_eq!(caller_tokens(legacy), caller_tokens(plain));
 }
 
 #[test]
 fn point_28_arguments_that_are_no_json_break_nothing() {
-    for arguments in ["{\"city\": \"Paris\"}", "{\"city\": ", "", "[1]", "\"x\""] {
+    for (arguments, written) in [
+        (json!(r#"{"city": "Paris"}"#), r#"{"city": "Paris"}"#),
+        (json!({ "city": "Paris" }), r#"{"city": "Paris"}"#),
+        (json!(r#"{"z":1,"a":[2]}"#), r#"{"z": 1, "a": [2]}"#),
+        (json!(""), "{}"),
+        (json!(r#"{"city": "#), r#""{\"city\": ""#),
+        (json!("[1]"), r#""[1]""#),
+        (json!(r#""x""#), r#""\"x\"""#),
+    ] {
         let conversation = json!([
             { "role": "user", "content": "Weather?" },
             { "role": "assistant", "content": "", "reasoning_content": "Let me look.", "tool_calls": [
@@ -93,7 +122,15 @@ fn point_28_arguments_that_are_no_json_break_nothing() {
             { "role": "tool", "tool_call_id": "c", "content": "sunny" },
             { "role": "user", "content": "Thanks." },
         ]);
-        assert!(prompt_tokens(conversation) > 10, "{arguments}");
+        let call =
+            format!("<tool_call>\n{{\"name\": \"w\", \"arguments\": {written}}}\n</tool_call>");
+        let plain = json!([
+            { "role": "user", "content": "Weather?" },
+            { "role": "assistant", "content": call },
+            { "role": "user", "content": "<tool_response>\nsunny\n</tool_response>" },
+            { "role": "user", "content": "Thanks." },
+        ]);
+        assert_eq!(caller_tokens(conversation), caller_tokens(plain), "{written}");
     }
 }
 
@@ -110,6 +147,17 @@ fn point_30_the_last_message_is_continued_only_when_asked() {
     assert!(
         answered["usage"]["prompt_tokens"].as_u64() > continued["usage"]["prompt_tokens"].as_u64()
     );
+
+    // Texts that also stand in what the template puts behind the message.
+    for text in ["i", "<"] {
+        let history = |text: &str| json!([{ "role": "user", "content": "a" }, { "role": "assistant", "content": text }]);
+        let tokens = |text: &str| {
+            let fields = json!({ "messages": history(text), "continue_final_message": true });
+            tokens_of(SERVER.chat(with(body.clone(), fields)))
+        };
+        // Both are one token behind the line break that opens the turn.
+        assert_eq!(tokens(text), tokens("The"), "{text}");
+    }
 
     let question = with(body, json!({ "messages": user("Hi"), "continue_final_message": true }));
     let error = SERVER.chat(question).error(400);

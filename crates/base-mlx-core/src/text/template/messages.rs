@@ -16,12 +16,11 @@ pub(super) fn prepare(messages: &Value, can: &Capabilities, arguments: Arguments
     let Value::Array(messages) = messages else { return messages.clone() };
     let mut prepared = Vec::with_capacity(messages.len());
     let mut system = Vec::new();
+    let mut calls = Calls::default();
     for message in messages {
         let mut message = message.clone();
-        match message["role"].as_str() {
-            Some("developer") => message["role"] = "system".into(),
-            Some("function") => message["role"] = "tool".into(),
-            _ => {}
+        if let Value::Object(fields) = &mut message {
+            modernize(fields, &mut calls);
         }
         if message["role"] == "system" {
             system.push(message);
@@ -42,7 +41,7 @@ pub(super) fn prepare(messages: &Value, can: &Capabilities, arguments: Arguments
         }
     }
     for message in prepared.iter_mut().filter_map(Value::as_object_mut) {
-        let has_calls = message.get("tool_calls").is_some_and(|calls| !calls.is_null());
+        let has_calls = message.contains_key("tool_calls");
         content(message, has_calls, can);
         for call in
             message.get_mut("tool_calls").and_then(Value::as_array_mut).into_iter().flatten()
@@ -51,6 +50,71 @@ pub(super) fn prepare(messages: &Value, can: &Capabilities, arguments: Arguments
         }
     }
     Value::Array(prepared)
+}
+
+/// The calls seen so far.
+#[derive(Default)]
+struct Calls {
+    /// Those that came without an id and were given one.
+    named: usize,
+    latest: Option<Value>,
+}
+
+/// One word for what the API says in several: older and newer names of roles and fields, and null for absence.
+fn modernize(message: &mut Map<String, Value>, calls: &mut Calls) {
+    let role = match message.get("role").and_then(Value::as_str) {
+        Some("developer") => Some("system"),
+        Some("function") => Some("tool"),
+        _ => None,
+    };
+    if let Some(role) = role {
+        message.insert("role".to_owned(), role.into());
+    }
+    message.retain(|key, value| key == "content" || !value.is_null());
+    if let Some(reasoning) = message.get("reasoning").cloned() {
+        message.entry("reasoning_content").or_insert(reasoning);
+    }
+    if let Some(function) = message.shift_remove("function_call") {
+        message.entry("tool_calls").or_insert(json!([{ "function": function }]));
+    }
+    match message.get_mut("tool_calls") {
+        // Templates ask whether there is a list of calls, not whether there are calls in it.
+        Some(Value::Array(list)) if list.is_empty() => {
+            message.shift_remove("tool_calls");
+        }
+        Some(Value::Array(list)) => {
+            for call in list.iter_mut().filter_map(Value::as_object_mut) {
+                let id = call.entry("id").or_insert(Value::Null);
+                if id.is_null() {
+                    calls.named += 1;
+                    // Nine letters and digits: one family refuses other ids.
+                    *id = format!("call{:05}", calls.named).into();
+                }
+                calls.latest = Some(id.clone());
+                call.entry("type").or_insert("function".into());
+            }
+        }
+        _ => {}
+    }
+    if role == Some("tool")
+        && let Some(id) = &calls.latest
+    {
+        message.entry("tool_call_id").or_insert(id.clone());
+    }
+    let refusal = message.get("refusal").cloned();
+    match message.get_mut("content") {
+        Some(Value::Array(parts)) => {
+            for part in parts.iter_mut().filter(|part| part["type"] == "refusal") {
+                *part = json!({ "type": "text", "text": part["refusal"] });
+            }
+        }
+        None | Some(Value::Null) => {
+            if let Some(refusal) = refusal {
+                message.insert("content".to_owned(), refusal);
+            }
+        }
+        _ => {}
+    }
 }
 
 /// A template without a system role gets its words at the head of the first question.
@@ -77,23 +141,22 @@ fn content(message: &mut Map<String, Value>, has_calls: bool, can: &Capabilities
     }
 }
 
-/// The texts of a content's parts, one under the other.
+/// The texts of a content's parts with nothing between them, as templates write them that take parts.
 fn joined(content: &Value) -> String {
     match content {
         Value::String(text) => text.clone(),
-        Value::Array(parts) => {
-            let texts: Vec<_> = parts.iter().filter_map(|part| part["text"].as_str()).collect();
-            texts.join("\n")
-        }
+        Value::Array(parts) => parts.iter().filter_map(|part| part["text"].as_str()).collect(),
         _ => String::new(),
     }
 }
 
 /// Arguments that are no JSON object stay the string they are: the model wrote them, and must see what it wrote.
 fn call_arguments(call: &mut Value, wanted: Arguments) {
-    let Some(arguments) = call.get_mut("function").and_then(|f| f.get_mut("arguments")) else {
-        return;
-    };
+    let Some(function) = call.get_mut("function").and_then(Value::as_object_mut) else { return };
+    let arguments = function.entry("arguments").or_insert(Value::Null);
+    if arguments.is_null() || arguments.as_str().is_some_and(|text| text.trim().is_empty()) {
+        *arguments = json!({});
+    }
     match (wanted, &*arguments) {
         (Arguments::Object, Value::String(text)) => {
             if let Ok(object) = serde_json::from_str::<Map<String, Value>>(text) {

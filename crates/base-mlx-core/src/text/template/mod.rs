@@ -96,8 +96,10 @@ impl ChatTemplate {
         };
         environment::on_a_deep_stack(|| match prepare(capabilities.arguments) {
             // A call whose arguments are of an unforeseen shape may still be written as the string it came as.
-            Err(TemplateError::Failed(_)) if capabilities.arguments == Arguments::Object => {
-                prepare(Arguments::String)
+            Err(error @ TemplateError::Failed(_))
+                if capabilities.arguments == Arguments::Object =>
+            {
+                prepare(Arguments::String).map_err(|_| error)
             }
             result => result,
         })
