@@ -37,9 +37,10 @@ impl Joined {
     async fn next(mut self) -> Option<(Event, Option<Self>)> {
         loop {
             let event = tokio::select! {
+                // Of a slow client's events there is always one more to send.
                 biased;
-                event = self.events.next() => event,
                 () = self.running.stopped() => Some(Event::Error(GenerateError::ShuttingDown)),
+                event = self.events.next() => event,
             };
             match event {
                 Some(Event::Usage(part)) => {
@@ -224,11 +225,29 @@ mod tests {
 
     #[tokio::test]
     async fn answers_end_when_the_grace_time_is_over() {
+        let silent = stream::pending::<Event>().boxed();
+        let talking = stream::repeat(text(0, "a")).boxed();
+        for endless in [silent, talking] {
+            let gate = Gate::new(1);
+            let events = joined(vec![endless], 1, gate.enter().unwrap());
+            gate.close(Duration::ZERO).await;
+            let streamed: Vec<Event> = events.take(2).collect().await;
+            assert_eq!(streamed, [Event::Error(GenerateError::ShuttingDown)]);
+        }
+    }
+
+    #[tokio::test]
+    async fn point_16_an_answer_that_nobody_waits_for_ends_its_generations() {
         let gate = Gate::new(1);
-        let endless = Box::pin(stream::pending::<Event>());
-        let events = joined(vec![endless], 1, gate.enter().unwrap());
-        gate.close(Duration::ZERO).await;
-        let streamed: Vec<Event> = events.collect().await;
-        assert_eq!(streamed, [Event::Error(GenerateError::ShuttingDown)]);
+        let (sender, mut receiver) = tokio::sync::mpsc::channel(1);
+        let generation = Box::pin(stream::poll_fn(move |context| receiver.poll_recv(context)));
+        let answer = tokio::spawn(fold(joined(vec![generation], 1, gate.enter().unwrap()), 1));
+        // The second has room only when the first was taken, so the answer has begun.
+        sender.send(text(0, "a")).await.unwrap();
+        sender.send(text(0, "b")).await.unwrap();
+        answer.abort();
+        sender.closed().await;
+        assert!(answer.await.unwrap_err().is_cancelled());
+        assert!(gate.enter().is_ok());
     }
 }
