@@ -1,33 +1,31 @@
+use std::io::Write;
 use std::time::Duration;
 
 use base_mlx_server::ServeError;
 use serde_json::json;
 
-use crate::support::{TestServer, capital, streamed, user, with};
+use crate::support::{Answer, TestServer, capital, streamed, until, user, with, with_model};
 
 #[test]
 fn running_answers_finish_and_new_ones_are_refused() {
     let server = TestServer::start(|options| options.grace = Duration::from_secs(100));
-    let body = json!({ "messages": user("Count."), "max_tokens": 40, "ignore_eos": true, "temperature": 0 });
-    let mut running = server.open_chat(with(body.clone(), json!({ "stream": true })));
-    let mut text = running.piece();
+    let body = with_model(json!({
+        "messages": user("Count."), "max_tokens": 40, "ignore_eos": true, "temperature": 0, "stream": true,
+    }));
+    let body = body.to_string();
+    // It has its place and cannot end before the rest of its body is sent.
+    let mut running = server.announce_chat(&body);
+    running.write_all(&body.as_bytes()[..10]).unwrap();
     server.begin_shutdown();
     // The signal is on its way; from its arrival on everybody is refused.
-    let refused = loop {
-        let reply = server.get("/v1/models");
-        if reply.status != 200 {
-            break reply;
-        }
-    };
+    let refused = until(|| server.get("/v1/models"), |reply| reply.status != 200);
     assert_eq!(refused.error(503)["code"], "shutting_down");
     assert!(refused.header("retry-after").is_some());
     server.chat(capital()).error(503);
     assert_eq!(server.get("/health").status, 503);
 
-    let mut reply = running.finish();
-    text.append(&mut reply.body);
-    reply.body = text;
-    let chunks = reply.chunks();
+    running.write_all(&body.as_bytes()[10..]).unwrap();
+    let chunks = Answer::read(running, false).finish().chunks();
     assert_eq!(chunks.last().unwrap()["choices"][0]["finish_reason"], "length");
     assert!(streamed(&chunks, 0).len() > 40);
     server.wait_until_gone();

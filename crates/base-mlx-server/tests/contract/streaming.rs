@@ -1,8 +1,11 @@
+use std::io::Write;
 use std::time::Duration;
 
 use serde_json::{Value, json};
 
-use crate::support::{SERVER, TestServer, capital, content, redacted, streamed, user, with};
+use crate::support::{
+    SERVER, TestServer, capital, content, redacted, streamed, until, user, with, with_model,
+};
 
 #[test]
 fn point_07_all_chunks_of_a_stream_have_one_id_time_model_and_fingerprint() {
@@ -132,32 +135,32 @@ fn point_15_bytes_that_never_become_a_character_are_shown_at_the_end() {
     assert_eq!(streamed(&chunks, 0), "\u{fffd}");
 }
 
+fn endless() -> Value {
+    let messages = user("Count to a million.");
+    with_model(json!({ "ignore_eos": true, "max_tokens": null, "messages": messages }))
+}
+
 #[test]
-fn point_16_a_client_that_goes_frees_its_place() {
+fn point_16_a_client_that_goes_ends_its_stream() {
     // Only one answer at a time, and the first would take minutes.
     let server = TestServer::start(|options| options.engine.parallel = 1);
-    let endless =
-        json!({ "ignore_eos": true, "max_tokens": null, "messages": user("Count to a million.") });
-    for stream in [true, false] {
-        let body =
-            with(endless.clone(), json!({ "stream": stream, "model": "smollm2" })).to_string();
-        if stream {
-            let mut answer = server.open_chat(with(endless.clone(), json!({ "stream": true })));
-            for _ in 0..5 {
-                assert!(!answer.piece().is_empty());
-            }
-        } else {
-            use std::io::Write;
-            let mut connection = std::net::TcpStream::connect(server.address).unwrap();
-            let length = body.len();
-            write!(
-                connection,
-                "POST /v1/chat/completions HTTP/1.1\r\nHost: localhost\r\nContent-Length: {length}\r\n\r\n{body}"
-            )
-            .unwrap();
-        }
-        server.chat(capital()).ok();
+    let mut answer = server.open_chat(with(endless(), json!({ "stream": true })));
+    for _ in 0..5 {
+        assert!(!answer.piece().is_empty());
     }
+    drop(answer);
+    server.chat(capital()).ok();
+}
+
+#[test]
+fn point_16_a_client_that_goes_frees_its_place() {
+    let server = TestServer::start(|options| options.max_requests = 1);
+    let body = endless().to_string();
+    let mut connection = server.announce_chat(&body);
+    connection.write_all(body.as_bytes()).unwrap();
+    server.chat(capital()).error(429);
+    drop(connection);
+    until(|| server.chat(capital()), |reply| reply.status != 429).ok();
 }
 
 #[test]

@@ -5,7 +5,7 @@ use std::net::{SocketAddr, TcpStream};
 use std::path::{Path, PathBuf};
 use std::sync::{LazyLock, Mutex};
 use std::thread::JoinHandle;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use base_mlx_core::engine::{Device, DeviceOptions};
 use base_mlx_core::store::{Store, StoreOptions};
@@ -119,6 +119,23 @@ impl TestServer {
         Answer::read(connection, method == "HEAD")
     }
 
+    /// Begins a chat request and returns when the server has given it a place and waits for its body.
+    pub(crate) fn announce_chat(&self, body: &str) -> TcpStream {
+        let mut connection = TcpStream::connect(self.address).unwrap();
+        connection.set_read_timeout(Some(PATIENCE)).unwrap();
+        let head = format!(
+            "POST /v1/chat/completions HTTP/1.1\r\nHost: {}\r\nContent-Length: {}\r\n\
+             Expect: 100-continue\r\n\r\n",
+            self.address,
+            body.len()
+        );
+        connection.write_all(head.as_bytes()).unwrap();
+        let mut leave = [0; CONTINUE.len()];
+        connection.read_exact(&mut leave).unwrap();
+        assert_eq!(leave, *CONTINUE);
+        connection
+    }
+
     pub(crate) fn open_chat(&self, body: Value) -> Answer {
         let body = with_model(body).to_string();
         let headers = [("Content-Type", "application/json")];
@@ -142,7 +159,7 @@ pub(crate) struct Reply {
 }
 
 impl Answer {
-    fn read(connection: TcpStream, without_body: bool) -> Self {
+    pub(crate) fn read(connection: TcpStream, without_body: bool) -> Self {
         let mut reader = BufReader::new(connection);
         let mut line = String::new();
         reader.read_line(&mut line).unwrap();
@@ -313,12 +330,26 @@ fn store(models: &Path) -> Store {
     }))
 }
 
-fn with_model(mut body: Value) -> Value {
+pub(crate) fn with_model(mut body: Value) -> Value {
     if body.get("model").is_none() {
         body["model"] = MODEL.into();
     }
     body
 }
 
+/// Asks again and again until the answer is the wanted one.
+#[track_caller]
+pub(crate) fn until(mut ask: impl FnMut() -> Reply, wanted: impl Fn(&Reply) -> bool) -> Reply {
+    let begun = Instant::now();
+    loop {
+        let reply = ask();
+        if wanted(&reply) {
+            return reply;
+        }
+        assert!(begun.elapsed() < PATIENCE, "still {}: {}", reply.status, reply.text());
+    }
+}
+
+const CONTINUE: &[u8; 25] = b"HTTP/1.1 100 Continue\r\n\r\n";
 /// Far more than any answer takes; a test that needs it has failed.
 const PATIENCE: Duration = Duration::from_secs(120);
