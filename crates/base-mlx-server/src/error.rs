@@ -1,4 +1,5 @@
 use std::fmt::Write as _;
+use std::time::Duration;
 
 use axum::Json;
 use axum::http::{HeaderValue, Method, StatusCode, header};
@@ -40,6 +41,8 @@ pub(crate) enum ApiError {
     MethodNotAllowed { method: Method, path: String },
     #[error("the request's body is larger than {limit_bytes} bytes")]
     BodyTooLarge { limit_bytes: usize },
+    #[error("the request's body did not arrive within {} s", .limit.as_secs_f32())]
+    BodyTooSlow { limit: Duration },
     #[error(
         "an API key is needed: send it as `Authorization: Bearer KEY`, and check that it is right"
     )]
@@ -79,6 +82,7 @@ impl ApiError {
             Self::ModelNotFound { .. } | Self::UnknownPath { .. } => StatusCode::NOT_FOUND,
             Self::MethodNotAllowed { .. } => StatusCode::METHOD_NOT_ALLOWED,
             Self::BodyTooLarge { .. } => StatusCode::PAYLOAD_TOO_LARGE,
+            Self::BodyTooSlow { .. } => StatusCode::REQUEST_TIMEOUT,
             Self::TooManyRequests { .. } => StatusCode::TOO_MANY_REQUESTS,
             Self::LoadFailed { .. } | Self::Internal { .. } => StatusCode::INTERNAL_SERVER_ERROR,
             Self::LoadRefused { .. } | Self::ShuttingDown => StatusCode::SERVICE_UNAVAILABLE,
@@ -129,6 +133,7 @@ impl ApiError {
             Self::UnknownPath { .. } => Some("unknown_url"),
             Self::MethodNotAllowed { .. } => Some("method_not_supported"),
             Self::BodyTooLarge { .. } => Some("request_too_large"),
+            Self::BodyTooSlow { .. } => Some("request_timeout"),
             Self::Unauthorized => Some("invalid_api_key"),
             Self::Forbidden { code, .. } => Some(code),
             Self::TooManyRequests { .. } => Some("rate_limit_exceeded"),
@@ -158,7 +163,7 @@ impl IntoResponse for ApiError {
                 headers.insert(header::WWW_AUTHENTICATE, HeaderValue::from_static("Bearer"));
             }
             // What is left of such a body is not worth reading, and a server that leaves takes no second request.
-            Self::BodyTooLarge { .. } | Self::ShuttingDown => {
+            Self::BodyTooLarge { .. } | Self::BodyTooSlow { .. } | Self::ShuttingDown => {
                 headers.insert(header::CONNECTION, HeaderValue::from_static("close"));
             }
             _ => {}

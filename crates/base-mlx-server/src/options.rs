@@ -22,6 +22,8 @@ pub struct ServerOptions {
     pub cors: Vec<String>,
     /// The largest request body.
     pub body_bytes: usize,
+    /// How long a request's body may take to arrive.
+    pub upload_time: Duration,
     /// How many answers may be under way or waiting; what comes on top is told to come back later.
     pub max_requests: usize,
     /// How long a stream may be silent before a comment shows that it lives.
@@ -41,6 +43,7 @@ impl Default for ServerOptions {
             allow_hosts: Vec::new(),
             cors: Vec::new(),
             body_bytes: 32 * 1024 * 1024,
+            upload_time: Duration::from_secs(60),
             max_requests: 512,
             keep_alive: Duration::from_secs(10),
             grace: Duration::from_secs(30),

@@ -57,35 +57,40 @@ impl FromRequest<Arc<App>> for JsonObject {
     type Rejection = ApiError;
 
     async fn from_request(request: Request, app: &Arc<App>) -> Result<Self, ApiError> {
-        let limit_bytes = app.options.body_bytes;
-        let too_large = ApiError::BodyTooLarge { limit_bytes };
-        let headers = request.headers();
-        let announced = headers
-            .get(header::CONTENT_LENGTH)
-            .and_then(|value| value.to_str().ok()?.parse::<usize>().ok());
-        let waits_for_leave = headers.contains_key(header::EXPECT);
-        let body = request.into_body();
-        if announced.is_some_and(|bytes| bytes > limit_bytes) {
-            if !waits_for_leave {
-                discard(body.into_data_stream()).await;
-            }
+        // The request holds a place while it comes in.
+        let limit = app.options.upload_time;
+        let bytes = tokio::time::timeout(limit, receive(request, app.options.body_bytes)).await;
+        Self::parse(&bytes.map_err(|_| ApiError::BodyTooSlow { limit })??)
+    }
+}
+
+async fn receive(request: Request, limit_bytes: usize) -> Result<Vec<u8>, ApiError> {
+    let too_large = ApiError::BodyTooLarge { limit_bytes };
+    let headers = request.headers();
+    let announced = headers
+        .get(header::CONTENT_LENGTH)
+        .and_then(|value| value.to_str().ok()?.parse::<usize>().ok());
+    let waits_for_leave = headers.contains_key(header::EXPECT);
+    let mut stream = request.into_body().into_data_stream();
+    if announced.is_some_and(|bytes| bytes > limit_bytes) {
+        if !waits_for_leave {
+            discard(stream).await;
+        }
+        return Err(too_large);
+    }
+    let mut bytes = Vec::with_capacity(announced.unwrap_or(0));
+    while let Some(piece) = stream.next().await {
+        let piece = piece.map_err(|error| ApiError::Invalid {
+            param: None,
+            message: format!("the request's body cannot be read: {error}"),
+        })?;
+        if bytes.len() + piece.len() > limit_bytes {
+            discard(stream).await;
             return Err(too_large);
         }
-        let mut stream = body.into_data_stream();
-        let mut bytes = Vec::with_capacity(announced.unwrap_or(0));
-        while let Some(piece) = stream.next().await {
-            let piece = piece.map_err(|error| ApiError::Invalid {
-                param: None,
-                message: format!("the request's body cannot be read: {error}"),
-            })?;
-            if bytes.len() + piece.len() > limit_bytes {
-                discard(stream).await;
-                return Err(too_large);
-            }
-            bytes.extend_from_slice(&piece);
-        }
-        Self::parse(&bytes)
+        bytes.extend_from_slice(&piece);
     }
+    Ok(bytes)
 }
 
 /// Most clients read no answer before they have sent everything, and lose it if the connection is cut before.

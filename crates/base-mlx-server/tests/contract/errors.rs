@@ -1,6 +1,9 @@
+use std::io::Write;
+use std::time::Duration;
+
 use serde_json::{Value, json};
 
-use crate::support::{SERVER, TestServer, capital, user, with};
+use crate::support::{Answer, SERVER, TestServer, capital, user, with};
 
 #[test]
 fn point_01_every_error_comes_in_the_envelope() {
@@ -171,4 +174,18 @@ fn point_09_whatever_is_quoted_in_an_error_is_escaped() {
     assert!(error["message"].as_str().unwrap().contains(odd));
     let error = SERVER.get("/v1/models/%22%0a").error(404);
     assert!(error["message"].as_str().unwrap().contains("\"\n"));
+}
+
+#[test]
+fn a_body_that_does_not_arrive_gives_its_place_back() {
+    let server = TestServer::start(|options| {
+        options.upload_time = Duration::from_millis(50);
+        options.max_requests = 1;
+    });
+    let mut slow = server.announce_chat("{\"messages\": []}");
+    slow.write_all(b"{").unwrap();
+    let reply = Answer::read(slow, false).finish();
+    assert_eq!(reply.error(408)["code"], "request_timeout");
+    assert_eq!(reply.header("connection"), Some("close"));
+    server.chat(with(capital(), json!({ "max_tokens": 1 }))).ok();
 }
