@@ -70,6 +70,23 @@ impl ApiError {
         Self::Internal { message: message.into() }
     }
 
+    /// `prompt_param` is what the prompt is called in the request.
+    pub(crate) fn generating(error: GenerateError, prompt_param: &'static str) -> Self {
+        match error {
+            GenerateError::PromptTooLong { prompt, context } => {
+                Self::ContextLength { param: prompt_param, prompt, context }
+            }
+            GenerateError::PromptEmpty | GenerateError::UnknownToken { .. } => {
+                Self::invalid(prompt_param, error.to_string())
+            }
+            // Bans of the whole vocabulary were refused, so the model's numbers are at fault.
+            GenerateError::NoTokenLeft(_) | GenerateError::Failed(_) => {
+                Self::internal(error.to_string())
+            }
+            GenerateError::ShuttingDown => Self::ShuttingDown,
+        }
+    }
+
     pub(crate) fn status(&self) -> StatusCode {
         match self {
             Self::Invalid { .. }
@@ -172,24 +189,6 @@ impl IntoResponse for ApiError {
     }
 }
 
-impl From<GenerateError> for ApiError {
-    fn from(error: GenerateError) -> Self {
-        match error {
-            GenerateError::PromptTooLong { prompt, context } => {
-                Self::ContextLength { param: "messages", prompt, context }
-            }
-            GenerateError::PromptEmpty | GenerateError::UnknownToken { .. } => {
-                Self::Invalid { param: None, message: error.to_string() }
-            }
-            // Bans of the whole vocabulary were refused, so the model's numbers are at fault.
-            GenerateError::NoTokenLeft(_) | GenerateError::Failed(_) => {
-                Self::Internal { message: error.to_string() }
-            }
-            GenerateError::ShuttingDown => Self::ShuttingDown,
-        }
-    }
-}
-
 fn is_absent(model: &str, in_catalogue: bool, closest: &[String]) -> String {
     if in_catalogue {
         return format!("is not on this machine\nhint: run `base-mlx pull {model}` there");
@@ -227,6 +226,16 @@ mod tests {
             let keys: Vec<&String> = envelope["error"].as_object().unwrap().keys().collect();
             assert_eq!(keys, ["message", "type", "param", "code"], "{error:?}");
             assert!(envelope["error"]["message"].is_string());
+        }
+    }
+
+    #[test]
+    fn a_prompt_that_is_too_long_is_called_as_the_request_calls_it() {
+        for param in ["messages", "prompt"] {
+            let error = GenerateError::PromptTooLong { prompt: 9, context: 8 };
+            let envelope = ApiError::generating(error, param).envelope();
+            assert_eq!(envelope["error"]["param"], param);
+            assert_eq!(envelope["error"]["code"], "context_length_exceeded");
         }
     }
 

@@ -14,15 +14,18 @@ use crate::events::Events;
 /// A stream that lives as long as its client: server-sent events, `[DONE]` at the end unless an error was, and a
 /// comment whenever nothing was sent for `keep_alive`. When the client goes, the events are dropped, and with them
 /// the generation.
-pub(crate) fn respond(
+pub(crate) fn respond<D: Dialect + Send + 'static>(
     events: Events,
-    mut dialect: impl Dialect + Send + 'static,
+    mut dialect: D,
     keep_alive: Duration,
 ) -> Response {
     let opening = stream::iter(dialect.opening());
     let chunks = events.flat_map(move |event| {
         let (chunk, last) = match event {
-            Event::Error(error) => (Some(ApiError::from(error).envelope().to_string()), None),
+            Event::Error(error) => {
+                let error = ApiError::generating(error, D::PROMPT);
+                (Some(error.envelope().to_string()), None)
+            }
             event @ Event::Usage(_) => (dialect.chunk(event), Some("[DONE]".to_owned())),
             event => (dialect.chunk(event), None),
         };
@@ -49,6 +52,8 @@ mod tests {
     struct Plain;
 
     impl Dialect for Plain {
+        const PROMPT: &'static str = "prompt";
+
         fn answer(&mut self, _: Answer) -> String {
             String::new()
         }

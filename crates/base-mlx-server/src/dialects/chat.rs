@@ -33,6 +33,8 @@ impl Chat {
 }
 
 impl Dialect for Chat {
+    const PROMPT: &'static str = "messages";
+
     fn answer(&mut self, answer: Answer) -> String {
         let choices = answer.choices.into_iter().enumerate().map(|(index, choice)| Choice {
             index,

@@ -10,24 +10,16 @@ use crate::events::Answer;
 /// `text_completion`, whose chunks have the same form as the whole.
 #[derive(Debug)]
 pub(crate) struct Completions {
-    header: Header,
-    logprobs: bool,
-    include_usage: bool,
+    pub header: Header,
+    /// Were log probabilities asked for?
+    pub logprobs: bool,
+    /// Was the usage asked for at the end of the stream?
+    pub include_usage: bool,
     /// Of each choice.
-    offsets: Vec<Offsets>,
+    pub offsets: Vec<Offsets>,
 }
 
 impl Completions {
-    /// With the `offsets` of each choice.
-    pub(crate) fn new(
-        header: Header,
-        offsets: Vec<Offsets>,
-        logprobs: bool,
-        include_usage: bool,
-    ) -> Self {
-        Self { header, logprobs, include_usage, offsets }
-    }
-
     fn write(&self, choices: Vec<Choice>, usage: Option<Option<Usage>>) -> String {
         let body = Body {
             id: &self.header.id,
@@ -43,6 +35,8 @@ impl Completions {
 }
 
 impl Dialect for Completions {
+    const PROMPT: &'static str = "prompt";
+
     fn answer(&mut self, answer: Answer) -> String {
         let mut choices = Vec::with_capacity(answer.choices.len());
         for (index, choice) in answer.choices.into_iter().enumerate() {
@@ -117,7 +111,12 @@ mod tests {
     #[test]
     fn chunks_have_text_then_a_finish_then_the_usage() {
         let header = Header { id: "cmpl-1".into(), created: 5, model: "m".into() };
-        let mut completions = Completions::new(header, vec![Offsets::default()], false, true);
+        let mut completions = Completions {
+            header,
+            logprobs: false,
+            include_usage: true,
+            offsets: vec![Offsets::default()],
+        };
         let mut chunk =
             |event| -> Value { serde_json::from_str(&completions.chunk(event).unwrap()).unwrap() };
         let text = chunk(Event::Text { choice: 0, text: "a".into(), logprobs: vec![] });

@@ -14,6 +14,8 @@ use crate::events::Answer;
 
 /// How one API writes answers, as JSON texts.
 pub(crate) trait Dialect {
+    /// What the prompt is called in a request.
+    const PROMPT: &'static str;
     /// A whole answer, to a client that does not stream.
     fn answer(&mut self, answer: Answer) -> String;
     /// The chunks that come before anything was generated.

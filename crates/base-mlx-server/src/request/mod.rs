@@ -8,5 +8,5 @@ mod unsupported;
 
 pub(crate) use body::JsonObject;
 pub(crate) use messages::Conversation;
-pub(crate) use parameters::{Common, Defaults, in_range, max_tokens};
+pub(crate) use parameters::{Defaults, Parameters, in_range, max_tokens};
 pub(crate) use unsupported::{Known, refuse};

@@ -12,9 +12,9 @@ use serde_json::Number;
 use crate::error::ApiError;
 use crate::request::JsonObject;
 
-/// What chat and plain completions have in common, checked.
+/// How to generate: what chat and plain completions say in the same words, checked.
 #[derive(Clone, Debug)]
-pub(crate) struct Common {
+pub(crate) struct Parameters {
     /// `None` is the server's own model.
     pub model: Option<String>,
     pub stream: bool,
@@ -73,7 +73,7 @@ enum Stop {
     Many(Vec<String>),
 }
 
-impl Common {
+impl Parameters {
     /// `least_tokens` is the smallest `max_tokens` that makes sense.
     pub(crate) fn parse(body: &JsonObject, least_tokens: u64) -> Result<Self, ApiError> {
         let fields: Fields = body.read()?;
@@ -293,8 +293,8 @@ const MOST_BIASES: usize = 1024;
 mod tests {
     use super::*;
 
-    fn parse(body: &str) -> Result<Common, ApiError> {
-        Common::parse(&JsonObject::parse(body.as_bytes()).unwrap(), 1)
+    fn parse(body: &str) -> Result<Parameters, ApiError> {
+        Parameters::parse(&JsonObject::parse(body.as_bytes()).unwrap(), 1)
     }
 
     fn wrong(body: &str) -> String {
@@ -359,10 +359,13 @@ mod tests {
         let all_null = r#"{"model":null,"stream":null,"stream_options":null,"n":null,"stop":null,
             "max_tokens":null,"seed":null,"temperature":null,"top_k":null,"top_p":null,"min_p":null,
             "repetition_penalty":null,"presence_penalty":null,"frequency_penalty":null,"logit_bias":null}"#;
-        let common = parse(all_null).unwrap();
-        assert_eq!((common.stream, common.choices, common.max_tokens), (false, 1, None));
-        assert_eq!(common.sampling, SamplingDefaults::default());
-        assert!(common.stop.is_empty() && common.logit_bias.is_empty());
+        let parameters = parse(all_null).unwrap();
+        assert_eq!(
+            (parameters.stream, parameters.choices, parameters.max_tokens),
+            (false, 1, None)
+        );
+        assert_eq!(parameters.sampling, SamplingDefaults::default());
+        assert!(parameters.stop.is_empty() && parameters.logit_bias.is_empty());
     }
 
     #[test]

@@ -8,12 +8,12 @@ use serde::Deserialize;
 use serde_json::Value;
 
 use crate::App;
-use crate::dialects::Header;
 use crate::dialects::chat::Chat;
+use crate::dialects::{Dialect, Header};
 use crate::error::ApiError;
 use crate::events::joined;
 use crate::models::{Model, blocking};
-use crate::request::{Common, Conversation, JsonObject, Known, in_range, max_tokens, refuse};
+use crate::request::{Conversation, JsonObject, Known, Parameters, in_range, max_tokens, refuse};
 use crate::routes::{check_length, check_query, respond};
 use crate::running::Running;
 
@@ -26,23 +26,25 @@ pub(crate) async fn create(
 ) -> Result<Response, ApiError> {
     check_query(query.as_deref())?;
     let chat = ChatRequest::parse(&body)?;
-    let (model, called) = app.models.get(chat.common.model.as_deref()).await?;
-    let (common, choices) = (chat.common.clone(), chat.common.choices);
+    let (model, called) = app.models.get(chat.parameters.model.as_deref()).await?;
+    let (parameters, choices) = (chat.parameters.clone(), chat.parameters.choices);
     let dialect = Chat {
         header: Header::new("chatcmpl-", called),
         choices,
         logprobs: chat.logprobs.is_some(),
-        include_usage: common.include_usage,
+        include_usage: parameters.include_usage,
     };
     // Long conversations take long to render and to cut into tokens.
     let (model, request) =
         blocking(move || chat.prepare(&model).map(|request| (model, request))).await??;
-    let events = joined(vec![model.engine.generate(request)?], choices, running);
-    respond(&app, &common, events, choices, dialect).await
+    let generation = model.engine.generate(request);
+    let generation = generation.map_err(|error| ApiError::generating(error, Chat::PROMPT))?;
+    let events = joined(vec![generation], choices, running);
+    respond(&app, &parameters, events, choices, dialect).await
 }
 
 struct ChatRequest {
-    common: Common,
+    parameters: Parameters,
     conversation: Conversation,
     /// How many alternatives to report with each token.
     logprobs: Option<usize>,
@@ -59,10 +61,10 @@ impl ChatRequest {
     fn parse(body: &JsonObject) -> Result<Self, ApiError> {
         refuse(body, &[Known::EVERYWHERE, Known::OF_CHAT])?;
         check_response_format(body.get("response_format"))?;
-        let mut common = Common::parse(body, 1)?;
+        let mut parameters = Parameters::parse(body, 1)?;
         let fields: Fields = body.read()?;
         let most = max_tokens("max_completion_tokens", fields.max_completion_tokens, 1)?;
-        common.max_tokens = most.or(common.max_tokens);
+        parameters.max_tokens = most.or(parameters.max_tokens);
         let top = in_range("top_logprobs", fields.top_logprobs, 0..=20)?;
         let logprobs = match (fields.logprobs.unwrap_or(false), top) {
             (true, top) => Some(top.unwrap_or(0) as usize),
@@ -72,7 +74,7 @@ impl ChatRequest {
                 return Err(ApiError::invalid("top_logprobs", message));
             }
         };
-        Ok(Self { common, conversation: Conversation::parse(body)?, logprobs })
+        Ok(Self { parameters, conversation: Conversation::parse(body)?, logprobs })
     }
 
     fn prepare(&self, model: &Model) -> Result<GenerateRequest, ApiError> {
@@ -98,10 +100,10 @@ impl ChatRequest {
         let tokens = text.tokenizer.encode(&prompt, AddSpecial::No);
         if tokens.is_empty() {
             let message = "the model's chat template made an empty prompt of these messages";
-            return Err(ApiError::invalid("messages", message));
+            return Err(ApiError::invalid(Chat::PROMPT, message));
         }
-        check_length("messages", tokens.len(), model.engine.info().context)?;
-        self.common.request(tokens, self.logprobs, &model.defaults())
+        check_length(Chat::PROMPT, tokens.len(), model.engine.info().context)?;
+        self.parameters.request(tokens, self.logprobs, &model.defaults())
     }
 }
 

@@ -16,7 +16,7 @@ use crate::dialects::logprobs::Offsets;
 use crate::error::ApiError;
 use crate::events::{Answer, Choice, Echo, echoed, fold, joined};
 use crate::models::{Model, blocking};
-use crate::request::{Common, JsonObject, Known, in_range, refuse};
+use crate::request::{JsonObject, Known, Parameters, in_range, refuse};
 use crate::routes::{check_length, check_query, json, respond};
 use crate::running::Running;
 
@@ -29,7 +29,7 @@ pub(crate) async fn create(
 ) -> Result<Response, ApiError> {
     check_query(query.as_deref())?;
     let completion = Arc::new(CompletionRequest::parse(&body)?);
-    let (model, called) = app.models.get(completion.common.model.as_deref()).await?;
+    let (model, called) = app.models.get(completion.parameters.model.as_deref()).await?;
     let prepared = {
         let (model, completion) = (Arc::clone(&model), Arc::clone(&completion));
         blocking(move || completion.prepare(&model)).await??
@@ -39,33 +39,37 @@ pub(crate) async fn create(
     let scored: Vec<usize> = echoes.iter().map(|echo| echo.scored_tokens).collect();
     let candidates = completion.best_of;
     let generations = requests.into_iter().map(|request| model.engine.generate(request));
-    let generations = generations.collect::<Result<Vec<_>, _>>()?;
+    let wrong = |error| ApiError::generating(error, Completions::PROMPT);
+    let generations = generations.collect::<Result<Vec<_>, _>>().map_err(wrong)?;
     let mut events = joined(generations, candidates, running);
     if completion.echo {
         events = echoed(events, echoes, candidates);
     }
-    let common = &completion.common;
-    let choices = prompts * common.choices;
-    let header = Header::new("cmpl-", called);
-    let logprobs = completion.logprobs.is_some();
+    let parameters = &completion.parameters;
+    let choices = prompts * parameters.choices;
     let tokenizer = &model.engine.text().tokenizer;
-    let offsets = scored
-        .iter()
-        .flat_map(|&scored| std::iter::repeat_n(Offsets::new(tokenizer, scored), common.choices));
-    let mut dialect = Completions::new(header, offsets.collect(), logprobs, common.include_usage);
-    if candidates == common.choices {
-        return respond(&app, common, events, choices, dialect).await;
+    let offsets = scored.iter().flat_map(|&scored| {
+        std::iter::repeat_n(Offsets::new(tokenizer, scored), parameters.choices)
+    });
+    let mut dialect = Completions {
+        header: Header::new("cmpl-", called),
+        logprobs: completion.logprobs.is_some(),
+        include_usage: parameters.include_usage,
+        offsets: offsets.collect(),
+    };
+    if candidates == parameters.choices {
+        return respond(&app, parameters, events, choices, dialect).await;
     }
-    let answer = fold(events, prompts * candidates).await?;
-    Ok(json(dialect.answer(best(answer, candidates, common.choices, &scored))))
+    let answer = fold(events, prompts * candidates).await.map_err(wrong)?;
+    Ok(json(dialect.answer(best(answer, candidates, parameters.choices, &scored))))
 }
 
 struct CompletionRequest {
-    common: Common,
+    parameters: Parameters,
     prompts: Vec<Prompt>,
     echo: bool,
     logprobs: Option<usize>,
-    /// Answers generated for each prompt, of which `common.choices` are given out.
+    /// Answers generated for each prompt, of which `parameters.choices` are given out.
     best_of: usize,
 }
 
@@ -90,12 +94,12 @@ impl CompletionRequest {
         let fields: Fields = body.read()?;
         let echo = fields.echo.unwrap_or(false);
         // An answer of no tokens makes sense for who wants the prompt scored.
-        let mut common = Common::parse(body, if echo { 0 } else { 1 })?;
-        common.max_tokens = common.max_tokens.or(Some(DEFAULT_MAX_TOKENS));
-        let fewest = common.choices as u64;
+        let mut parameters = Parameters::parse(body, if echo { 0 } else { 1 })?;
+        parameters.max_tokens = parameters.max_tokens.or(Some(DEFAULT_MAX_TOKENS));
+        let fewest = parameters.choices as u64;
         let best_of = in_range("best_of", fields.best_of, fewest..=MOST_CANDIDATES)?;
-        let best_of = best_of.map_or(common.choices, |best_of| best_of as usize);
-        if common.stream && best_of > common.choices {
+        let best_of = best_of.map_or(parameters.choices, |best_of| best_of as usize);
+        if parameters.stream && best_of > parameters.choices {
             let message = "`best_of` more than `n` cannot be streamed";
             return Err(ApiError::invalid("best_of", message));
         }
@@ -112,7 +116,7 @@ impl CompletionRequest {
             echo,
             logprobs: in_range("logprobs", fields.logprobs, 0..=5)?.map(|top| top as usize),
             best_of,
-            common,
+            parameters,
         })
     }
 
@@ -149,12 +153,12 @@ impl CompletionRequest {
                 (tokens.clone(), String::from_utf8_lossy(&bytes).into_owned(), 0)
             }
         };
-        check_length("prompt", tokens.len(), model.engine.info().context)?;
+        check_length(Completions::PROMPT, tokens.len(), model.engine.info().context)?;
         let score_prompt = self.echo && self.logprobs.is_some();
         let scored_tokens = if score_prompt { tokens.len() - added } else { 0 };
         // Candidates are compared by their log probabilities.
-        let logprobs = self.logprobs.or((self.best_of > self.common.choices).then_some(0));
-        let mut request = self.common.request(tokens, logprobs, &defaults)?;
+        let logprobs = self.logprobs.or((self.best_of > self.parameters.choices).then_some(0));
+        let mut request = self.parameters.request(tokens, logprobs, &defaults)?;
         request.choices = self.best_of;
         request.score_prompt = score_prompt;
         Ok((request, Echo { text, scored_tokens }))

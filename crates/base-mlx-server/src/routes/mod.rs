@@ -16,7 +16,7 @@ use crate::App;
 use crate::dialects::Dialect;
 use crate::error::ApiError;
 use crate::events::{Events, fold};
-use crate::request::Common;
+use crate::request::Parameters;
 use crate::running::Running;
 use crate::sse;
 
@@ -40,17 +40,18 @@ fn check_query(query: Option<&str>) -> Result<(), ApiError> {
 }
 
 /// The answer as a stream or as a whole, whichever was asked for.
-async fn respond(
+async fn respond<D: Dialect + Send + 'static>(
     app: &App,
-    common: &Common,
+    parameters: &Parameters,
     events: Events,
     choices: usize,
-    mut dialect: impl Dialect + Send + 'static,
+    mut dialect: D,
 ) -> Result<Response, ApiError> {
-    if common.stream {
+    if parameters.stream {
         return Ok(sse::respond(events, dialect, app.options.keep_alive));
     }
-    let answer = fold(events, choices).await?;
+    let answer = fold(events, choices).await;
+    let answer = answer.map_err(|error| ApiError::generating(error, D::PROMPT))?;
     Ok(json(dialect.answer(answer)))
 }
 
