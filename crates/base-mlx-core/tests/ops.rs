@@ -37,11 +37,11 @@ fn a_row_of_a_norm_has_the_same_bits_alone_and_in_company() {
 #[test]
 fn a_prompt_has_the_same_bits_whole_and_in_chunks() {
     for (name, backend) in cpus() {
-        for window in [None, Some(37)] {
+        for window in [None, Some(37), Some(190)] {
             let shape = AttendShape { heads: 9, kv_heads: 3, head_dim: 40, window };
-            let whole = Attention::new(&backend, shape, 5).prompt(&backend, 133, 133);
+            let whole = Attention::new(&backend, shape, 5).prompt(&backend, 405, 405);
             for chunk in [1, 7, 64] {
-                let chunks = Attention::new(&backend, shape, 5).prompt(&backend, 133, chunk);
+                let chunks = Attention::new(&backend, shape, 5).prompt(&backend, 405, chunk);
                 assert!(bits(&whole) == bits(&chunks), "{name}, {window:?}, chunks of {chunk}");
             }
         }

@@ -1,9 +1,11 @@
-//! How fast the products are on this machine: `cargo run --release -p base-mlx-simd --example speed [THREADS]`.
+//! How fast the products and attention are on this machine: `cargo run --release -p base-mlx-simd --example speed [THREADS]`.
 
 use std::hint::black_box;
 use std::time::{Duration, Instant};
 
-use base_mlx_simd::{Affine, Floats, Isa, Matrix, Pool, linear};
+use base_mlx_simd::{
+    Affine, AttentionShape, AttentionSpan, Floats, Isa, KEY_BLOCK, Matrix, Pool, attention, linear,
+};
 
 fn main() {
     let cores = std::thread::available_parallelism().map_or(1, |cores| cores.get());
@@ -18,6 +20,12 @@ fn main() {
         for (outputs, inner, bits, group) in SHAPES {
             for rows in [1, 2, 8, 64, 512] {
                 measure(&pool, isa, rows, outputs, inner, bits, group);
+            }
+        }
+        println!("{:>6} {:>6} {:>10} {:>10}", "rows", "keys", "us", "GFLOP/s");
+        for rows in [1, 128] {
+            for keys in [512, 2048, 4096] {
+                measure_attention(&pool, isa, rows, keys);
             }
         }
     }
@@ -48,25 +56,61 @@ fn measure(
         .collect();
     let x = vec![0.5; rows * inner];
     let mut out = vec![0.0; rows * outputs];
+    let mut matrix = matrices.iter().cycle();
+    let seconds = seconds(|| {
+        let matrix = matrix.next().expect("a cycle has no end");
+        linear(pool, isa, black_box(&x), matrix, None, &mut out);
+    });
+    let flops = (2 * rows * outputs * inner) as f64 / seconds / 1e9;
+    let us = seconds * 1e6;
+    let gb = bytes as f64 / seconds / 1e9;
+    println!("{outputs:>6} {inner:>6} {bits:>4} {rows:>6} {us:>10.1} {flops:>10.1} {gb:>8.1}");
+}
+
+/// The last rows of a sequence of `keys` positions, in the shape of a 135M model.
+fn measure_attention(pool: &Pool, isa: Isa, rows: usize, keys: usize) {
+    let (heads, kv_heads, head_dim) = (9, 3, 64);
+    let shape = AttentionShape { heads, kv_heads, head_dim, scale: 0.125, window: None };
+    let width = kv_heads * KEY_BLOCK * head_dim;
+    let wave = |len: usize| (0..len).map(|i| (i as f32 * 0.37).sin()).collect::<Vec<f32>>();
+    // Each layer of a model has its own.
+    let copies = FAR_BEYOND_CACHES / (keys * kv_heads * head_dim * 8);
+    let memory: Vec<[Vec<Vec<f32>>; 2]> = (0..copies)
+        .map(|_| [(); 2].map(|()| (0..keys.div_ceil(KEY_BLOCK)).map(|_| wave(width)).collect()))
+        .collect();
+    let q = wave(rows * heads * head_dim);
+    let mut out = vec![0.0; q.len()];
+    let mut layer = memory.iter().cycle();
+    let seconds = seconds(|| {
+        let [keys_of, values_of] = layer.next().expect("a cycle has no end");
+        let span = AttentionSpan {
+            rows: 0..rows,
+            start: keys - rows,
+            keys: keys_of.iter().map(|block| &block[..]).collect(),
+            values: values_of.iter().map(|block| &block[..]).collect(),
+        };
+        attention(pool, isa, shape, black_box(&q), &[span], &mut out);
+    });
+    let seen: usize = (keys - rows + 1..=keys).sum();
+    let flops = (4 * seen * heads * head_dim) as f64 / seconds / 1e9;
+    let us = seconds * 1e6;
+    println!("{rows:>6} {keys:>6} {us:>10.1} {flops:>10.1}");
+}
+
+/// The shortest time of one call.
+fn seconds(mut call: impl FnMut()) -> f64 {
     let mut best = Duration::MAX;
     let started = Instant::now();
     while started.elapsed() < Duration::from_millis(100) {
         let batch = Instant::now();
         let mut count = 0;
-        for matrix in matrices.iter().cycle() {
-            linear(pool, isa, black_box(&x), matrix, None, &mut out);
+        while count == 0 || batch.elapsed() < Duration::from_millis(1) {
+            call();
             count += 1;
-            if batch.elapsed() > Duration::from_millis(1) {
-                break;
-            }
         }
         best = best.min(batch.elapsed() / count);
     }
-    let seconds = best.as_secs_f64();
-    let flops = (2 * rows * outputs * inner) as f64 / seconds / 1e9;
-    let us = seconds * 1e6;
-    let gb = bytes as f64 / seconds / 1e9;
-    println!("{outputs:>6} {inner:>6} {bits:>4} {rows:>6} {us:>10.1} {flops:>10.1} {gb:>8.1}");
+    best.as_secs_f64()
 }
 
 /// (outputs, inner, bits, group): the layers of a 135M model, its head, a layer of a 4B model.

@@ -88,6 +88,42 @@ impl Lanes for Avx2 {
         })
     }
     #[inline(always)]
+    fn sums(self, [a, b, c, d]: [__m256; 4]) -> [f32; 4] {
+        let mut to = [0.0; 4];
+        // SAFETY: the CPU has AVX2, and the array takes the four floats that are written.
+        unsafe {
+            // The low half of each is from the first of a pair, the high half from the second.
+            let ab = _mm256_add_ps(
+                _mm256_permute2f128_ps::<0x20>(a, b),
+                _mm256_permute2f128_ps::<0x31>(a, b),
+            );
+            let cd = _mm256_add_ps(
+                _mm256_permute2f128_ps::<0x20>(c, d),
+                _mm256_permute2f128_ps::<0x31>(c, d),
+            );
+            // a a c c, b b d d
+            let two = _mm256_add_ps(
+                _mm256_shuffle_ps::<0b01_00_01_00>(ab, cd),
+                _mm256_shuffle_ps::<0b11_10_11_10>(ab, cd),
+            );
+            let (ac, bd) = (_mm256_castps256_ps128(two), _mm256_extractf128_ps::<1>(two));
+            // a c b d: the even floats plus the odd ones.
+            let even = _mm_shuffle_ps::<0b10_00_10_00>(ac, bd);
+            let odd = _mm_shuffle_ps::<0b11_01_11_01>(ac, bd);
+            let acbd = _mm_add_ps(even, odd);
+            _mm_storeu_ps(to.as_mut_ptr(), _mm_permute_ps::<0b11_01_10_00>(acbd));
+        }
+        to
+    }
+    #[inline(always)]
+    fn largest(self, v: __m256) -> f32 {
+        values!({
+            let four = _mm_max_ps(_mm256_castps256_ps128(v), _mm256_extractf128_ps::<1>(v));
+            let two = _mm_max_ps(four, _mm_movehl_ps(four, four));
+            _mm_cvtss_f32(_mm_max_ss(two, _mm_movehdup_ps(two)))
+        })
+    }
+    #[inline(always)]
     fn pow2(self, value: __m256) -> __m256 {
         values!({
             let exponent = _mm256_add_epi32(_mm256_cvtps_epi32(value), _mm256_set1_epi32(127));

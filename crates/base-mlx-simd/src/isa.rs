@@ -67,6 +67,10 @@ pub trait Lanes: Copy + Send + Sync + 'static {
     fn mul_add(self, a: Self::V, b: Self::V, c: Self::V) -> Self::V;
     /// The same order of additions everywhere: (0+4 + 2+6) + (1+5 + 3+7).
     fn sum(self, value: Self::V) -> f32;
+    /// The [`Lanes::sum`] of each, to the bit.
+    fn sums(self, values: [Self::V; 4]) -> [f32; 4];
+    /// The largest lane.
+    fn largest(self, value: Self::V) -> f32;
     /// 2 to the power of each lane, which holds a whole number from -126 to 127.
     fn pow2(self, value: Self::V) -> Self::V;
     /// Eight unsigned `BITS`-wide values, the first in the lowest bits.
@@ -189,6 +193,14 @@ impl Lanes for Scalar {
     fn sum(self, v: [f32; 8]) -> f32 {
         let [a, b, c, d] = [v[0] + v[4], v[1] + v[5], v[2] + v[6], v[3] + v[7]];
         (a + c) + (b + d)
+    }
+    #[inline(always)]
+    fn sums(self, [a, b, c, d]: [[f32; 8]; 4]) -> [f32; 4] {
+        [self.sum(a), self.sum(b), self.sum(c), self.sum(d)]
+    }
+    #[inline(always)]
+    fn largest(self, value: [f32; 8]) -> f32 {
+        value.into_iter().fold(f32::NEG_INFINITY, f32::max)
     }
     #[inline(always)]
     fn pow2(self, value: [f32; 8]) -> [f32; 8] {

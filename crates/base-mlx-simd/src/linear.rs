@@ -166,14 +166,30 @@ impl<L: Lanes> Block<'_, L> {
 }
 
 /// `R` rows times `N` rows, all of one length. Each product has its own accumulator, so `R` and `N` change no bit.
-///
-/// Loops rather than `map` and closures, which are not always inlined, and then miss the instruction set.
 #[inline(always)]
 pub(crate) fn dot_tile<L: Lanes, const R: usize, const N: usize>(
     lanes: L,
     x: [&[f32]; R],
     w: [&[f32]; N],
 ) -> [[f32; N]; R] {
+    let mut products = [[0.0; N]; R];
+    for (products, sums) in products.iter_mut().zip(dot_lanes(lanes, x, w)) {
+        for (product, sum) in products.iter_mut().zip(sums) {
+            *product = lanes.sum(sum);
+        }
+    }
+    products
+}
+
+/// As [`dot_tile`], each product still in eight lanes that wait to be summed.
+///
+/// Loops rather than `map` and closures, which are not always inlined, and then miss the instruction set.
+#[inline(always)]
+pub(crate) fn dot_lanes<L: Lanes, const R: usize, const N: usize>(
+    lanes: L,
+    x: [&[f32]; R],
+    w: [&[f32]; N],
+) -> [[L::V; N]; R] {
     let len = x[0].len();
     let (chunks, tail) = (len / 8, len % 8);
     let mut xs = [&[][..]; R];
@@ -210,13 +226,7 @@ pub(crate) fn dot_tile<L: Lanes, const R: usize, const N: usize>(
             }
         }
     }
-    let mut products = [[0.0; N]; R];
-    for (products, sums) in products.iter_mut().zip(sums) {
-        for (product, sum) in products.iter_mut().zip(sums) {
-            *product = lanes.sum(sum);
-        }
-    }
-    products
+    sums
 }
 
 /// One row times the outputs from `first` on, four at a time, without a detour of the weights through memory: the same

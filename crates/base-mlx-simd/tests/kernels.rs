@@ -111,6 +111,107 @@ fn attentions_agree() {
 }
 
 #[test]
+fn a_row_attends_with_the_same_bits_in_any_chunk() {
+    let pool = Pool::new(2);
+    for (seed, window) in
+        [None, Some(1), Some(33), Some(150)].into_iter().cycle().take(12).enumerate()
+    {
+        let mut dice = Dice(seed as u64);
+        let (kv_heads, group) = (dice.below(2) + 1, [1, 2, 3, 4, 7][seed % 5]);
+        let (heads, head_dim) = (kv_heads * group, [64, 40, 96, 7][dice.below(4)]);
+        let shape = AttentionShape { heads, kv_heads, head_dim, scale: 2.0, window };
+        let len = 300 + dice.below(100);
+        let row = heads * head_dim;
+        let q = dice.floats(len * row);
+        let mut cache = || -> Vec<Vec<f32>> {
+            let block = kv_heads * KEY_BLOCK * head_dim;
+            (0..len.div_ceil(KEY_BLOCK)).map(|_| dice.floats(block)).collect()
+        };
+        let (mut keys, mut values) = (cache(), cache());
+        // What nobody may see gets into no sum.
+        for blocks in [&mut keys, &mut values] {
+            for head in blocks.last_mut().unwrap().chunks_mut(KEY_BLOCK * head_dim) {
+                head[(len - 1) % KEY_BLOCK * head_dim + head_dim..].fill(f32::INFINITY);
+            }
+        }
+        for isa in Isa::all() {
+            let in_chunks = |rows: usize| {
+                let mut out = vec![f32::NAN; len * row];
+                for start in (0..len).step_by(rows) {
+                    let rows = rows.min(len - start);
+                    let some = start * row..(start + rows) * row;
+                    let span = AttentionSpan {
+                        rows: 0..rows,
+                        start,
+                        keys: keys.iter().map(|block| &block[..]).collect(),
+                        values: values.iter().map(|block| &block[..]).collect(),
+                    };
+                    attention(&pool, isa, shape, &q[some.clone()], &[span], &mut out[some]);
+                }
+                out
+            };
+            let alone = in_chunks(1);
+            assert!(alone.iter().all(|x| x.is_finite()), "{}: {shape:?}", isa.name());
+            for rows in [7, 64, len] {
+                let same =
+                    in_chunks(rows).iter().zip(&alone).all(|(a, b)| a.to_bits() == b.to_bits());
+                assert!(same, "{}: {len} keys in chunks of {rows}, {shape:?}", isa.name());
+            }
+        }
+    }
+}
+
+#[test]
+fn a_value_not_yet_due_is_not_touched() {
+    let pool = Pool::new(1);
+    let shape =
+        AttentionShape { heads: 2, kv_heads: 1, head_dim: 16, scale: 1.0, window: Some(20) };
+    let (len, bad) = (90, 50);
+    let mut dice = Dice(1);
+    let (q, keys) = (dice.floats(len * 32), dice.floats(96 * 16));
+    let mut values = dice.floats(96 * 16);
+    values[bad * 16..(bad + 1) * 16].fill(f32::INFINITY);
+    let blocks = [&keys, &values].map(|all| all.chunks(KEY_BLOCK * 16).collect::<Vec<_>>());
+    for isa in Isa::all() {
+        let mut out = vec![0.0; q.len()];
+        let [keys, values] = blocks.clone();
+        let span = AttentionSpan { rows: 0..len, start: 0, keys, values };
+        attention(&pool, isa, shape, &q, &[span], &mut out);
+        for (row, out) in out.chunks(32).enumerate() {
+            let seen = (bad..bad + 20).contains(&row);
+            assert_eq!(out.iter().all(|x| x.is_finite()), !seen, "{}: row {row}", isa.name());
+        }
+    }
+}
+
+#[test]
+fn four_sums_have_the_bits_of_one() {
+    struct Sums<'a>(&'a [f32]);
+    impl Kernel for Sums<'_> {
+        type Output = ([f32; 4], [f32; 4], f32);
+        #[inline(always)]
+        fn run<L: Lanes>(self, lanes: L) -> Self::Output {
+            let mut vectors = [lanes.splat(0.0); 4];
+            let mut each = [0.0; 4];
+            for (index, x) in self.0.as_chunks::<8>().0.iter().enumerate() {
+                vectors[index] = lanes.load(x);
+                each[index] = lanes.sum(vectors[index]);
+            }
+            (lanes.sums(vectors), each, lanes.largest(vectors[0]))
+        }
+    }
+    for seed in 0..100 {
+        let x = Dice(seed).floats(32);
+        let largest = x[..8].iter().copied().fold(f32::NEG_INFINITY, f32::max);
+        for isa in Isa::all() {
+            let (four, each, found) = isa.run(Sums(&x));
+            assert_eq!(four.map(f32::to_bits), each.map(f32::to_bits), "{}", isa.name());
+            assert_eq!(found, largest, "{}", isa.name());
+        }
+    }
+}
+
+#[test]
 fn powers_of_e_are_close_to_the_exact_ones() {
     struct Exp<'a>(&'a [f32]);
     impl Kernel for Exp<'_> {
