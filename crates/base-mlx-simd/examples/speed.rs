@@ -114,13 +114,20 @@ fn seconds(mut call: impl FnMut()) -> f64 {
 }
 
 /// (outputs, inner, bits, group): the layers of a 135M model, its head, a layer of a 4B model.
-const SHAPES: [(usize, usize, u32, usize); 6] = [
+const SHAPES: [(usize, usize, u32, usize); 13] = [
     (192, 576, 4, 32),
     (576, 576, 4, 32),
     (1536, 576, 4, 32),
     (576, 1536, 4, 32),
     (49152, 576, 8, 32),
     (2560, 9728, 4, 64),
+    (896, 896, 2, 32),
+    (896, 896, 3, 32),
+    (896, 896, 4, 32),
+    (896, 896, 5, 32),
+    (896, 896, 6, 16),
+    (4864, 896, 5, 32),
+    (896, 4864, 6, 16),
 ];
 
 const FAR_BEYOND_CACHES: usize = 96 << 20;

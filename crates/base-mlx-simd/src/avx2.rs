@@ -132,37 +132,38 @@ impl Lanes for Avx2 {
     }
     #[inline(always)]
     fn unsigned<const BITS: usize>(self, from: &[u8; BITS]) -> __m256 {
-        let mut word = [0; 8];
-        word[..BITS].copy_from_slice(from);
-        let word = u64::from_le_bytes(word) as i64;
-        values!({
+        // SAFETY: the CPU has AVX2, and no load reads beyond the `BITS` bytes of the array.
+        unsafe {
+            let bytes = from.as_ptr();
             let whole = match BITS {
-                8 => _mm256_cvtepu8_epi32(_mm_cvtsi64_si128(word)),
+                8 => _mm256_cvtepu8_epi32(_mm_loadl_epi64(bytes.cast())),
                 // All eight fit into 32 bits: one shift by another count in each lane.
                 2..=4 => {
-                    let bits = BITS as i32;
-                    let counts = _mm256_mullo_epi32(
-                        _mm256_setr_epi32(0, 1, 2, 3, 4, 5, 6, 7),
-                        _mm256_set1_epi32(bits),
-                    );
-                    let shifted = _mm256_srlv_epi32(_mm256_set1_epi32(word as i32), counts);
-                    _mm256_and_si256(shifted, _mm256_set1_epi32((1 << bits) - 1))
+                    let mut word = [0; 4];
+                    word[..BITS].copy_from_slice(from);
+                    let word = _mm256_set1_epi32(i32::from_le_bytes(word));
+                    low_bits::<BITS>(_mm256_srlv_epi32(word, bits_below::<BITS>(32)))
                 }
-                // Four in the low half of the word, four in the high half; both halves fit into 32 bits.
+                // Each lane takes the two bytes that hold its value.
                 _ => {
-                    let bits = BITS as i32;
-                    let counts = _mm256_mullo_epi32(
-                        _mm256_setr_epi32(0, 1, 2, 3, 0, 1, 2, 3),
-                        _mm256_set1_epi32(bits),
-                    );
-                    let (low, high) = (word as i32, (word >> (4 * bits)) as i32);
-                    let halves = _mm256_setr_epi32(low, low, low, low, high, high, high, high);
-                    let shifted = _mm256_srlv_epi32(halves, counts);
-                    _mm256_and_si256(shifted, _mm256_set1_epi32((1 << bits) - 1))
+                    let four = _mm_loadu_si32(bytes);
+                    let word = match BITS {
+                        5 => _mm_insert_epi8::<4>(four, i32::from(from[4])),
+                        _ => _mm_insert_epi16::<2>(
+                            four,
+                            i32::from(u16::from_le_bytes([from[4], from[5]])),
+                        ),
+                    };
+                    let pairs = lanes_of(|lane| {
+                        let first = (lane as usize * BITS / 8) as u8;
+                        i32::from_le_bytes([first, first + 1, ZERO, ZERO])
+                    });
+                    let taken = _mm256_shuffle_epi8(_mm256_broadcastq_epi64(word), pairs);
+                    low_bits::<BITS>(_mm256_srlv_epi32(taken, bits_below::<BITS>(8)))
                 }
             };
             _mm256_cvtepi32_ps(whole)
-        })
+        }
     }
     #[inline(always)]
     fn f16(self, from: &[u8; 16]) -> __m256 {
@@ -178,3 +179,25 @@ impl Lanes for Avx2 {
         }
     }
 }
+
+/// How many bits lie before each lane's value in the `unit` of bits where it begins.
+#[inline]
+#[target_feature(enable = "avx2")]
+fn bits_below<const BITS: usize>(unit: i32) -> __m256i {
+    lanes_of(|lane| lane * BITS as i32 % unit)
+}
+
+#[inline]
+#[target_feature(enable = "avx2")]
+fn low_bits<const BITS: usize>(values: __m256i) -> __m256i {
+    _mm256_and_si256(values, _mm256_set1_epi32((1 << BITS) - 1))
+}
+
+#[inline]
+#[target_feature(enable = "avx2")]
+fn lanes_of(of: impl Fn(i32) -> i32) -> __m256i {
+    _mm256_setr_epi32(of(0), of(1), of(2), of(3), of(4), of(5), of(6), of(7))
+}
+
+/// A shuffle writes a zero where the index has its highest bit set.
+const ZERO: u8 = 0x80;
