@@ -16,12 +16,13 @@ const OPENAI_CLIENT: &[&str] = &["openai==3.54.0"];
 type Step = fn(&Path) -> Result<()>;
 
 pub(crate) fn run(root: &Path) -> Result<()> {
-    let steps: [(&str, Step); 8] = [
+    let steps: [(&str, Step); 9] = [
         ("fmt", fmt),
         ("tidy", tidy::run),
         ("models", |root| models::fetch(&models::folder(root))),
         ("clippy", clippy),
         ("test", test),
+        ("mlx", mlx),
         ("openai client", openai_client),
         ("smollm2 knows Paris", smollm2_knows_paris),
         ("qwen2.5-coder writes a function that runs", qwen_writes_a_function),
@@ -64,6 +65,18 @@ fn test(root: &Path) -> Result<()> {
         "--locked",
         "--no-fail-fast",
     ]))
+}
+
+/// The bridge to MLX on its CPU device, which the workspace's own build leaves out: it wants C++ and a wheel.
+fn mlx(root: &Path) -> Result<()> {
+    let with_mlx = ["--release", "--locked", "--package", "base-mlx-sys", "--features", "mlx"];
+    process::run(cargo(root).arg("clippy").args(with_mlx).args([
+        "--all-targets",
+        "--",
+        "-D",
+        "warnings",
+    ]))?;
+    process::run(cargo(root).arg("test").args(with_mlx))
 }
 
 /// The official Python client against a server of ours.

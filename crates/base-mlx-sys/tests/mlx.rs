@@ -1,0 +1,204 @@
+//! Every operation against a result worked out by hand, on MLX's CPU device. One test, because one thread owns MLX.
+#![cfg(feature = "mlx")]
+#![allow(clippy::unwrap_used)]
+
+use base_mlx_sys::*;
+
+fn array(values: &[f32], shape: &[usize]) -> Array {
+    Array::from_f32(values, shape).unwrap()
+}
+
+fn close(got: Result<Array>, expected: &[f32]) {
+    let got = got.unwrap().to_f32().unwrap();
+    assert_eq!(got.len(), expected.len(), "{got:?} for {expected:?}");
+    for (got, expected) in got.iter().zip(expected) {
+        assert!((got - expected).abs() <= 1e-5 * expected.abs().max(1.0), "{got} for {expected}");
+    }
+}
+
+#[test]
+fn mlx_does_what_it_is_asked_for() {
+    set_default_device(Device::Cpu).unwrap();
+    assert_eq!(version(), "0.32.4");
+    arrays_come_back_as_they_went();
+    shapes_change();
+    numbers_are_right();
+    quantised_products_are_right();
+    attention_is_right();
+    mistakes_are_errors();
+    a_lone_handle_is_written_in_place();
+    another_thread_is_refused();
+}
+
+fn arrays_come_back_as_they_went() {
+    let bytes = [0x80, 0x3f, 0x00, 0xc0]; // 1 and -2 as bfloats
+    let a = Array::from_bytes(&bytes, &[2], Dtype::BF16).unwrap();
+    assert_eq!((a.dtype().unwrap(), a.shape(), a.nbytes()), (Dtype::BF16, vec![2], 4));
+    assert_eq!(a.to_bytes().unwrap(), bytes);
+    close(Ok(a), &[1.0, -2.0]);
+    close(Array::full(&[2, 1], 3.0, Dtype::F16), &[3.0, 3.0]);
+    let counted = Array::arange(1.0, 4.0, 1.0, Dtype::U32).unwrap();
+    assert_eq!(counted.to_u32().unwrap(), [1, 2, 3]);
+}
+
+fn shapes_change() {
+    let a = array(&[1.0, 2.0, 3.0, 4.0, 5.0, 6.0], &[2, 3]);
+    close(a.transpose(&[1, 0]), &[1.0, 4.0, 2.0, 5.0, 3.0, 6.0]);
+    close(a.slice(&[0, 1], &[2, 3]), &[2.0, 3.0, 5.0, 6.0]);
+    close(a.reshape(&[3, 2]).unwrap().slice(&[2, 0], &[3, 2]), &[5.0, 6.0]);
+    close(Array::concatenate(&[&a, &a], 1).unwrap().slice(&[0, 2], &[1, 4]), &[3.0, 1.0]);
+    close(a.take(&Array::from_u32(&[1, 1], &[2]).unwrap(), 0), &[4.0, 5.0, 6.0, 4.0, 5.0, 6.0]);
+    let places = Array::from_u32(&[2, 0], &[2, 1]).unwrap();
+    close(a.take_along_axis(&places, 1), &[3.0, 4.0]);
+    close(array(&[1.0, 2.0], &[2, 1]).broadcast_to(&[2, 2]), &[1.0, 1.0, 2.0, 2.0]);
+    close(
+        a.clone().slice_update(&array(&[9.0], &[1, 1]), &[1, 1], &[2, 2]),
+        &[1.0, 2.0, 3.0, 4.0, 9.0, 6.0],
+    );
+    close(Ok(a), &[1.0, 2.0, 3.0, 4.0, 5.0, 6.0]);
+}
+
+fn numbers_are_right() {
+    let (a, b) = (array(&[1.0, -2.0], &[2]), array(&[4.0, 8.0], &[2]));
+    close(a.add(&b), &[5.0, 6.0]);
+    close(a.subtract(&b), &[-3.0, -10.0]);
+    close(a.multiply(&b), &[4.0, -16.0]);
+    close(a.divide(&b), &[0.25, -0.25]);
+    close(a.maximum(&b), &[4.0, 8.0]);
+    close(a.minimum(&b), &[1.0, -2.0]);
+    close(a.less(&b), &[1.0, 1.0]);
+    close(b.less_equal(&a), &[0.0, 0.0]);
+    close(a.equal(&a), &[1.0, 1.0]);
+    let odd = array(&[1.0, 0.0], &[2]).equal(&array(&[1.0, 1.0], &[2])).unwrap();
+    close(odd.logical_and(&odd), &[1.0, 0.0]);
+    close(odd.logical_or(&odd.logical_not().unwrap()), &[1.0, 1.0]);
+    close(Array::select(&odd, &a, &b), &[1.0, 8.0]);
+    close(a.exp(), &[std::f32::consts::E, 0.135_335_28]);
+    close(b.log(), &[1.386_294_4, 2.079_441_5]);
+    close(a.negative(), &[-1.0, 2.0]);
+    close(a.abs(), &[1.0, 2.0]);
+    close(a.sigmoid(), &[0.731_058_6, 0.119_202_92]);
+    close(a.tanh(), &[0.761_594_2, -0.964_027_6]);
+    close(a.erf(), &[0.842_700_8, -0.995_322_3]);
+
+    let rows = array(&[3.0, 1.0, 2.0, 0.0, 0.0, 0.0], &[2, 3]);
+    close(rows.sum(1), &[6.0, 0.0]);
+    close(rows.max(1), &[3.0, 0.0]);
+    close(rows.cumsum(1), &[3.0, 4.0, 6.0, 0.0, 0.0, 0.0]);
+    close(rows.sort(1), &[1.0, 2.0, 3.0, 0.0, 0.0, 0.0]);
+    close(rows.logsumexp(1), &[3.407_606, 1.098_612_3]);
+    close(rows.softmax(1).unwrap().slice(&[1, 0], &[2, 1]), &[1.0 / 3.0]);
+    assert_eq!(rows.argmax(1).unwrap().to_u32().unwrap(), [0, 0]);
+    let first = rows.slice(&[0, 0], &[1, 3]).unwrap();
+    assert_eq!(first.argsort(1).unwrap().to_u32().unwrap(), [1, 2, 0]);
+    assert_eq!(first.argpartition(0, 1).unwrap().to_u32().unwrap()[0], 1);
+    close(first.matmul(&array(&[1.0, 10.0, 100.0], &[3, 1])), &[213.0]);
+
+    let x = array(&[3.0, 4.0], &[1, 2]);
+    let norm = 12.5_f32.sqrt();
+    close(x.rms_norm(&array(&[1.0, 2.0], &[2]), 0.0), &[3.0 / norm, 8.0 / norm]);
+    let (ones, zeros) = (array(&[1.0, 1.0], &[2]), array(&[0.0, 0.0], &[2]));
+    close(x.layer_norm(&ones, &zeros, 0.0), &[-1.0, 1.0]);
+    // One pair, turned by two radians at offset 2 and frequency 1.
+    let pair = array(&[1.0, 0.0], &[1, 1, 1, 2]);
+    let offset = Array::from_u32(&[2], &[1]).unwrap().astype(Dtype::I32).unwrap();
+    close(pair.rope(2, 1.0, &offset, &array(&[1.0], &[1])), &[2.0_f32.cos(), 2.0_f32.sin()]);
+}
+
+fn quantised_products_are_right() {
+    for bits in [2, 3, 4, 5, 6, 8] {
+        // 32 values that every width holds exactly: 0 and its largest, twice one.
+        let largest = ((1 << bits) - 1) as f32;
+        let values: Vec<f32> = (0..32).map(|i| if i % 2 == 0 { 0.0 } else { largest }).collect();
+        let w = array(&values, &[1, 32]).quantize(32, bits).unwrap();
+        close(w.dequantize(), &values);
+        let x = array(&[0.5; 32], &[1, 32]);
+        close(x.quantized_matmul(&w), &[8.0 * largest]);
+        let experts = Quantized {
+            packed: Array::concatenate(&[&w.packed, &w.packed], 0)
+                .unwrap()
+                .reshape(&[2, 1, bits as usize])
+                .unwrap(),
+            scales: Array::concatenate(&[&w.scales, &w.scales.add(&w.scales).unwrap()], 0)
+                .unwrap()
+                .reshape(&[2, 1, 1])
+                .unwrap(),
+            biases: Array::concatenate(&[&w.biases, &w.biases.add(&w.biases).unwrap()], 0)
+                .unwrap()
+                .reshape(&[2, 1, 1])
+                .unwrap(),
+            ..w
+        };
+        let second = Array::from_u32(&[1], &[1]).unwrap();
+        close(x.reshape(&[1, 1, 32]).unwrap().gather_qmm(&experts, &second), &[16.0 * largest]);
+    }
+}
+
+fn attention_is_right() {
+    // Two equal keys share their values evenly; a causal first query sees the first alone.
+    let q = array(&[1.0, 0.0, 1.0, 0.0], &[1, 1, 2, 2]);
+    let k = array(&[1.0, 0.0, 1.0, 0.0], &[1, 1, 2, 2]);
+    let v = array(&[2.0, 4.0, 6.0, 8.0], &[1, 1, 2, 2]);
+    let attend = |mask| q.scaled_dot_product_attention(&k, &v, 1.0, mask);
+    close(attend(Mask::All), &[4.0, 6.0, 4.0, 6.0]);
+    close(attend(Mask::Causal), &[2.0, 4.0, 4.0, 6.0]);
+    let second = array(&[f32::NEG_INFINITY, 0.0], &[1, 2]);
+    close(attend(Mask::Array(&second)), &[6.0, 8.0, 6.0, 8.0]);
+}
+
+fn mistakes_are_errors() {
+    let (a, b) = (array(&[1.0, 2.0], &[2]), array(&[1.0, 2.0, 3.0], &[3]));
+    let Err(Error::Mlx(said)) = a.add(&b) else { panic!("shapes that do not fit were added") };
+    assert!(said.contains("broadcast"), "{said}");
+    assert!(a.reshape(&[3]).is_err());
+    assert!(a.slice_update(&b, &[0], &[1]).is_err());
+    assert!(b.take(&b, 7).is_err());
+    let vast = Array::full(&[1 << 30, 1 << 30], 0.0, Dtype::F32).and_then(|a| a.contiguous());
+    assert!(vast.and_then(|a| eval(&[&a])).is_err(), "four exabytes were found");
+    let kernel = Kernel::cuda("nothing", &["x"], &["y"], "y[0] = x[0];", "", 0);
+    let one = array(&[1.0], &[1]);
+    let launch = Launch {
+        grid: [1; 3],
+        threadgroup: [1; 3],
+        constants: &[("N", Constant::Int(1)), ("T", Constant::Dtype(Dtype::F32))],
+        outputs: &[(&[1], Dtype::F32)],
+    };
+    assert!(kernel.and_then(|kernel| kernel.call(&[&one], launch)).is_err(), "no CUDA on a CPU");
+    assert!(!Device::Metal.is_available() || cfg!(target_os = "macos"));
+    // What failed left nothing behind.
+    close(one.add(&one), &[2.0]);
+}
+
+fn a_lone_handle_is_written_in_place() {
+    const ROWS: usize = 4096;
+    let row = array(&[1.0; 256], &[1, 256]);
+    let mut cache =
+        Array::full(&[ROWS, 256], 0.0, Dtype::F32).and_then(|a| a.contiguous()).unwrap();
+    eval(&[&cache, &row]).unwrap();
+    let write = |cache: Array, at: usize| {
+        let cache = cache.slice_update(&row, &[at, 0], &[at + 1, 256]).unwrap();
+        eval(&[&cache]).unwrap();
+        cache
+    };
+    cache = write(cache, 0);
+    let whole = cache.nbytes();
+    reset_peak_memory();
+    let before = active_memory();
+    for at in 1..50 {
+        cache = write(cache, at);
+    }
+    assert!(peak_memory() < before + whole / 2, "a write copied the whole array");
+    let fork = cache.clone();
+    cache = write(cache, 50);
+    assert!(active_memory() >= before + whole, "the fork was written over");
+    close(fork.slice(&[50, 0], &[51, 1]), &[0.0]);
+    close(cache.slice(&[50, 0], &[51, 1]), &[1.0]);
+    drop((fork, cache));
+    assert!(active_memory() < before, "what was dropped is still held");
+}
+
+fn another_thread_is_refused() {
+    let a = array(&[1.0], &[1]);
+    let elsewhere = std::thread::spawn(move || (a.shape(), a.add(&a.clone()).err()));
+    assert_eq!(elsewhere.join().unwrap(), (vec![1], Some(Error::Thread)));
+}
