@@ -183,13 +183,18 @@ impl Array {
         Ok(Self(ffi::concatenate(&handles(arrays), axis)?))
     }
 
-    /// The entries of `axis` whose numbers are given. MLX checks no index: one beyond the end reads anything.
-    pub fn take(&self, indices: &Self, axis: i32) -> Result<Self> {
+    /// The entries of `axis` whose numbers are given.
+    ///
+    /// # Safety
+    /// MLX checks no index: each must be below the size of `axis` when the array is computed.
+    pub unsafe fn take(&self, indices: &Self, axis: i32) -> Result<Self> {
         owned()?;
         Ok(Self(ffi::take(&self.0, &indices.0, axis)?))
     }
 
-    pub fn take_along_axis(&self, indices: &Self, axis: i32) -> Result<Self> {
+    /// # Safety
+    /// As for [`Array::take`].
+    pub unsafe fn take_along_axis(&self, indices: &Self, axis: i32) -> Result<Self> {
         owned()?;
         Ok(Self(ffi::take_along_axis(&self.0, &indices.0, axis)?))
     }
@@ -241,7 +246,10 @@ impl Array {
     }
 
     /// As [`Array::quantized_matmul`], each row with the matrix of `w` `[experts, out, in]` that `indices` names.
-    pub fn gather_qmm(&self, w: &Quantized, indices: &Self) -> Result<Self> {
+    ///
+    /// # Safety
+    /// MLX checks no index: each must be below the number of experts when the product is computed.
+    pub unsafe fn gather_qmm(&self, w: &Quantized, indices: &Self) -> Result<Self> {
         owned()?;
         let Quantized { packed, scales, biases, group_size, bits } = w;
         let (packed, scales, biases) = (&packed.0, &scales.0, &biases.0);

@@ -56,7 +56,11 @@ impl Kernel {
     }
 
     /// The outputs, in the order of their names.
-    pub fn call(&self, inputs: &[&Array], launch: Launch) -> Result<Vec<Array>> {
+    ///
+    /// # Safety
+    /// The source must stay within the inputs and outputs that it is given, and may write into an input only where
+    /// no other handle relies on what it held.
+    pub unsafe fn call(&self, inputs: &[&Array], launch: Launch) -> Result<Vec<Array>> {
         owned()?;
         let shapes: Vec<i32> = launch.outputs.iter().flat_map(|(shape, _)| dims(shape)).collect();
         let ranks: Vec<i32> = launch.outputs.iter().map(|(shape, _)| shape.len() as i32).collect();

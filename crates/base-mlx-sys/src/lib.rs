@@ -1,4 +1,4 @@
-//! MLX as a small safe Rust API: arrays, the operations that base-mlx uses, own kernels, devices and memory. The only
+//! MLX as a small Rust API: arrays, the operations that base-mlx uses, own kernels, devices and memory. The only
 //! C++ of the project. Names are MLX's; where nothing is said, an operation is the one of that name in MLX.
 //!
 //! Arrays are lazy: an operation builds a node of a graph, [`eval`] or [`async_eval`] runs it. MLX's exceptions come
@@ -6,6 +6,8 @@
 //!
 //! MLX keeps its streams by thread, so one thread owns it: the first that calls an operation. Any other gets
 //! [`Error::Thread`]. Handles may be cloned, sent, asked for their shape, and dropped anywhere.
+//!
+//! What reads where its data says (indices, own kernels) is `unsafe`: MLX looks at no bound there.
 //!
 //! Without the feature `mlx` this crate is empty.
 #![cfg(feature = "mlx")]

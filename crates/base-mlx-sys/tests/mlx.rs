@@ -47,9 +47,12 @@ fn shapes_change() {
     close(a.slice(&[0, 1], &[2, 3]), &[2.0, 3.0, 5.0, 6.0]);
     close(a.reshape(&[3, 2]).unwrap().slice(&[2, 0], &[3, 2]), &[5.0, 6.0]);
     close(Array::concatenate(&[&a, &a], 1).unwrap().slice(&[0, 2], &[1, 4]), &[3.0, 1.0]);
-    close(a.take(&Array::from_u32(&[1, 1], &[2]).unwrap(), 0), &[4.0, 5.0, 6.0, 4.0, 5.0, 6.0]);
+    let rows = Array::from_u32(&[1, 1], &[2]).unwrap();
+    // SAFETY: there are two rows.
+    close(unsafe { a.take(&rows, 0) }, &[4.0, 5.0, 6.0, 4.0, 5.0, 6.0]);
     let places = Array::from_u32(&[2, 0], &[2, 1]).unwrap();
-    close(a.take_along_axis(&places, 1), &[3.0, 4.0]);
+    // SAFETY: there are three places in a row.
+    close(unsafe { a.take_along_axis(&places, 1) }, &[3.0, 4.0]);
     close(array(&[1.0, 2.0], &[2, 1]).broadcast_to(&[2, 2]), &[1.0, 1.0, 2.0, 2.0]);
     close(
         a.clone().slice_update(&array(&[9.0], &[1, 1]), &[1, 1], &[2, 2]),
@@ -130,7 +133,9 @@ fn quantised_products_are_right() {
             ..w
         };
         let second = Array::from_u32(&[1], &[1]).unwrap();
-        close(x.reshape(&[1, 1, 32]).unwrap().gather_qmm(&experts, &second), &[16.0 * largest]);
+        let rows = x.reshape(&[1, 1, 32]).unwrap();
+        // SAFETY: there are two experts.
+        close(unsafe { rows.gather_qmm(&experts, &second) }, &[16.0 * largest]);
     }
 }
 
@@ -152,7 +157,8 @@ fn mistakes_are_errors() {
     assert!(said.contains("broadcast"), "{said}");
     assert!(a.reshape(&[3]).is_err());
     assert!(a.slice_update(&b, &[0], &[1]).is_err());
-    assert!(b.take(&b, 7).is_err());
+    // SAFETY: refused for its axis, before any index counts.
+    assert!(unsafe { b.take(&b, 7) }.is_err());
     let vast = Array::full(&[1 << 30, 1 << 30], 0.0, Dtype::F32).and_then(|a| a.contiguous());
     assert!(vast.and_then(|a| eval(&[&a])).is_err(), "four exabytes were found");
     let kernel = Kernel::cuda("nothing", &["x"], &["y"], "y[0] = x[0];", "", 0);
@@ -163,7 +169,9 @@ fn mistakes_are_errors() {
         constants: &[("N", Constant::Int(1)), ("T", Constant::Dtype(Dtype::F32))],
         outputs: &[(&[1], Dtype::F32)],
     };
-    assert!(kernel.and_then(|kernel| kernel.call(&[&one], launch)).is_err(), "no CUDA on a CPU");
+    // SAFETY: one element is read and one written.
+    let called = kernel.and_then(|kernel| unsafe { kernel.call(&[&one], launch) });
+    assert!(called.is_err(), "no CUDA on a CPU");
     assert!(!Device::Metal.is_available() || cfg!(target_os = "macos"));
     // What failed left nothing behind.
     close(one.add(&one), &[2.0]);
