@@ -2,8 +2,10 @@
 //! of all dialects, streaming or not, read from here.
 
 use std::pin::Pin;
+use std::sync::Arc;
 
 use base_mlx_core::engine::{Event, FinishReason, GenerateError, TokenLogprob, Usage};
+use base_mlx_core::text::Opening;
 use futures_util::stream::{self, SelectAll, Stream, StreamExt};
 
 use crate::running::Running;
@@ -97,10 +99,22 @@ pub(crate) async fn fold(mut events: Events, choices: usize) -> Result<Answer, G
     Ok(answer)
 }
 
+/// Takes away the space that a tokenizer put before the text of each choice.
+pub(crate) fn opened(events: Events, mut openings: Vec<Opening>) -> Events {
+    Box::pin(events.filter_map(move |mut event| {
+        let mut empty = false;
+        if let Event::Text { choice, text, logprobs } = &mut event {
+            text.drain(..openings[*choice].skip(text.as_bytes()));
+            empty = text.is_empty() && logprobs.is_empty();
+        }
+        std::future::ready((!empty).then_some(event))
+    }))
+}
+
 /// A prompt that its answers begin with.
 #[derive(Clone, Debug)]
 pub(crate) struct Echo {
-    pub text: String,
+    pub text: Arc<str>,
     /// The last this many of the prompt's log probabilities belong to its text; the tokenizer put the tokens before
     /// them there.
     pub scored_tokens: usize,
@@ -121,7 +135,8 @@ pub(crate) fn echoed(events: Events, echoes: Vec<Echo>, choices: usize) -> Event
             Event::Text { choice, .. } | Event::Finish { choice, .. } => {
                 let (choice, prompt) = (*choice, *choice / choices);
                 if !std::mem::replace(&mut begun[choice], true) {
-                    let (text, logprobs) = (echoes[prompt].text.clone(), scores[prompt].clone());
+                    let (text, logprobs) =
+                        (echoes[prompt].text.to_string(), scores[prompt].clone());
                     echo = Some(Event::Text { choice, text, logprobs });
                 }
             }

@@ -4,7 +4,7 @@ use std::time::{Duration, Instant};
 use anyhow::{Context, Result, bail};
 use base_mlx_core::TokenId;
 use base_mlx_core::engine::{Engine, Event, FinishReason, GenerateRequest, Usage};
-use base_mlx_core::text::{AddSpecial, ChatInput};
+use base_mlx_core::text::{AddSpecial, ChatInput, Opening};
 use futures_util::{Stream, StreamExt};
 use serde_json::{Map, Value, json};
 
@@ -64,7 +64,7 @@ impl Conversation {
     async fn answer(&self, out: &mut impl Write, stop: impl Future) -> Result<(Outcome, String)> {
         let generation = self.engine.generate(self.request()?)?;
         let begun = Instant::now();
-        let mut answer = Answer { said: String::new(), first: None, reason: None, usage: None };
+        let mut answer = Answer { opening: self.opening(), ..Answer::default() };
         let result = tokio::select! {
             biased;
             _ = stop => Ok(()),
@@ -88,6 +88,15 @@ impl Conversation {
             score_prompt: false,
             streamed: true,
         })
+    }
+
+    /// Of an answer, which is a text of its own where there is a template, else goes on with the text.
+    fn opening(&self) -> Opening {
+        let text = self.engine.text();
+        match &text.template {
+            Some(_) => text.tokenizer.opening_after(&[]),
+            None => Opening::default(),
+        }
     }
 
     /// A model without a chat template was not made for conversations; it continues the text.
@@ -117,7 +126,9 @@ impl Conversation {
 }
 
 /// What has arrived of an answer.
+#[derive(Default)]
 struct Answer {
+    opening: Opening,
     said: String,
     first: Option<Instant>,
     reason: Option<FinishReason>,
@@ -133,7 +144,8 @@ impl Answer {
     ) -> Result<()> {
         while let Some(event) = generation.next().await {
             match event {
-                Event::Text { text, .. } => {
+                Event::Text { mut text, .. } => {
+                    text.drain(..self.opening.skip(text.as_bytes()));
                     self.first.get_or_insert_with(Instant::now);
                     self.said += &text;
                     out.write_all(text.as_bytes())?;
@@ -160,7 +172,7 @@ mod tests {
     #[tokio::test]
     async fn an_answer_without_an_end_is_a_failure() {
         let follow = async |events: Vec<Event>| {
-            let mut answer = Answer { said: String::new(), first: None, reason: None, usage: None };
+            let mut answer = Answer::default();
             let mut out = Vec::new();
             let result = answer.follow(futures_util::stream::iter(events), &mut out).await;
             result.map(|()| String::from_utf8(out).unwrap()).map_err(|error| error.to_string())

@@ -3,18 +3,18 @@ use std::sync::Arc;
 use super::tokenizer::Pieces;
 use crate::TokenId;
 
-/// Turns the tokens of one answer into text, piece by piece. The pieces joined are what decoding all tokens at
-/// once gives: no character is ever split, and at most three bytes wait for the rest of theirs.
+/// Turns the tokens of one answer into text, piece by piece. The pieces joined are what these tokens add to the text
+/// before them: no character is ever split, and at most three bytes wait for the rest of theirs. What begins a text
+/// goes through its [`Opening`] too.
 #[derive(Clone, Debug)]
 pub struct Decoder {
     pieces: Arc<Pieces>,
     utf8: Utf8,
-    at_start: bool,
 }
 
 impl Decoder {
     pub(super) fn new(pieces: Arc<Pieces>) -> Self {
-        Self { pieces, utf8: Utf8::default(), at_start: true }
+        Self { pieces, utf8: Utf8::default() }
     }
 
     /// The characters that `token` completes; empty for a special token and while bytes are held.
@@ -22,19 +22,34 @@ impl Decoder {
         if self.pieces.is_special(token) {
             return String::new();
         }
-        let mut bytes = self.pieces.bytes(token);
-        if self.at_start && !bytes.is_empty() {
-            self.at_start = false;
-            if self.pieces.strips_first_space() {
-                bytes = bytes.strip_prefix(b" ").unwrap_or(bytes);
-            }
-        }
-        self.utf8.push(bytes)
+        self.utf8.push(self.pieces.bytes(token))
     }
 
     /// What was held: a character that nothing will complete any more becomes U+FFFD.
     pub fn finish(&mut self) -> String {
         self.utf8.finish()
+    }
+}
+
+/// Where a text may begin with a space that is not its own: some vocabularies put one before every text.
+#[derive(Clone, Debug, Default)]
+pub struct Opening {
+    /// No text has come, and a space that it begins with is to go.
+    strips: bool,
+}
+
+impl Opening {
+    pub(super) fn new(strips: bool) -> Self {
+        Self { strips }
+    }
+
+    /// How many bytes at the beginning of the next piece of text are to be left out.
+    pub fn skip(&mut self, piece: &[u8]) -> usize {
+        if piece.is_empty() {
+            return 0;
+        }
+        let strips = std::mem::take(&mut self.strips);
+        usize::from(strips && piece[0] == b' ')
     }
 }
 

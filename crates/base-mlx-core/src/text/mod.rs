@@ -10,7 +10,7 @@ mod pretokenize;
 mod template;
 mod tokenizer;
 
-pub use decoder::Decoder;
+pub use decoder::{Decoder, Opening};
 pub use template::{ChatInput, ChatTemplate, Clock, SpecialTokens, TemplateError};
 pub use tokenizer::{AddSpecial, Tokenizer};
 

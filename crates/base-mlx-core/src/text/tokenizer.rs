@@ -4,7 +4,7 @@ use std::sync::Arc;
 use tokenizers::decoders::DecoderWrapper;
 use tokenizers::pre_tokenizers::metaspace::PrependScheme;
 
-use super::Decoder;
+use super::{Decoder, Opening};
 use crate::TokenId;
 
 /// Text to tokens and back. Immutable and cheap to clone.
@@ -43,7 +43,15 @@ impl Tokenizer {
         let mut decoder = self.decoder();
         let mut text: String = tokens.iter().map(|&token| decoder.push(token)).collect();
         text.push_str(&decoder.finish());
+        text.drain(..self.opening_after(&[]).skip(text.as_bytes()));
         text
+    }
+
+    /// For the text that follows `tokens`: it begins a text only if they show nothing.
+    pub fn opening_after(&self, tokens: &[TokenId]) -> Opening {
+        let shows =
+            |&token: &TokenId| !self.is_special(token) && !self.token_bytes(token).is_empty();
+        Opening::new(self.pieces.strips_first_space() && !tokens.iter().any(shows))
     }
 
     /// For one answer's tokens, as they come.

@@ -42,13 +42,15 @@ fn check(tokenizer: &Tokenizer, strips_first_space: bool) {
         let expected = String::from_utf8_lossy(bytes);
 
         let mut decoder = tokenizer.decoder();
+        let mut opening = tokenizer.opening_after(&[]);
         let mut text = String::new();
-        for &token in &tokens {
-            text.push_str(&decoder.push(token));
+        let mut add = |piece: String| {
+            text.push_str(&piece[opening.skip(piece.as_bytes())..]);
             // What was shown is never taken back.
             assert!(expected.starts_with(&text));
-        }
-        text.push_str(&decoder.finish());
+        };
+        tokens.iter().for_each(|&token| add(decoder.push(token)));
+        add(decoder.finish());
         assert_eq!(text, expected);
         assert_eq!(tokenizer.decode(&tokens), expected);
     }
@@ -59,6 +61,23 @@ fn any_tokens_in_pieces_give_the_text_of_the_whole() {
     check(&files::vocabulary("gpt-2").tokenizer, false);
     check(&files::vocabulary("qwen2").tokenizer, false);
     check(&files::vocabulary("llama-spm").tokenizer, true);
+}
+
+#[test]
+fn a_text_that_goes_on_keeps_its_first_space() {
+    for name in ["gpt-2", "qwen2", "llama-spm"] {
+        let tokenizer = files::vocabulary(name).tokenizer;
+        for special in [AddSpecial::Yes, AddSpecial::No] {
+            let tokens = tokenizer.encode("The capital of France is Paris", special);
+            for cut in 0..tokens.len() {
+                let (head, tail) = tokens.split_at(cut);
+                let mut decoder = tokenizer.decoder();
+                let mut text: String = tail.iter().map(|&token| decoder.push(token)).collect();
+                text.drain(..tokenizer.opening_after(head).skip(text.as_bytes()));
+                assert_eq!(tokenizer.decode(head) + &text, tokenizer.decode(&tokens), "{name}");
+            }
+        }
+    }
 }
 
 #[test]

@@ -1,10 +1,13 @@
 //! Log probabilities, as both endpoints write them: the model's own, before temperature, penalties and filters.
 
 use std::collections::BTreeMap;
+use std::sync::Arc;
 
 use base_mlx_core::engine::TokenLogprob;
-use base_mlx_core::text::Tokenizer;
+use base_mlx_core::text::{Opening, Tokenizer};
 use serde::Serialize;
+
+use crate::events::Echo;
 
 #[derive(Serialize)]
 pub(super) struct ChatLogprobs {
@@ -86,27 +89,54 @@ pub(crate) struct Offsets {
     begun: usize,
     /// Tokens of an echoed prompt that are still to come: its text spells all of them.
     echoed: usize,
+    /// The echoed prompt, and how many of its bytes the tokens so far have spelled.
+    echo: Arc<str>,
+    spelled: usize,
     /// Of the answer's tokens it tells which are not seen; `None` if all are.
     tokenizer: Option<Tokenizer>,
+    /// Of the echo, then of the answer.
+    echo_opening: Opening,
+    opening: Opening,
 }
 
 impl Offsets {
-    /// Of a text that begins with `echoed` tokens of the prompt.
-    pub(crate) fn new(tokenizer: &Tokenizer, echoed: usize) -> Self {
-        Self { begun: 0, echoed, tokenizer: Some(tokenizer.clone()) }
+    /// Of a text that begins with what `echo` scores, and of whose answer `opening` is the beginning.
+    pub(crate) fn new(tokenizer: &Tokenizer, echo: &Echo, opening: Opening) -> Self {
+        Self {
+            begun: 0,
+            echoed: echo.scored_tokens,
+            echo: Arc::clone(&echo.text),
+            spelled: 0,
+            tokenizer: Some(tokenizer.clone()),
+            echo_opening: tokenizer.opening_after(&[]),
+            opening,
+        }
     }
 
     fn next(&mut self, entry: &TokenLogprob) -> usize {
-        if self.echoed > 0 {
+        let mut bytes = &entry.bytes[..];
+        let echoed = self.echoed > 0;
+        if echoed {
             self.echoed -= 1;
+            bytes = &bytes[self.echo_opening.skip(bytes)..];
+            // Behind a special token there may be another space that the prompt does not have.
+            if bytes.starts_with(b" ") && !self.echo[self.spelled..].starts_with(' ') {
+                bytes = &bytes[1..];
+            }
         } else if self.tokenizer.as_ref().is_some_and(|known| known.is_special(entry.token)) {
             return self.begun;
+        } else {
+            bytes = &bytes[self.opening.skip(bytes)..];
         }
-        let bytes = &entry.bytes;
         // A token that goes on with a character starts where that character does.
         let inside = bytes.first().is_some_and(|byte| is_continuation(*byte));
         let start = self.begun.saturating_sub(usize::from(inside));
-        self.begun += bytes.iter().filter(|byte| !is_continuation(**byte)).count();
+        let characters = bytes.iter().filter(|byte| !is_continuation(**byte)).count();
+        self.begun += characters;
+        if echoed {
+            let spelled = self.echo[self.spelled..].chars().take(characters);
+            self.spelled += spelled.map(char::len_utf8).sum::<usize>();
+        }
         start
     }
 }

@@ -14,7 +14,7 @@ use crate::request::JsonObject;
 pub(crate) struct Conversation {
     messages: Value,
     /// The answer goes on where the last message, the assistant's, ends.
-    continues: bool,
+    pub continues: bool,
     add_generation_prompt: bool,
     /// Variables for the template beside its usual ones.
     pub template_kwargs: Map<String, Value>,

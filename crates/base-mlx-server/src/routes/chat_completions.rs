@@ -3,7 +3,7 @@ use std::sync::Arc;
 use axum::extract::{RawQuery, State};
 use axum::response::Response;
 use base_mlx_core::engine::GenerateRequest;
-use base_mlx_core::text::{AddSpecial, ChatInput};
+use base_mlx_core::text::{AddSpecial, ChatInput, Opening};
 use serde::Deserialize;
 use serde_json::Value;
 
@@ -11,7 +11,7 @@ use crate::App;
 use crate::dialects::chat::Chat;
 use crate::dialects::{Dialect, Header};
 use crate::error::ApiError;
-use crate::events::joined;
+use crate::events::{joined, opened};
 use crate::models::{Model, blocking};
 use crate::request::{Conversation, JsonObject, Known, Parameters, in_range, max_tokens, refuse};
 use crate::routes::{check_length, check_query, respond};
@@ -34,12 +34,16 @@ pub(crate) async fn create(
         logprobs: chat.logprobs.is_some(),
         include_usage: parameters.include_usage,
     };
+    let continues = chat.conversation.continues;
     // Long conversations take long to render and to cut into tokens.
     let (model, request) =
         blocking(move || chat.prepare(&model).map(|request| (model, request))).await??;
     let generation = model.engine.generate(request);
     let generation = generation.map_err(|error| ApiError::generating(error, Chat::PROMPT))?;
-    let events = joined(vec![generation], choices, running);
+    // An answer is a text of its own, unless it goes on with the last message.
+    let tokenizer = &model.engine.text().tokenizer;
+    let opening = if continues { Opening::default() } else { tokenizer.opening_after(&[]) };
+    let events = opened(joined(vec![generation], choices, running), vec![opening; choices]);
     respond(&app, &parameters, events, choices, dialect).await
 }
 

@@ -4,7 +4,7 @@ use axum::extract::{RawQuery, State};
 use axum::response::Response;
 use base_mlx_core::TokenId;
 use base_mlx_core::engine::GenerateRequest;
-use base_mlx_core::text::AddSpecial;
+use base_mlx_core::text::{AddSpecial, Opening, Tokenizer};
 use serde::Deserialize;
 use serde_json::Value;
 
@@ -14,7 +14,7 @@ use crate::dialects::Header;
 use crate::dialects::completions::Completions;
 use crate::dialects::logprobs::Offsets;
 use crate::error::ApiError;
-use crate::events::{Answer, Choice, Echo, echoed, fold, joined};
+use crate::events::{Answer, Choice, Echo, echoed, fold, joined, opened};
 use crate::models::{Model, blocking};
 use crate::request::{JsonObject, Known, Parameters, in_range, refuse};
 use crate::routes::{check_length, check_query, json, respond};
@@ -35,21 +35,14 @@ pub(crate) async fn create(
         blocking(move || completion.prepare(&model)).await??
     };
     let (requests, echoes): (Vec<GenerateRequest>, Vec<Echo>) = prepared.into_iter().unzip();
-    let prompts = requests.len();
-    let scored: Vec<usize> = echoes.iter().map(|echo| echo.scored_tokens).collect();
-    let candidates = completion.best_of;
-    let generations = requests.into_iter().map(|request| model.engine.generate(request));
-    let wrong = |error| ApiError::generating(error, Completions::PROMPT);
-    let generations = generations.collect::<Result<Vec<_>, _>>().map_err(wrong)?;
-    let mut events = joined(generations, candidates, running);
-    if completion.echo {
-        events = echoed(events, echoes, candidates);
-    }
-    let parameters = &completion.parameters;
-    let choices = prompts * parameters.choices;
     let tokenizer = &model.engine.text().tokenizer;
-    let offsets = scored.iter().flat_map(|&scored| {
-        std::iter::repeat_n(Offsets::new(tokenizer, scored), parameters.choices)
+    let openings: Vec<Opening> =
+        requests.iter().map(|request| tokenizer.opening_after(&request.prompt)).collect();
+    let parameters = &completion.parameters;
+    // Of the choices that are given out, not of all candidates.
+    let offsets = echoes.iter().zip(&openings).flat_map(|(echo, opening)| {
+        let offsets = Offsets::new(tokenizer, echo, opening.clone());
+        std::iter::repeat_n(offsets, parameters.choices)
     });
     let mut dialect = Completions {
         header: Header::new("cmpl-", called),
@@ -57,6 +50,19 @@ pub(crate) async fn create(
         include_usage: parameters.include_usage,
         offsets: offsets.collect(),
     };
+    let prompts = requests.len();
+    let scored: Vec<usize> = echoes.iter().map(|echo| echo.scored_tokens).collect();
+    let candidates = completion.best_of;
+    let generations = requests.into_iter().map(|request| model.engine.generate(request));
+    let wrong = |error| ApiError::generating(error, Completions::PROMPT);
+    let generations = generations.collect::<Result<Vec<_>, _>>().map_err(wrong)?;
+    let openings = openings.into_iter();
+    let openings = openings.flat_map(|opening| std::iter::repeat_n(opening, candidates));
+    let mut events = opened(joined(generations, candidates, running), openings.collect());
+    if completion.echo {
+        events = echoed(events, echoes, candidates);
+    }
+    let choices = prompts * parameters.choices;
     if candidates == parameters.choices {
         return respond(&app, parameters, events, choices, dialect).await;
     }
@@ -147,10 +153,7 @@ impl CompletionRequest {
                         format!("`prompt` has token {token}, the vocabulary has {size} tokens");
                     return Err(ApiError::invalid("prompt", message));
                 }
-                // What was asked to be seen again is seen whole, special tokens too.
-                let bytes = tokens.iter().map(|token| tokenizer.token_bytes(*token));
-                let bytes: Vec<u8> = bytes.flatten().copied().collect();
-                (tokens.clone(), String::from_utf8_lossy(&bytes).into_owned(), 0)
+                (tokens.clone(), spelled(tokenizer, tokens), 0)
             }
         };
         check_length(Completions::PROMPT, tokens.len(), model.engine.info().context)?;
@@ -161,8 +164,17 @@ impl CompletionRequest {
         let mut request = self.parameters.request(tokens, logprobs, &defaults)?;
         request.choices = self.best_of;
         request.score_prompt = score_prompt;
-        Ok((request, Echo { text, scored_tokens }))
+        Ok((request, Echo { text: text.into(), scored_tokens }))
     }
+}
+
+/// A prompt of tokens as text: what was asked to be seen again is seen whole, special tokens too.
+fn spelled(tokenizer: &Tokenizer, tokens: &[TokenId]) -> String {
+    let bytes: Vec<u8> =
+        tokens.iter().flat_map(|token| tokenizer.token_bytes(*token)).copied().collect();
+    let begins_plainly = tokens.first().is_some_and(|token| !tokenizer.is_special(*token));
+    let skipped = if begins_plainly { tokenizer.opening_after(&[]).skip(&bytes) } else { 0 };
+    String::from_utf8_lossy(&bytes[skipped..]).into_owned()
 }
 
 /// A string, an array of strings, an array of tokens, or an array of those.

@@ -7,6 +7,7 @@ mod access;
 mod company;
 mod endpoints;
 mod errors;
+mod first_space;
 mod limits;
 mod logprobs;
 mod messages;
