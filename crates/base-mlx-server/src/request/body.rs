@@ -4,11 +4,11 @@ use std::time::Duration;
 use axum::extract::{FromRequest, Request};
 use axum::http::header;
 use futures_util::StreamExt;
-use serde::de::DeserializeOwned;
 use serde_json::{Map, Value};
 
 use crate::App;
 use crate::error::ApiError;
+use crate::request::Object;
 
 /// A request's body: a JSON object, no larger than allowed. Of keys given twice the last one counts, as in Python.
 #[derive(Debug)]
@@ -34,22 +34,8 @@ impl JsonObject {
         self.0.get(key)
     }
 
-    /// The fields that `T` knows; an error names the path of the one that is wrong.
-    pub(crate) fn read<T: DeserializeOwned>(&self) -> Result<T, ApiError> {
-        serde_path_to_error::deserialize(&Value::Object(self.0.clone())).map_err(|error| {
-            let path = error.path().to_string();
-            let message = error.into_inner().to_string();
-            // A field that is missing is the one to name, not the object that lacks it.
-            let missing =
-                message.strip_prefix("missing field `").and_then(|rest| rest.strip_suffix('`'));
-            let param = match (path.as_str(), missing) {
-                (".", Some(field)) => field.to_owned(),
-                (path, Some(field)) => format!("{path}.{field}"),
-                (path, None) => path.to_owned(),
-            };
-            let message = format!("`{param}`: {message}");
-            ApiError::invalid(param, message)
-        })
+    pub(crate) fn fields(&self) -> Object<'_> {
+        Object::body(&self.0)
     }
 }
 
@@ -112,34 +98,7 @@ const DISCARD_TIME: Duration = Duration::from_secs(10);
 
 #[cfg(test)]
 mod tests {
-    use serde::Deserialize;
-
     use super::*;
-
-    #[derive(Debug, Deserialize)]
-    struct Outer {
-        #[serde(default)]
-        list: Vec<Inner>,
-    }
-
-    #[derive(Debug, Deserialize)]
-    struct Inner {
-        #[allow(dead_code)]
-        number: u32,
-    }
-
-    fn param(body: &str) -> String {
-        let error = JsonObject::parse(body.as_bytes()).and_then(|body| body.read::<Outer>());
-        let envelope = error.unwrap_err().envelope();
-        envelope["error"]["param"].as_str().unwrap_or("null").to_owned()
-    }
-
-    #[test]
-    fn errors_name_the_path_of_the_field() {
-        assert_eq!(param(r#"{"list":[{"number":1},{"number":"2"}]}"#), "list[1].number");
-        assert_eq!(param(r#"{"list":[{}]}"#), "list[0].number");
-        assert_eq!(param(r#"{"list":5}"#), "list");
-    }
 
     #[test]
     fn what_is_not_json_is_a_client_error() {
@@ -157,6 +116,6 @@ mod tests {
     #[test]
     fn the_last_of_two_equal_keys_counts() {
         let body = JsonObject::parse(br#"{"list":1,"list":[{"number":7}]}"#).unwrap();
-        assert_eq!(body.read::<Outer>().unwrap().list.len(), 1);
+        assert_eq!(body.fields().list("list").unwrap().unwrap().len(), 1);
     }
 }

@@ -1,12 +1,10 @@
 use std::collections::HashSet;
 use std::fmt;
 
-use serde::de::value::SeqAccessDeserializer;
-use serde::de::{Deserialize, Deserializer, SeqAccess, Visitor};
 use serde_json::{Map, Value};
 
 use crate::error::ApiError;
-use crate::request::JsonObject;
+use crate::request::{Field, JsonObject, Object};
 
 /// The messages of a chat request, checked. They go on as they came: putting them into the words of a template is
 /// the template's affair.
@@ -20,33 +18,8 @@ pub(crate) struct Conversation {
     pub template_kwargs: Map<String, Value>,
 }
 
-#[derive(serde::Deserialize)]
-struct Fields {
-    #[serde(default)]
-    messages: Vec<Message>,
-    add_generation_prompt: Option<bool>,
-    continue_final_message: Option<bool>,
-    chat_template_kwargs: Option<Map<String, Value>>,
-}
-
-#[derive(serde::Deserialize)]
-struct Message {
-    role: Role,
-    content: Option<Content>,
-    name: Option<String>,
-    tool_calls: Option<Vec<ToolCall>>,
-    function_call: Option<Function>,
-    tool_call_id: Option<String>,
-    reasoning_content: Option<String>,
-    reasoning: Option<String>,
-    refusal: Option<String>,
-}
-
-#[derive(Clone, Copy, PartialEq, serde::Deserialize)]
-#[serde(rename_all = "lowercase")]
+#[derive(Clone, Copy, PartialEq)]
 enum Role {
-    /// What newer models call the system.
-    Developer,
     System,
     User,
     Assistant,
@@ -55,64 +28,42 @@ enum Role {
     Function,
 }
 
-enum Content {
-    Text(String),
-    Parts(Vec<Part>),
-}
-
-#[derive(serde::Deserialize)]
-struct Part {
-    r#type: String,
-    text: Option<String>,
-    refusal: Option<String>,
-}
-
-#[derive(serde::Deserialize)]
-struct ToolCall {
-    id: Option<String>,
-    function: Function,
-}
-
-#[derive(serde::Deserialize)]
-struct Function {
-    /// There must be one; who writes it is not the server.
-    #[serde(rename = "name")]
-    _name: String,
-    #[serde(default)]
-    arguments: Value,
-}
-
 impl Conversation {
     pub(crate) fn parse(body: &JsonObject) -> Result<Self, ApiError> {
-        let fields: Fields = body.read()?;
-        if fields.messages.is_empty() {
+        let fields = body.fields();
+        let messages = fields.list("messages")?.unwrap_or_default();
+        if messages.is_empty() {
             return Err(ApiError::invalid(
                 "messages",
                 "`messages` is missing or empty, expected at least one message",
             ));
         }
-        let continues = fields.continue_final_message.unwrap_or(false);
-        if continues && fields.add_generation_prompt == Some(true) {
+        let add_generation_prompt = fields.flag("add_generation_prompt")?;
+        let continues = fields.flag("continue_final_message")?.unwrap_or(false);
+        if continues && add_generation_prompt == Some(true) {
             return Err(ApiError::invalid(
                 "add_generation_prompt",
                 "`add_generation_prompt` and `continue_final_message` exclude each other",
             ));
         }
         let mut called = HashSet::new();
-        for (index, message) in fields.messages.iter().enumerate() {
-            message.check(&format!("messages[{index}]"), &mut called)?;
+        let mut can_be_continued = false;
+        for message in messages {
+            let (role, has_content) = check(&message.object()?, &mut called)?;
+            can_be_continued = role == Role::Assistant && has_content;
         }
-        if continues && !fields.messages.last().is_some_and(Message::can_be_continued) {
+        if continues && !can_be_continued {
             return Err(ApiError::invalid(
                 "continue_final_message",
                 "`continue_final_message` needs a last message of the assistant that has content",
             ));
         }
+        let template_kwargs = fields.object("chat_template_kwargs")?;
         Ok(Self {
             messages: body.get("messages").cloned().unwrap_or_default(),
             continues,
-            add_generation_prompt: fields.add_generation_prompt.unwrap_or(!continues),
-            template_kwargs: fields.chat_template_kwargs.unwrap_or_default(),
+            add_generation_prompt: add_generation_prompt.unwrap_or(!continues),
+            template_kwargs: template_kwargs.map(|kwargs| kwargs.to_map()).unwrap_or_default(),
         })
     }
 
@@ -158,131 +109,108 @@ fn mark_end(messages: &mut Value) {
     }
 }
 
-impl Message {
-    /// `called` holds the ids of all calls before.
-    fn check(&self, at: &str, called: &mut HashSet<String>) -> Result<(), ApiError> {
-        let assistant = self.role == Role::Assistant;
-        let calls = self.tool_calls.as_deref().unwrap_or_default();
-        let may_lack_content = assistant
-            && (!calls.is_empty()
-                || self.function_call.is_some()
-                || self.reasoning_content.is_some()
-                || self.reasoning.is_some()
-                || self.refusal.is_some());
-        match &self.content {
-            Some(content) => content.check(&format!("{at}.content"))?,
-            None if may_lack_content => {}
-            None => {
-                let param = format!("{at}.content");
-                let message =
-                    format!("`{param}` is missing, expected a string or an array of parts");
-                return Err(ApiError::invalid(param, message));
-            }
-        }
-        if self.role == Role::Tool {
-            let param = format!("{at}.tool_call_id");
-            let Some(id) = &self.tool_call_id else {
-                let text = format!("`{param}` is missing, a tool's message needs it");
-                return Err(ApiError::invalid(param, text));
-            };
-            if !called.contains(id) {
-                let text = format!("`{param}` is {id:?}, which no earlier message called");
-                return Err(ApiError::invalid(param, text));
-            }
-        }
-        if self.role == Role::Function && self.name.is_none() {
-            let param = format!("{at}.name");
-            let text = format!("`{param}` is missing, a function's message needs it");
+/// A message's role, and whether it has content that is not empty. `called` holds the ids of all calls before.
+fn check<'a>(
+    message: &Object<'a>,
+    called: &mut HashSet<&'a str>,
+) -> Result<(Role, bool), ApiError> {
+    let role = Role::parse(&message.need("role", ROLES)?)?;
+    let calls = message.list("tool_calls")?.unwrap_or_default();
+    let ids = calls.iter().map(check_call).collect::<Result<Vec<_>, _>>()?;
+    let old_call = message.object("function_call")?;
+    old_call.as_ref().map(check_function).transpose()?;
+    let mut says_more = !calls.is_empty() || old_call.is_some();
+    for key in ["reasoning_content", "reasoning", "refusal"] {
+        says_more |= message.text(key)?.is_some();
+    }
+    let has_content = match message.get("content") {
+        None if role == Role::Assistant && says_more => false,
+        None => return Err(message.missing("content", "a string or an array of parts")),
+        Some(content) => check_content(&content)?,
+    };
+    let (name, id) = (message.text("name")?, message.text("tool_call_id")?);
+    match (role, name, id) {
+        (Role::Tool, _, Some(id)) if !called.contains(id) => {
+            let param = message.path_of("tool_call_id");
+            let text = format!("`{param}` is {id:?}, which no earlier message called");
             return Err(ApiError::invalid(param, text));
         }
-        if let Some(function) = &self.function_call {
-            function.check(&format!("{at}.function_call"))?;
+        (Role::Tool, _, None) => {
+            return Err(message.missing("tool_call_id", "the id of the call that it answers"));
         }
-        for (index, call) in calls.iter().enumerate() {
-            call.function.check(&format!("{at}.tool_calls[{index}].function"))?;
-            called.extend(call.id.clone().filter(|_| assistant));
+        (Role::Function, None, _) => {
+            return Err(message.missing("name", "the name of the function that it answers for"));
         }
-        Ok(())
+        (Role::Assistant, ..) => called.extend(ids.into_iter().flatten()),
+        _ => {}
     }
-
-    fn can_be_continued(&self) -> bool {
-        let has_content = match &self.content {
-            Some(Content::Text(text)) => !text.is_empty(),
-            Some(Content::Parts(parts)) => !parts.is_empty(),
-            None => false,
-        };
-        self.role == Role::Assistant && has_content
-    }
+    Ok((role, has_content))
 }
 
-impl Content {
-    fn check(&self, at: &str) -> Result<(), ApiError> {
-        let Self::Parts(parts) = self else { return Ok(()) };
-        for (index, part) in parts.iter().enumerate() {
-            let text = match part.r#type.as_str() {
-                "text" => &part.text,
-                "refusal" => &part.refusal,
-                kind @ ("image_url" | "input_audio" | "file" | "video_url") => {
-                    let param = format!("{at}[{index}].type");
-                    let message =
-                        format!("`{param}` is `{kind}`, but this model takes nothing but text");
-                    return Err(ApiError::unsupported(param, message));
-                }
-                kind => {
-                    let param = format!("{at}[{index}].type");
-                    let message = format!("`{param}` is {kind:?}, expected `text`");
-                    return Err(ApiError::invalid(param, message));
-                }
-            };
-            if text.is_none() {
-                let param = format!("{at}[{index}].{}", part.r#type);
-                let message = format!("`{param}` is missing, expected a string");
-                return Err(ApiError::invalid(param, message));
-            }
-        }
-        Ok(())
-    }
-}
-
-impl<'de> Deserialize<'de> for Content {
-    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
-        struct TextOrParts;
-        impl<'de> Visitor<'de> for TextOrParts {
-            type Value = Content;
-
-            fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-                f.write_str("a string or an array of parts")
-            }
-
-            fn visit_str<E>(self, text: &str) -> Result<Content, E> {
-                Ok(Content::Text(text.to_owned()))
-            }
-
-            fn visit_string<E>(self, text: String) -> Result<Content, E> {
-                Ok(Content::Text(text))
-            }
-
-            fn visit_seq<A: SeqAccess<'de>>(self, parts: A) -> Result<Content, A::Error> {
-                Vec::deserialize(SeqAccessDeserializer::new(parts)).map(Content::Parts)
-            }
-        }
-        deserializer.deserialize_any(TextOrParts)
-    }
-}
-
-impl Function {
-    fn check(&self, at: &str) -> Result<(), ApiError> {
-        match self.arguments {
-            Value::String(_) | Value::Object(_) | Value::Null => Ok(()),
-            _ => {
-                let param = format!("{at}.arguments");
-                let message = format!("`{param}` is neither a string nor an object");
-                Err(ApiError::invalid(param, message))
+impl Role {
+    fn parse(role: &Field) -> Result<Self, ApiError> {
+        match role.text()? {
+            // What newer models call the system.
+            "developer" | "system" => Ok(Self::System),
+            "user" => Ok(Self::User),
+            "assistant" => Ok(Self::Assistant),
+            "tool" => Ok(Self::Tool),
+            "function" => Ok(Self::Function),
+            other => {
+                let message = format!("`{}` is {other:?}, expected {ROLES}", role.path());
+                Err(ApiError::invalid(role.path(), message))
             }
         }
     }
 }
 
+/// Is there anything in it?
+fn check_content(content: &Field) -> Result<bool, ApiError> {
+    match content.value() {
+        Value::String(text) => Ok(!text.is_empty()),
+        Value::Array(parts) => {
+            content.list()?.iter().try_for_each(check_part)?;
+            Ok(!parts.is_empty())
+        }
+        _ => Err(content.wrong("a string or an array of parts")),
+    }
+}
+
+fn check_part(part: &Field) -> Result<(), ApiError> {
+    let fields = part.object()?;
+    let kind = fields.need("type", "a string")?;
+    match kind.text()? {
+        key @ ("text" | "refusal") => fields.need(key, "a string")?.text().map(|_| ()),
+        name @ ("image_url" | "input_audio" | "file" | "video_url") => {
+            let message =
+                format!("`{}` is `{name}`, but this model takes nothing but text", kind.path());
+            Err(ApiError::unsupported(kind.path(), message))
+        }
+        name => {
+            let message = format!("`{}` is {name:?}, expected `text`", kind.path());
+            Err(ApiError::invalid(kind.path(), message))
+        }
+    }
+}
+
+/// The call's id, if it has one.
+fn check_call<'a>(call: &Field<'a>) -> Result<Option<&'a str>, ApiError> {
+    let call = call.object()?;
+    check_function(&call.need("function", "an object")?.object()?)?;
+    call.text("id")
+}
+
+fn check_function(function: &Object) -> Result<(), ApiError> {
+    function.need("name", "a string")?.text()?;
+    match function.get("arguments") {
+        Some(arguments) if !arguments.value().is_string() && !arguments.value().is_object() => {
+            Err(arguments.wrong("a string or an object"))
+        }
+        _ => Ok(()),
+    }
+}
+
+const ROLES: &str = "`developer`, `system`, `user`, `assistant`, `tool` or `function`";
 /// A private character of Unicode's last plane, in which no template says anything.
 const MARK: &str = "\u{10fffd}";
 

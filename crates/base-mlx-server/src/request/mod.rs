@@ -2,11 +2,13 @@
 //! here, before a model is looked for; the rest when the model's [`Text`](base_mlx_core::text::Text) is at hand.
 
 mod body;
+mod field;
 mod messages;
 mod parameters;
 mod unsupported;
 
 pub(crate) use body::JsonObject;
+pub(crate) use field::{Field, Object};
 pub(crate) use messages::Conversation;
 pub(crate) use parameters::{Defaults, Parameters, in_range, max_tokens};
 pub(crate) use unsupported::{Known, refuse};

@@ -6,11 +6,10 @@ use std::ops::RangeInclusive;
 use base_mlx_core::TokenId;
 use base_mlx_core::engine::{GenerateRequest, SamplingDefaults};
 use base_mlx_core::sample::SamplingParams;
-use serde::Deserialize;
-use serde_json::Number;
+use serde_json::Value;
 
 use crate::error::ApiError;
-use crate::request::JsonObject;
+use crate::request::{Field, JsonObject, Object};
 
 /// How to generate: what chat and plain completions say in the same words, checked.
 #[derive(Clone, Debug)]
@@ -39,78 +38,47 @@ pub(crate) struct Defaults {
     pub sampling: SamplingDefaults,
 }
 
-#[derive(Deserialize)]
-struct Fields {
-    model: Option<String>,
-    stream: Option<bool>,
-    stream_options: Option<StreamOptions>,
-    n: Option<u64>,
-    stop: Option<Stop>,
-    max_tokens: Option<i64>,
-    ignore_eos: Option<bool>,
-    seed: Option<Number>,
-    temperature: Option<f64>,
-    top_k: Option<i64>,
-    top_p: Option<f64>,
-    min_p: Option<f64>,
-    repetition_penalty: Option<f64>,
-    /// What llama.cpp and Ollama call it.
-    repeat_penalty: Option<f64>,
-    presence_penalty: Option<f64>,
-    frequency_penalty: Option<f64>,
-    logit_bias: Option<BTreeMap<String, f64>>,
-}
-
-#[derive(Deserialize)]
-struct StreamOptions {
-    include_usage: Option<bool>,
-}
-
-#[derive(Deserialize)]
-#[serde(untagged, expecting = "expected a string or an array of strings")]
-enum Stop {
-    One(String),
-    Many(Vec<String>),
-}
-
 impl Parameters {
     /// `least_tokens` is the smallest `max_tokens` that makes sense.
     pub(crate) fn parse(body: &JsonObject, least_tokens: u64) -> Result<Self, ApiError> {
-        let fields: Fields = body.read()?;
-        let stream = fields.stream.unwrap_or(false);
-        if fields.stream_options.is_some() && !stream {
+        let fields = body.fields();
+        let stream = fields.flag("stream")?.unwrap_or(false);
+        let stream_options = fields.object("stream_options")?;
+        if stream_options.is_some() && !stream {
             return Err(ApiError::invalid(
                 "stream_options",
                 "`stream_options` is only allowed with `stream: true`",
             ));
         }
+        let include_usage = stream_options.map(|options| options.flag("include_usage"));
+        let choices = in_range("n", fields.whole("n")?, 1..=MOST_CHOICES)?;
+        let most_tokens = fields.whole("max_tokens")?;
         Ok(Self {
-            model: fields.model,
+            model: fields.text("model")?.map(str::to_owned),
             stream,
-            include_usage: fields
-                .stream_options
-                .and_then(|options| options.include_usage)
-                .unwrap_or(false),
-            choices: in_range("n", fields.n, 1..=MOST_CHOICES)?.unwrap_or(1) as usize,
-            stop: stop_strings(fields.stop)?,
-            max_tokens: max_tokens("max_tokens", fields.max_tokens, least_tokens)?,
-            ignore_end: fields.ignore_eos.unwrap_or(false),
-            seed: fields.seed.map_or_else(|| Ok(random_seed()), |seed| fold_seed(&seed))?,
+            include_usage: include_usage.transpose()?.flatten().unwrap_or(false),
+            choices: choices.unwrap_or(1) as usize,
+            stop: stop_strings(fields.get("stop"))?,
+            max_tokens: max_tokens("max_tokens", most_tokens, least_tokens)?,
+            ignore_end: fields.flag("ignore_eos")?.unwrap_or(false),
+            seed: fields.get("seed").map_or_else(|| Ok(random_seed()), |seed| fold_seed(&seed))?,
             sampling: SamplingDefaults {
-                temperature: in_range("temperature", fields.temperature, 0.0..=2.0)?
+                temperature: in_range("temperature", fields.number("temperature")?, 0.0..=2.0)?
                     .map(|given| given as f32),
-                top_k: in_range("top_k", fields.top_k, -1..=i64::MAX)?
+                top_k: in_range("top_k", fields.whole("top_k")?, -1..=i64::MAX)?
                     .map(|given| given.max(0) as usize),
-                top_p: above_zero("top_p", fields.top_p, 1.0)?,
-                min_p: in_range("min_p", fields.min_p, 0.0..=1.0)?.map(|given| given as f32),
+                top_p: above_zero("top_p", fields.number("top_p")?, 1.0)?,
+                min_p: in_range("min_p", fields.number("min_p")?, 0.0..=1.0)?
+                    .map(|given| given as f32),
                 repetition_penalty: repetition_penalty(
-                    fields.repetition_penalty,
-                    fields.repeat_penalty,
+                    fields.number("repetition_penalty")?,
+                    // What llama.cpp and Ollama call it.
+                    fields.number("repeat_penalty")?,
                 )?,
             },
-            presence_penalty: penalty("presence_penalty", fields.presence_penalty)?,
-            frequency_penalty: penalty("frequency_penalty", fields.frequency_penalty)?,
-            logit_bias: logit_bias(fields.logit_bias.unwrap_or_default())?,
+            presence_penalty: penalty("presence_penalty", fields.number("presence_penalty")?)?,
+            frequency_penalty: penalty("frequency_penalty", fields.number("frequency_penalty")?)?,
+            logit_bias: fields.object("logit_bias")?.map_or(Ok(Vec::new()), logit_bias)?,
         })
     }
 
@@ -224,12 +192,16 @@ fn above_zero(param: &str, given: Option<f64>, most: f64) -> Result<Option<f32>,
     }
 }
 
-fn stop_strings(given: Option<Stop>) -> Result<Vec<String>, ApiError> {
-    let strings = match given {
-        None => Vec::new(),
-        Some(Stop::One(string)) => vec![string],
-        Some(Stop::Many(strings)) => strings,
+fn stop_strings(given: Option<Field>) -> Result<Vec<String>, ApiError> {
+    let Some(given) = given else { return Ok(Vec::new()) };
+    let strings: Option<Vec<String>> = match given.value() {
+        Value::String(string) => Some(vec![string.clone()]),
+        Value::Array(items) => items.iter().map(|item| item.as_str().map(str::to_owned)).collect(),
+        _ => None,
     };
+    let strings = strings.ok_or_else(|| {
+        ApiError::invalid("stop", "`stop` is neither a string nor an array of strings")
+    })?;
     if strings.iter().any(String::is_empty) {
         return Err(ApiError::invalid("stop", "`stop` contains an empty string"));
     }
@@ -249,7 +221,8 @@ fn stop_strings(given: Option<Stop>) -> Result<Vec<String>, ApiError> {
     Ok(strings)
 }
 
-fn logit_bias(given: BTreeMap<String, f64>) -> Result<Vec<(TokenId, f32)>, ApiError> {
+fn logit_bias(given: Object) -> Result<Vec<(TokenId, f32)>, ApiError> {
+    let given: BTreeMap<&str, Field> = given.entries().collect();
     if given.len() > MOST_BIASES {
         let count = given.len();
         let message = format!("`logit_bias` names {count} tokens, at most {MOST_BIASES} are taken");
@@ -264,6 +237,7 @@ fn logit_bias(given: BTreeMap<String, f64>) -> Result<Vec<(TokenId, f32)>, ApiEr
                     format!("`logit_bias` names {key:?}, expected a token's number"),
                 )
             })?;
+            let bias = bias.number()?;
             in_range("logit_bias", Some(bias), -100.0..=100.0)?;
             Ok((token, bias as f32))
         })
@@ -271,10 +245,10 @@ fn logit_bias(given: BTreeMap<String, f64>) -> Result<Vec<(TokenId, f32)>, ApiEr
 }
 
 /// Any 64-bit integer, signed or not; two seeds that differ stay different.
-fn fold_seed(seed: &Number) -> Result<u64, ApiError> {
-    seed.as_i64().map(|seed| seed as u64).or_else(|| seed.as_u64()).ok_or_else(|| {
-        ApiError::invalid("seed", format!("`seed` is {seed}, expected a 64-bit integer"))
-    })
+fn fold_seed(seed: &Field) -> Result<u64, ApiError> {
+    let value = seed.value();
+    let folded = value.as_i64().map(|seed| seed as u64).or_else(|| value.as_u64());
+    folded.ok_or_else(|| seed.wrong("a 64-bit integer"))
 }
 
 /// The standard library's hasher is keyed from the system's randomness.
@@ -284,7 +258,7 @@ fn random_seed() -> u64 {
 
 /// The bias that leaves a token no chance.
 const BAN: f32 = -100.0;
-const MOST_CHOICES: u64 = 128;
+const MOST_CHOICES: i64 = 128;
 const MOST_STOPS: usize = 1024;
 const MOST_STOP_BYTES: usize = 16 * 1024;
 const MOST_BIASES: usize = 1024;

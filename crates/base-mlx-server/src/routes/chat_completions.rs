@@ -4,7 +4,6 @@ use axum::extract::{RawQuery, State};
 use axum::response::Response;
 use base_mlx_core::engine::GenerateRequest;
 use base_mlx_core::text::{AddSpecial, ChatInput, Opening};
-use serde::Deserialize;
 use serde_json::Value;
 
 use crate::App;
@@ -54,23 +53,17 @@ struct ChatRequest {
     logprobs: Option<usize>,
 }
 
-#[derive(Deserialize)]
-struct Fields {
-    max_completion_tokens: Option<i64>,
-    logprobs: Option<bool>,
-    top_logprobs: Option<i64>,
-}
-
 impl ChatRequest {
     fn parse(body: &JsonObject) -> Result<Self, ApiError> {
         refuse(body, &[Known::EVERYWHERE, Known::OF_CHAT])?;
         check_response_format(body.get("response_format"))?;
         let mut parameters = Parameters::parse(body, 1)?;
-        let fields: Fields = body.read()?;
-        let most = max_tokens("max_completion_tokens", fields.max_completion_tokens, 1)?;
+        let fields = body.fields();
+        let most = fields.whole("max_completion_tokens")?;
+        let most = max_tokens("max_completion_tokens", most, 1)?;
         parameters.max_tokens = most.or(parameters.max_tokens);
-        let top = in_range("top_logprobs", fields.top_logprobs, 0..=20)?;
-        let logprobs = match (fields.logprobs.unwrap_or(false), top) {
+        let top = in_range("top_logprobs", fields.whole("top_logprobs")?, 0..=20)?;
+        let logprobs = match (fields.flag("logprobs")?.unwrap_or(false), top) {
             (true, top) => Some(top.unwrap_or(0) as usize),
             (false, None | Some(0)) => None,
             (false, Some(_)) => {

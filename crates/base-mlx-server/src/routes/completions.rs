@@ -5,7 +5,6 @@ use axum::response::Response;
 use base_mlx_core::TokenId;
 use base_mlx_core::engine::GenerateRequest;
 use base_mlx_core::text::{AddSpecial, Opening, Tokenizer};
-use serde::Deserialize;
 use serde_json::Value;
 
 use crate::App;
@@ -85,31 +84,22 @@ enum Prompt {
     Tokens(Vec<TokenId>),
 }
 
-#[derive(Deserialize)]
-struct Fields {
-    #[serde(default)]
-    prompt: Value,
-    echo: Option<bool>,
-    logprobs: Option<i64>,
-    best_of: Option<u64>,
-}
-
 impl CompletionRequest {
     fn parse(body: &JsonObject) -> Result<Self, ApiError> {
         refuse(body, &[Known::EVERYWHERE, Known::OF_COMPLETIONS])?;
-        let fields: Fields = body.read()?;
-        let echo = fields.echo.unwrap_or(false);
+        let fields = body.fields();
+        let echo = fields.flag("echo")?.unwrap_or(false);
         // An answer of no tokens makes sense for who wants the prompt scored.
         let mut parameters = Parameters::parse(body, if echo { 0 } else { 1 })?;
         parameters.max_tokens = parameters.max_tokens.or(Some(DEFAULT_MAX_TOKENS));
-        let fewest = parameters.choices as u64;
-        let best_of = in_range("best_of", fields.best_of, fewest..=MOST_CANDIDATES)?;
+        let fewest = parameters.choices as i64;
+        let best_of = in_range("best_of", fields.whole("best_of")?, fewest..=MOST_CANDIDATES)?;
         let best_of = best_of.map_or(parameters.choices, |best_of| best_of as usize);
         if parameters.stream && best_of > parameters.choices {
             let message = "`best_of` more than `n` cannot be streamed";
             return Err(ApiError::invalid("best_of", message));
         }
-        let prompts = prompts(fields.prompt)?;
+        let prompts = prompts(body.get("prompt").cloned().unwrap_or_default())?;
         if prompts.len() * best_of > MOST_SEQUENCES {
             let message = format!(
                 "{} prompts with {best_of} answers each are more than {MOST_SEQUENCES} answers",
@@ -120,7 +110,8 @@ impl CompletionRequest {
         Ok(Self {
             prompts,
             echo,
-            logprobs: in_range("logprobs", fields.logprobs, 0..=5)?.map(|top| top as usize),
+            logprobs: in_range("logprobs", fields.whole("logprobs")?, 0..=5)?
+                .map(|top| top as usize),
             best_of,
             parameters,
         })
@@ -228,7 +219,7 @@ fn best(answer: Answer, candidates: usize, kept: usize, scored: &[usize]) -> Ans
 
 /// What the API's reference says; chat answers have no such limit.
 const DEFAULT_MAX_TOKENS: usize = 16;
-const MOST_CANDIDATES: u64 = 128;
+const MOST_CANDIDATES: i64 = 128;
 const MOST_PROMPTS: usize = 256;
 /// One request's share of a queue that all clients wait in.
 const MOST_SEQUENCES: usize = 1024;

@@ -59,6 +59,54 @@ fn point_02_validation_failures_are_400_and_name_the_parameter() {
 }
 
 #[test]
+fn point_02_a_value_of_the_wrong_type_is_told_in_plain_words() {
+    let message = json!({ "role": "user", "content": "a" });
+    for (fields, param, told) in [
+        (json!({ "temperature": "hot" }), "temperature", "is a string, expected a number"),
+        (json!({ "max_tokens": 1.5 }), "max_tokens", "is 1.5, expected a whole number"),
+        (json!({ "n": true }), "n", "is true, expected a whole number"),
+        (json!({ "stream": 1 }), "stream", "is 1, expected true or false"),
+        (json!({ "model": [] }), "model", "is an array, expected a string"),
+        (json!({ "seed": 0.5 }), "seed", "is 0.5, expected a 64-bit integer"),
+        (json!({ "messages": message }), "messages", "is an object, expected an array"),
+        (json!({ "logit_bias": { "1": "x" } }), "logit_bias.1", "is a string, expected a number"),
+        // An array is no object, whatever its items.
+        (json!({ "messages": [["user", "a"]] }), "messages[0]", "is an array, expected an object"),
+        (
+            json!({ "stream": true, "stream_options": [true] }),
+            "stream_options",
+            "is an array, expected an object",
+        ),
+        (
+            json!({ "messages": [{ "role": "user", "content": [["text", "a"]] }] }),
+            "messages[0].content[0]",
+            "is an array, expected an object",
+        ),
+        (
+            json!({ "messages": [{ "role": "assistant", "tool_calls": [{ "function": ["f"] }] }] }),
+            "messages[0].tool_calls[0].function",
+            "is an array, expected an object",
+        ),
+        (
+            json!({ "messages": [message, { "content": "a" }] }),
+            "messages[1].role",
+            "is missing, expected `developer`, `system`, `user`, `assistant`, `tool` or `function`",
+        ),
+        (
+            json!({ "chat_template_kwargs": [] }),
+            "chat_template_kwargs",
+            "is an array, expected an object",
+        ),
+    ] {
+        let error = SERVER.chat(with(capital(), fields)).error(400);
+        assert_eq!(error["message"], format!("`{param}` {told}"));
+        assert_eq!(error["param"], param);
+    }
+    let error = SERVER.complete(json!({ "prompt": "a", "best_of": "2" })).error(400);
+    assert_eq!(error["message"], "`best_of` is a string, expected a whole number");
+}
+
+#[test]
 fn point_02_a_full_server_says_when_to_come_back() {
     let server = TestServer::start(|options| options.max_requests = 1);
     let endless =
