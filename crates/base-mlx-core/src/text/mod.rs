@@ -6,11 +6,13 @@ mod decoder;
 mod end;
 mod folder;
 mod gguf;
+mod json;
 mod pretokenize;
 mod template;
 mod tokenizer;
 
 pub use decoder::{Decoder, Opening};
+pub use json::parse_json;
 pub use template::{ChatInput, ChatTemplate, Clock, SpecialTokens, TemplateError};
 pub use tokenizer::{AddSpecial, Tokenizer};
 

@@ -3,6 +3,7 @@ use std::time::Duration;
 
 use axum::extract::{FromRequest, Request};
 use axum::http::header;
+use base_mlx_core::text::parse_json;
 use futures_util::StreamExt;
 use serde_json::{Map, Value};
 
@@ -16,8 +17,8 @@ pub(crate) struct JsonObject(Map<String, Value>);
 
 impl JsonObject {
     pub(crate) fn parse(bytes: &[u8]) -> Result<Self, ApiError> {
-        // serde_json stops at 128 levels, at half surrogates and at numbers that no f64 holds.
-        match serde_json::from_slice(bytes) {
+        // It stops at 128 levels, at half surrogates and at numbers that no f64 holds.
+        match parse_json(bytes) {
             Ok(Value::Object(fields)) => Ok(Self(fields)),
             Ok(_) => Err(ApiError::Invalid {
                 param: None,

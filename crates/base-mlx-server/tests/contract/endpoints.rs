@@ -150,6 +150,34 @@ fn point_60_strange_bodies_are_client_errors() {
 }
 
 #[test]
+fn point_60_no_key_goes_round_the_depth() {
+    let key = "$serde_json::private::RawValue";
+    let send = |body: &str| SERVER.send("POST", "/v1/chat/completions", &[], body.as_bytes());
+    let chat = |more: &str| {
+        let message = r#"{"role":"user","content":"a"}"#;
+        send(&format!(r#"{{"model":"smollm2","max_tokens":1,"messages":[{message}],{more}}}"#))
+    };
+    let levels = |count: usize| format!("{}{}", "[".repeat(count), "]".repeat(count));
+    // A text like any other, under a name that nobody knows.
+    for text in [levels(100), levels(50_000), "{".to_owned(), "not JSON".to_owned()] {
+        chat(&format!(r#""x":{{"{key}":"{text}"}}"#)).ok();
+        chat(&format!(r#""x":{},"y":{{"{key}":5}}"#, levels(100))).ok();
+        chat(&format!(r#""{key}":"{text}""#)).ok();
+        chat(&format!(r#""chat_template_kwargs":{{"x":{{"{key}":"{text}"}}}}"#)).ok();
+    }
+    chat(&format!(r#""x":{{"{key}":{}}}"#, levels(200))).error(400);
+    // It is no number, no text and no list of messages either.
+    let number = r#"{"$serde_json::private::Number":"0.5"}"#;
+    assert_eq!(chat(&format!(r#""temperature":{number}"#)).error(400)["param"], "temperature");
+    assert_eq!(chat(&format!(r#""stop":{{"{key}":"\"a\""}}"#)).error(400)["param"], "stop");
+    let hidden = r#"[{\"role\":\"user\",\"content\":\"a\"}]"#;
+    let body = format!(r#"{{"model":"smollm2","messages":{{"{key}":"{hidden}"}}}}"#);
+    assert_eq!(send(&body).error(400)["param"], "messages");
+    let body = format!(r#"{{"{key}":"{{\"model\":\"smollm2\",\"messages\":{hidden}}}"}}"#);
+    assert_eq!(send(&body).error(400)["param"], "messages");
+}
+
+#[test]
 fn point_60_a_body_has_a_largest_size() {
     let body = vec![b' '; 33 * 1024 * 1024];
     let error = SERVER.send("POST", "/v1/chat/completions", &[], &body).error(413);

@@ -1,6 +1,7 @@
 use serde_json::{Map, Value, json};
 
 use super::probe::Capabilities;
+use crate::text::parse_json;
 
 /// How a template wants the arguments of a call in the history.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -159,8 +160,8 @@ fn call_arguments(call: &mut Value, wanted: Arguments) {
     }
     match (wanted, &*arguments) {
         (Arguments::Object, Value::String(text)) => {
-            if let Ok(object) = serde_json::from_str::<Map<String, Value>>(text) {
-                *arguments = Value::Object(object);
+            if let Ok(object @ Value::Object(_)) = parse_json(text.as_bytes()) {
+                *arguments = object;
             }
         }
         (Arguments::String, Value::Object(object)) => {
