@@ -127,7 +127,11 @@ impl Models {
             Err(StoreError::NotFound { name: model, in_catalogue, closest }) => {
                 Err(ApiError::ModelNotFound { model, in_catalogue, closest })
             }
-            Err(error) => Err(ApiError::internal(error.to_string())),
+            Err(error) => {
+                // What it says may be a path.
+                tracing::error!(%error, "model not looked for");
+                Err(ApiError::internal("the server cannot look for the model"))
+            }
         }
     }
 

@@ -232,11 +232,9 @@ fn index(tensors: &[Stored]) -> Result<HashMap<String, usize>, LoadError> {
             Slot::Vacant(slot) => slot.insert(position),
             Slot::Occupied(slot) => {
                 let first: &Stored = &tensors[*slot.get()];
-                let what = format!(
-                    "tensor `{}` is there twice, first in {}",
-                    tensor.name,
-                    first.path.display()
-                );
+                // Files of one checkpoint lie side by side.
+                let file = first.path.file_name().unwrap_or_default().to_string_lossy();
+                let what = format!("tensor `{}` is there twice, first in {file}", tensor.name);
                 return Err(LoadError::Damaged { path: tensor.path.to_path_buf(), what });
             }
         };

@@ -42,7 +42,7 @@ pub enum LoadError {
 }
 
 impl LoadError {
-    /// The file or folder that is at fault, as the message has it.
+    /// The file or folder that is at fault, as the message has it; other files the message calls by their name alone.
     pub fn path(&self) -> Option<&Path> {
         match self {
             Self::Io { path, .. }

@@ -89,6 +89,63 @@ fn a_load_that_fails_is_told_to_all_who_wait_and_tried_again() {
     ask().ok();
 }
 
+#[test]
+fn point_08_what_is_wrong_with_a_model_is_told_without_paths() {
+    let models = Path::new(env!("CARGO_TARGET_TMPDIR")).join("broken-models");
+    let _ = std::fs::remove_dir_all(&models);
+    let golden = Path::new(env!("CARGO_MANIFEST_DIR")).join("../base-mlx-core/tests/golden/llama");
+    let config = std::fs::read_to_string(golden.join("tied/config.json")).unwrap();
+    let weights = std::fs::read(golden.join("tied/model.safetensors")).unwrap();
+    let index = |first: &str, second: &str| {
+        json!({ "weight_map": { "model.norm.weight": first, "model.embed_tokens.weight": second } })
+            .to_string()
+    };
+    let shards = index("a.safetensors", "b.safetensors");
+    // What lies beside config.json.
+    type Files<'a> = Vec<(&'a str, &'a [u8])>;
+    let cases: [(&str, Files, &str); 7] = [
+        (
+            "twice",
+            vec![
+                ("model.safetensors.index.json", shards.as_bytes()),
+                ("a.safetensors", &weights),
+                ("b.safetensors", &weights),
+            ],
+            "a.safetensors",
+        ),
+        (
+            "shard-missing",
+            vec![("model.safetensors.index.json", shards.as_bytes()), ("a.safetensors", &weights)],
+            "b.safetensors",
+        ),
+        ("index", vec![("model.safetensors.index.json", b"{")], "model.safetensors.index.json"),
+        ("cut-off", vec![("model.safetensors", &weights[..1000])], "model.safetensors"),
+        ("no-tokenizer", vec![("model.safetensors", &weights)], "tokenizer.json"),
+        (
+            "tokenizer",
+            vec![("model.safetensors", &weights), ("tokenizer.json", b"{}")],
+            "tokenizer.json",
+        ),
+        ("several", vec![("a.safetensors", &weights), ("b.safetensors", &weights)], "several"),
+    ];
+    for (name, files, _) in &cases {
+        let folder = models.join(name);
+        std::fs::create_dir_all(&folder).unwrap();
+        std::fs::write(folder.join("config.json"), &config).unwrap();
+        for (file, bytes) in files {
+            std::fs::write(folder.join(file), bytes).unwrap();
+        }
+    }
+    let server = TestServer::with_models(&models, |_| {});
+    for (name, _, file) in cases {
+        let reply = server.complete(json!({ "model": name, "prompt": "a" }));
+        let error = reply.error(400);
+        let message = error["message"].as_str().unwrap();
+        assert!(message.contains(file), "{message}");
+        assert!(!reply.text().contains(models.to_str().unwrap()), "{message}");
+    }
+}
+
 /// A file in another place, without a copy of it.
 fn put(from: &Path, to: &Path) {
     let _ = std::fs::remove_file(to);
