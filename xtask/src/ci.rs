@@ -9,14 +9,15 @@ use std::time::Instant;
 use anyhow::{Context, Result, bail, ensure};
 
 use crate::process::{self, cargo};
-use crate::{models, python, tidy};
+use crate::{compiler, models, python, tidy};
 
 const OPENAI_CLIENT: &[&str] = &["openai==3.54.0"];
 
 type Step = fn(&Path) -> Result<()>;
 
 pub(crate) fn run(root: &Path) -> Result<()> {
-    let steps: [(&str, Step); 9] = [
+    let steps: [(&str, Step); 10] = [
+        ("c++ compiler", |_| compiler::find()),
         ("fmt", fmt),
         ("tidy", tidy::run),
         ("models", |root| models::fetch(&models::folder(root))),

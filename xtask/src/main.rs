@@ -1,9 +1,11 @@
 //! What the project does to itself: `cargo xtask ci | tidy | models | golden`.
 //!
-//! Needs Rust, a C compiler and Python 3 with pip, and nothing that is not fetched by their own clients. What it
-//! installs lies under `target/`.
+//! All need Rust and a C compiler; `tidy` needs nothing else. `models` needs Python 3 with pip, `ci` that and a C++
+//! compiler, `golden` both and CMake. Whatever else they use is fetched by the clients of Rust and Python and lies under
+//! `target/`; only where CI runs as root does `ci` install g++ by apt-get if there is no C++ compiler.
 
 mod ci;
+mod compiler;
 mod golden;
 mod models;
 mod process;
