@@ -3,6 +3,7 @@ use std::hash::{BuildHasher, RandomState};
 use anyhow::{Result, bail};
 use base_mlx_core::engine::SamplingDefaults;
 use base_mlx_core::sample::SamplingParams;
+use base_mlx_core::sample::range::{self, Range};
 use clap::Args;
 
 /// What the user set; the rest is the model makers' word, then ours.
@@ -15,13 +16,13 @@ pub(crate) struct Parameters {
     #[arg(long, value_name = "K")]
     top_k: Option<usize>,
     /// Choose among the tokens that make up this share of the probability
-    #[arg(long, value_name = "P", value_parser = share)]
+    #[arg(long, value_name = "P", value_parser = top_p)]
     top_p: Option<f32>,
     /// Choose among tokens at least this times as probable as the best
-    #[arg(long, value_name = "P", value_parser = share_or_none)]
+    #[arg(long, value_name = "P", value_parser = min_p)]
     min_p: Option<f32>,
     /// Above 1: avoid what prompt or answer have said already
-    #[arg(long, value_name = "FACTOR", value_parser = factor)]
+    #[arg(long, value_name = "FACTOR", value_parser = repetition_penalty)]
     repetition_penalty: Option<f32>,
     /// Above 0: avoid tokens that the answer has
     #[arg(long, value_name = "PENALTY", value_parser = penalty, allow_negative_numbers = true)]
@@ -52,10 +53,10 @@ impl Parameters {
         let result = match name.replace('-', "_").as_str() {
             "temperature" => temperature(value).map(|value| self.temperature = Some(value)),
             "top_k" => whole(value).map(|value| self.top_k = Some(value)),
-            "top_p" => share(value).map(|value| self.top_p = Some(value)),
-            "min_p" => share_or_none(value).map(|value| self.min_p = Some(value)),
+            "top_p" => top_p(value).map(|value| self.top_p = Some(value)),
+            "min_p" => min_p(value).map(|value| self.min_p = Some(value)),
             "repetition_penalty" => {
-                factor(value).map(|value| self.repetition_penalty = Some(value))
+                repetition_penalty(value).map(|value| self.repetition_penalty = Some(value))
             }
             "presence_penalty" => penalty(value).map(|value| self.presence_penalty = Some(value)),
             "frequency_penalty" => penalty(value).map(|value| self.frequency_penalty = Some(value)),
@@ -133,29 +134,29 @@ impl Parameters {
 }
 
 fn temperature(text: &str) -> Result<f32, String> {
-    number(text, "a number in 0..=2", |value| (0.0..=2.0).contains(&value))
+    number(text, range::TEMPERATURE)
 }
 
-fn share(text: &str) -> Result<f32, String> {
-    number(text, "a number above 0, at most 1", |value| value > 0.0 && value <= 1.0)
+fn top_p(text: &str) -> Result<f32, String> {
+    number(text, range::TOP_P)
 }
 
-fn share_or_none(text: &str) -> Result<f32, String> {
-    number(text, "a number in 0..=1", |value| (0.0..=1.0).contains(&value))
+fn min_p(text: &str) -> Result<f32, String> {
+    number(text, range::MIN_P)
 }
 
-fn factor(text: &str) -> Result<f32, String> {
-    number(text, "a number above 0, at most 10", |value| value > 0.0 && value <= 10.0)
+fn repetition_penalty(text: &str) -> Result<f32, String> {
+    number(text, range::REPETITION_PENALTY)
 }
 
 fn penalty(text: &str) -> Result<f32, String> {
-    number(text, "a number in -2..=2", |value| (-2.0..=2.0).contains(&value))
+    number(text, range::PENALTY)
 }
 
-fn number(text: &str, expected: &str, fits: impl Fn(f32) -> bool) -> Result<f32, String> {
+fn number(text: &str, range: Range) -> Result<f32, String> {
     match text.parse() {
-        Ok(value) if fits(value) => Ok(value),
-        _ => Err(format!("expected {expected}")),
+        Ok(value) if range.contains(value) => Ok(value as f32),
+        _ => Err(format!("expected a number, {range}")),
     }
 }
 

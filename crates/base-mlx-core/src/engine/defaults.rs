@@ -1,5 +1,6 @@
 use std::path::Path;
 
+use crate::sample::range::{self, Range};
 use crate::weights::{Config, LoadError};
 
 /// How a model's makers would sample from it: what `generation_config.json` says. A request that leaves a parameter
@@ -23,17 +24,15 @@ impl SamplingDefaults {
         }
         let config = Config::read(&path)?;
         let number = |key: &str| config.get(key).and_then(|value| value.as_f64());
-        let within = |key: &str, sound: fn(&f64) -> bool| {
-            number(key).filter(sound).map(|found| found as f32)
+        let within = |key: &str, range: Range| {
+            number(key).filter(|value| range.contains(*value)).map(|found| found as f32)
         };
         Ok(Self {
-            temperature: within("temperature", |value| (0.0..=2.0).contains(value)),
+            temperature: within("temperature", range::TEMPERATURE),
             top_k: number("top_k").filter(|value| *value >= 0.0).map(|value| value as usize),
-            top_p: within("top_p", |value| *value > 0.0 && *value <= 1.0),
-            min_p: within("min_p", |value| (0.0..=1.0).contains(value)),
-            repetition_penalty: within("repetition_penalty", |value| {
-                *value > 0.0 && *value <= 10.0
-            }),
+            top_p: within("top_p", range::TOP_P),
+            min_p: within("min_p", range::MIN_P),
+            repetition_penalty: within("repetition_penalty", range::REPETITION_PENALTY),
         })
     }
 }

@@ -9,6 +9,7 @@ mod logprob;
 mod mask;
 mod params;
 mod random;
+pub mod range;
 mod rank;
 mod softmax;
 #[cfg(test)]

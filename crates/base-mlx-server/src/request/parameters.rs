@@ -6,6 +6,7 @@ use std::ops::RangeInclusive;
 use base_mlx_core::TokenId;
 use base_mlx_core::engine::{GenerateRequest, SamplingDefaults};
 use base_mlx_core::sample::SamplingParams;
+use base_mlx_core::sample::range::{self, Range};
 use serde_json::Value;
 
 use crate::error::ApiError;
@@ -53,6 +54,7 @@ impl Parameters {
         let include_usage = stream_options.map(|options| options.flag("include_usage"));
         let choices = in_range("n", fields.whole("n")?, 1..=MOST_CHOICES)?;
         let most_tokens = fields.whole("max_tokens")?;
+        let penalty = |param| within(&fields, param, range::PENALTY);
         Ok(Self {
             model: fields.text("model")?.map(str::to_owned),
             stream,
@@ -63,21 +65,15 @@ impl Parameters {
             ignore_end: fields.flag("ignore_eos")?.unwrap_or(false),
             seed: fields.get("seed").map_or_else(|| Ok(random_seed()), |seed| fold_seed(&seed))?,
             sampling: SamplingDefaults {
-                temperature: in_range("temperature", fields.number("temperature")?, 0.0..=2.0)?
-                    .map(|given| given as f32),
+                temperature: within(&fields, "temperature", range::TEMPERATURE)?,
                 top_k: in_range("top_k", fields.whole("top_k")?, -1..=i64::MAX)?
                     .map(|given| given.max(0) as usize),
-                top_p: above_zero("top_p", fields.number("top_p")?, 1.0)?,
-                min_p: in_range("min_p", fields.number("min_p")?, 0.0..=1.0)?
-                    .map(|given| given as f32),
-                repetition_penalty: repetition_penalty(
-                    fields.number("repetition_penalty")?,
-                    // What llama.cpp and Ollama call it.
-                    fields.number("repeat_penalty")?,
-                )?,
+                top_p: within(&fields, "top_p", range::TOP_P)?,
+                min_p: within(&fields, "min_p", range::MIN_P)?,
+                repetition_penalty: repetition_penalty(&fields)?,
             },
-            presence_penalty: penalty("presence_penalty", fields.number("presence_penalty")?)?,
-            frequency_penalty: penalty("frequency_penalty", fields.number("frequency_penalty")?)?,
+            presence_penalty: penalty("presence_penalty")?.unwrap_or(0.0),
+            frequency_penalty: penalty("frequency_penalty")?.unwrap_or(0.0),
             logit_bias: fields.object("logit_bias")?.map_or(Ok(Vec::new()), logit_bias)?,
         })
     }
@@ -162,14 +158,19 @@ pub(crate) fn max_tokens(
         .transpose()
 }
 
-fn penalty(param: &str, given: Option<f64>) -> Result<f32, ApiError> {
-    Ok(in_range(param, given, -2.0..=2.0)?.unwrap_or(0.0) as f32)
+fn within(fields: &Object, param: &str, range: Range) -> Result<Option<f32>, ApiError> {
+    match fields.number(param)? {
+        Some(value) if !range.contains(value) => {
+            Err(ApiError::invalid(param, format!("`{param}` is {value}, expected {range}")))
+        }
+        given => Ok(given.map(|value| value as f32)),
+    }
 }
 
-/// One parameter of two names.
-fn repetition_penalty(given: Option<f64>, alias: Option<f64>) -> Result<Option<f32>, ApiError> {
-    let penalty = above_zero("repetition_penalty", given, 10.0)?;
-    let alias = above_zero("repeat_penalty", alias, 10.0)?;
+/// One parameter of two names; the other is llama.cpp's and Ollama's.
+fn repetition_penalty(fields: &Object) -> Result<Option<f32>, ApiError> {
+    let penalty = within(fields, "repetition_penalty", range::REPETITION_PENALTY)?;
+    let alias = within(fields, "repeat_penalty", range::REPETITION_PENALTY)?;
     match (penalty, alias) {
         (Some(penalty), Some(alias)) if penalty != alias => Err(ApiError::invalid(
             "repeat_penalty",
@@ -178,17 +179,6 @@ fn repetition_penalty(given: Option<f64>, alias: Option<f64>) -> Result<Option<f
             ),
         )),
         (penalty, alias) => Ok(penalty.or(alias)),
-    }
-}
-
-fn above_zero(param: &str, given: Option<f64>, most: f64) -> Result<Option<f32>, ApiError> {
-    match given {
-        // Compared as the f32 it becomes: what underflows to 0 is 0.
-        Some(value) if !(value as f32 > 0.0 && value <= most) => Err(ApiError::invalid(
-            param,
-            format!("`{param}` is {value}, expected more than 0 and at most {most}"),
-        )),
-        given => Ok(given.map(|value| value as f32)),
     }
 }
 
