@@ -14,16 +14,32 @@ pub(super) fn load<B: Backend>(loader: &Loader<B>) -> Result<Box<dyn LanguageMod
     let config = loader.config();
     let sizes = Sizes::read(config)?;
     let bias = Bias::from(config.bool_or("attention_bias", false)?);
-    let rope = rope(loader, sizes.head_dim)?;
     // A Mistral's window is every layer's; a Llama has none unless its `layer_types` say so.
     let first = (config.model_type()? == "mistral").then_some(0);
     let windows = Windows::read(config, sizes.num_hidden_layers, first)?;
-    let decoder = Decoder::load(loader, &sizes, |loader, layer| {
+    build(loader, &sizes, &windows, Biases { qkv: bias, o: bias })
+}
+
+/// Which of the attention's layers have a bias: where Llama and Qwen2 differ.
+pub(super) struct Biases {
+    pub(super) qkv: Bias,
+    pub(super) o: Bias,
+}
+
+/// A Llama of these windows and biases.
+pub(super) fn build<B: Backend>(
+    loader: &Loader<B>,
+    sizes: &Sizes,
+    windows: &Windows,
+    biases: Biases,
+) -> Result<Box<dyn LanguageModel<B>>, LoadError> {
+    let rope = rope(loader, sizes.head_dim)?;
+    let decoder = Decoder::load(loader, sizes, |loader, layer| {
         Ok(Attention {
-            q_proj: Linear::load(loader, "q_proj", sizes.q_proj(), bias)?,
-            k_proj: Linear::load(loader, "k_proj", sizes.kv_proj(), bias)?,
-            v_proj: Linear::load(loader, "v_proj", sizes.kv_proj(), bias)?,
-            o_proj: Linear::load(loader, "o_proj", sizes.o_proj(), bias)?,
+            q_proj: Linear::load(loader, "q_proj", sizes.q_proj(), biases.qkv)?,
+            k_proj: Linear::load(loader, "k_proj", sizes.kv_proj(), biases.qkv)?,
+            v_proj: Linear::load(loader, "v_proj", sizes.kv_proj(), biases.qkv)?,
+            o_proj: Linear::load(loader, "o_proj", sizes.o_proj(), biases.o)?,
             head_dim: sizes.head_dim,
             rope: rope.clone(),
             layer,

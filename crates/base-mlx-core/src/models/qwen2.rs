@@ -1,31 +1,17 @@
 //! Qwen2 and Qwen2.5 (Yang et al. 2024, arXiv:2407.10671): a Llama whose queries, keys and values have a bias.
 
-use crate::backend::{Attend, Backend, Rope};
-use crate::nn::{Bias, Linear, Windows, rope};
-use crate::step::Step;
-use crate::tensor::Tensor;
+use crate::backend::Backend;
+use crate::nn::{Bias, Windows};
 use crate::weights::{Config, LoadError, Loader};
 
 use super::LanguageModel;
-use super::decoder::{self, Decoder, Sizes};
+use super::decoder::Sizes;
+use super::llama::{self, Biases};
 
 pub(super) fn load<B: Backend>(loader: &Loader<B>) -> Result<Box<dyn LanguageModel<B>>, LoadError> {
     let sizes = Sizes::read(loader.config())?;
-    let rope = rope(loader, sizes.head_dim)?;
     let windows = windows(loader.config(), sizes.num_hidden_layers)?;
-    let decoder = Decoder::load(loader, &sizes, |loader, layer| {
-        Ok(Attention {
-            q_proj: Linear::load(loader, "q_proj", sizes.q_proj(), Bias::Yes)?,
-            k_proj: Linear::load(loader, "k_proj", sizes.kv_proj(), Bias::Yes)?,
-            v_proj: Linear::load(loader, "v_proj", sizes.kv_proj(), Bias::Yes)?,
-            o_proj: Linear::load(loader, "o_proj", sizes.o_proj(), Bias::No)?,
-            head_dim: sizes.head_dim,
-            rope: rope.clone(),
-            layer,
-            how: Attend { scale: sizes.scale(), window: windows.of(layer) },
-        })
-    })?;
-    Ok(Box::new(decoder))
+    llama::build(loader, &sizes, &windows, Biases { qkv: Bias::Yes, o: Bias::No })
 }
 
 /// How far back each layer of a Qwen looks. Its configs state a `sliding_window` that counts only together with
@@ -42,28 +28,6 @@ pub(super) fn windows(config: &Config, layers: usize) -> Result<Windows, LoadErr
         })?,
     };
     Windows::read(config, layers, Some(first))
-}
-
-struct Attention<B: Backend> {
-    q_proj: Linear<B>,
-    k_proj: Linear<B>,
-    v_proj: Linear<B>,
-    o_proj: Linear<B>,
-    head_dim: usize,
-    rope: Rope,
-    layer: usize,
-    how: Attend,
-}
-
-impl<B: Backend> decoder::Attention<B> for Attention<B> {
-    fn forward(&self, x: &Tensor<B>, step: &mut Step<B>) -> Tensor<B> {
-        let q = self.q_proj.forward(x, step).split_heads(self.head_dim); // [tokens, heads, head_dim]
-        let k = self.k_proj.forward(x, step).split_heads(self.head_dim); // [tokens, kv_heads, head_dim]
-        let v = self.v_proj.forward(x, step).split_heads(self.head_dim);
-        let (q, k) = (q.rope(&step.positions, &self.rope), k.rope(&step.positions, &self.rope));
-        let seen = step.attend(self.layer, &q, &k, &v, self.how).merge_heads();
-        self.o_proj.forward(&seen, step)
-    }
 }
 
 #[cfg(test)]
