@@ -3,7 +3,8 @@
 
 #![allow(clippy::unwrap_used, reason = "all of it is test code, its helpers too")]
 
-use std::path::PathBuf;
+mod support;
+
 use std::sync::LazyLock;
 
 use base_mlx_core::engine::{
@@ -12,22 +13,13 @@ use base_mlx_core::engine::{
 };
 use base_mlx_core::sample::SamplingParams;
 use base_mlx_core::text::AddSpecial;
+use support::test_models::test_model;
 
 static DEVICE: LazyLock<Device> =
     LazyLock::new(|| Device::start(DeviceOptions::default()).unwrap());
 
 /// Plenty of room: nobody waits and nobody is preempted.
 static SMOLLM2: LazyLock<Engine> = LazyLock::new(|| smollm2(EngineOptions::default()));
-
-fn test_model(name: &str) -> PathBuf {
-    let folder = std::env::var_os("BASE_MLX_TEST_MODELS").map(PathBuf::from);
-    let folder = folder.unwrap_or_else(|| {
-        PathBuf::from(concat!(env!("CARGO_MANIFEST_DIR"), "/../../target/test-models"))
-    });
-    let path = folder.join(name);
-    assert!(path.exists(), "{} is missing: run `cargo xtask models`", path.display());
-    path
-}
 
 fn smollm2(options: EngineOptions) -> Engine {
     Engine::start(&test_model("smollm2.gguf"), "smollm2", &DEVICE, options).unwrap()

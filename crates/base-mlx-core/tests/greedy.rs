@@ -5,6 +5,8 @@
 
 #![allow(clippy::unwrap_used, reason = "all of it is test code, its helpers too")]
 
+mod support;
+
 use std::path::{Path, PathBuf};
 
 use base_mlx_core::TokenId;
@@ -13,6 +15,7 @@ use base_mlx_core::models::{self, LanguageModel};
 use base_mlx_core::step::Step;
 use base_mlx_core::weights::Checkpoint;
 use serde::Deserialize;
+use support::test_models::test_model;
 
 /// Where our choice is another, llama.cpp's logits of the two tokens are this close.
 const CLOSE: f32 = 0.05;
@@ -32,7 +35,8 @@ fn answers_as_llama_cpp_does(name: &str) {
     let golden: Golden = serde_json::from_slice(&golden).unwrap();
     let threads = std::thread::available_parallelism().map_or(1, usize::from);
     let backend = CpuBackend::new(threads);
-    let checkpoint = Checkpoint::open(&model_file(name)).unwrap_or_else(|error| panic!("{error}"));
+    let checkpoint = Checkpoint::open(&test_model(&format!("{name}.gguf")))
+        .unwrap_or_else(|error| panic!("{error}"));
     let model = models::load(&checkpoint, &backend).unwrap_or_else(|error| panic!("{error}"));
 
     let prompts: Vec<&[TokenId]> = golden.prompts.iter().map(|p| &p.tokens[..]).collect();
@@ -188,14 +192,4 @@ fn largest(logits: &[f32]) -> TokenId {
 
 fn golden(name: &str) -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join(format!("tests/golden/greedy/{name}.json"))
-}
-
-fn model_file(name: &str) -> PathBuf {
-    let folder = std::env::var_os("BASE_MLX_TEST_MODELS").map_or_else(
-        || Path::new(env!("CARGO_MANIFEST_DIR")).join("../../target/test-models"),
-        PathBuf::from,
-    );
-    let file = folder.join(format!("{name}.gguf"));
-    assert!(file.exists(), "{} is missing; run `cargo xtask models`", file.display());
-    file
 }

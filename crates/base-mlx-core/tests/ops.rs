@@ -3,11 +3,14 @@
 
 #![allow(clippy::unwrap_used)]
 
+mod support;
+
 use base_mlx_core::backend::{
     Attend, Backend, CpuBackend, KvCache, LayerSpec, Qkv, ReferenceBackend, Rope, Span,
 };
 use base_mlx_core::tensor::{Dtype, HostArray, HostWeight, Shape, Tensor, Weight};
 use base_mlx_simd::Isa;
+use support::dice::Dice;
 
 #[test]
 fn every_backend_agrees_with_the_reference_on_every_row_of_the_table() {
@@ -462,18 +465,7 @@ fn whole_numbers<B: Backend>(backend: &B, values: &[u32]) -> Tensor<B> {
     Tensor::new(backend, array, Shape::new(&shape))
 }
 
-/// Splitmix64.
-struct Dice(u64);
-
 impl Dice {
-    fn next(&mut self) -> u64 {
-        self.0 = self.0.wrapping_add(0x9e37_79b9_7f4a_7c15);
-        let mut z = self.0;
-        z = (z ^ (z >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
-        z = (z ^ (z >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
-        z ^ (z >> 31)
-    }
-
     /// From -1 to 1.
     fn floats(&mut self, count: usize) -> Vec<f32> {
         (0..count).map(|_| (self.next() >> 40) as f32 / (1 << 23) as f32 - 1.0).collect()

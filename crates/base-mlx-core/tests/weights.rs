@@ -5,13 +5,13 @@
 mod support;
 
 use std::fs;
-use std::path::{Path, PathBuf};
 
 use base_mlx_core::backend::{Backend, ReferenceBackend};
 use base_mlx_core::tensor::{Dtype, HostWeight, Tensor, Weight};
 use base_mlx_core::weights::{Checkpoint, LoadError, TensorInfo, gguf};
 use support::gguf::GgufFile;
 use support::safetensors::SafetensorsFile;
+use support::test_models::test_model;
 use tempfile::TempDir;
 
 #[test]
@@ -378,14 +378,4 @@ fn bf16(values: &[f32]) -> Vec<u8> {
 
 fn download(tensor: &Tensor<ReferenceBackend>) -> Vec<f32> {
     tensor.backend().download(tensor.array()).unwrap().to_f32()
-}
-
-fn test_model(name: &str) -> PathBuf {
-    let folder = std::env::var_os("BASE_MLX_TEST_MODELS").map_or_else(
-        || Path::new(env!("CARGO_MANIFEST_DIR")).join("../../target/test-models"),
-        PathBuf::from,
-    );
-    let path = folder.join(name);
-    assert!(path.exists(), "{} is missing: run `cargo xtask models`", path.display());
-    path
 }

@@ -9,6 +9,7 @@ use std::fs;
 use std::path::Path;
 
 use base_mlx_core::weights::{Checkpoint, ParseError, Storage, gguf, safetensors};
+use support::dice::Dice;
 use support::gguf::GgufFile;
 use support::safetensors::{SafetensorsFile, with_header};
 use tempfile::TempDir;
@@ -509,17 +510,17 @@ fn a_file_cut_anywhere_does_not_panic() {
 /// Random damage with fixed seeds. Whatever is still read must be safe to use.
 #[test]
 fn random_damage_does_not_panic() {
-    let mut random = Random(0x9e37_79b9_7f4a_7c15);
+    let mut dice = Dice(0x9e37_79b9_7f4a_7c15);
     let (sound_safetensors, sound_gguf) = (sound_safetensors(), sound_gguf());
     let (mut read, mut refused) = (0, 0);
     for _ in 0..50_000 {
-        let file = damage(&sound_safetensors, &mut random);
+        let file = damage(&sound_safetensors, &mut dice);
         let good = safetensors::parse(&file).is_ok_and(|entries| {
             let bytes: usize = entries.iter().map(|entry| file[entry.data.clone()].len()).sum();
             assert!(bytes <= file.len());
             true
         });
-        let file = damage(&sound_gguf, &mut random);
+        let file = damage(&sound_gguf, &mut dice);
         let good_gguf = gguf::parse(&file).is_ok_and(|header| {
             use_gguf(&file, &header);
             true
@@ -535,14 +536,14 @@ fn random_damage_does_not_panic() {
 /// The same through the whole door, with files on the disk and a config that is damaged too.
 #[test]
 fn random_damage_to_a_checkpoint_does_not_panic() {
-    let mut random = Random(0x2545_f491_4f6c_dd1d);
+    let mut dice = Dice(0x2545_f491_4f6c_dd1d);
     let (sound_safetensors, sound_gguf) = (sound_safetensors(), sound_gguf());
     let config =
         br#"{"quantization": {"bits": 4, "group_size": 32, "q": {"bits": 8}, "m": false}}"#;
     let mut opened = 0;
     for round in 0..600 {
         let mut damage_if = |on: bool, bytes: &[u8]| {
-            if on { damage(bytes, &mut random) } else { bytes.to_vec() }
+            if on { damage(bytes, &mut dice) } else { bytes.to_vec() }
         };
         // A folder of its own, because a disk may be slow to replace a file.
         let folder = TempDir::new().unwrap();
@@ -613,48 +614,32 @@ fn sound_gguf() -> Vec<u8> {
 }
 
 /// Up to four wounds: a byte, a bit, a number somewhere, a piece cut out or doubled, the end cut off.
-fn damage(sound: &[u8], random: &mut Random) -> Vec<u8> {
+fn damage(sound: &[u8], dice: &mut Dice) -> Vec<u8> {
     let mut file = sound.to_vec();
-    for _ in 0..=random.below(4) {
+    for _ in 0..=dice.below(4) {
         if file.len() < 8 {
             break;
         }
         // Most of the wounds go to the header.
-        let reach = if random.below(4) == 0 { file.len() } else { file.len().min(700) };
-        let at = random.below(reach - 7);
-        match random.below(8) {
-            0..=2 => file[at] ^= 1 << random.below(8),
-            3 => file[at] = random.next() as u8,
+        let reach = if dice.below(4) == 0 { file.len() } else { file.len().min(700) };
+        let at = dice.below(reach - 7);
+        match dice.below(8) {
+            0..=2 => file[at] ^= 1 << dice.below(8),
+            3 => file[at] = dice.next() as u8,
             4 => {
                 let numbers = [0, 1, 0xff, 0x7fff_ffff, 1 << 31, 1 << 60, u64::MAX, u64::MAX - 31];
-                file[at..at + 8].copy_from_slice(&numbers[random.below(8)].to_le_bytes());
+                file[at..at + 8].copy_from_slice(&numbers[dice.below(8)].to_le_bytes());
             }
-            5 => drop(file.drain(at..at + random.below(8))),
+            5 => drop(file.drain(at..at + dice.below(8))),
             6 => {
-                let piece = file[at..at + random.below(8)].to_vec();
+                let piece = file[at..at + dice.below(8)].to_vec();
                 file.splice(at..at, piece);
             }
-            _ if random.below(4) == 0 => file.truncate(random.below(file.len())),
+            _ if dice.below(4) == 0 => file.truncate(dice.below(file.len())),
             _ => {}
         }
     }
     file
-}
-
-/// xorshift64
-struct Random(u64);
-
-impl Random {
-    fn next(&mut self) -> u64 {
-        self.0 ^= self.0 << 13;
-        self.0 ^= self.0 >> 7;
-        self.0 ^= self.0 << 17;
-        self.0
-    }
-
-    fn below(&mut self, limit: usize) -> usize {
-        (self.next() % limit as u64) as usize
-    }
 }
 
 fn folder(config: &str, files: &[(&str, &[u8])]) -> TempDir {

@@ -1,6 +1,7 @@
 use std::process::Command;
 
-use crate::process::{User, test_models};
+use crate::process::User;
+use crate::test_models::test_models;
 
 /// A terminal is made by Python's `pty`, which every machine that runs the tests has.
 #[test]

@@ -1,4 +1,5 @@
-use crate::process::{Serving, User, free_port, output, rest, test_models};
+use crate::process::{Serving, User, free_port, output, rest};
+use crate::test_models::test_models;
 
 #[test]
 fn a_flag_beats_a_variable_which_beats_the_file() {

@@ -9,3 +9,5 @@ mod models;
 mod process;
 mod run;
 mod serve;
+#[path = "../../../base-mlx-core/tests/support/test_models.rs"]
+mod test_models;

@@ -1,6 +1,7 @@
 use serde_json::Value;
 
-use crate::process::{User, output, test_models};
+use crate::process::{User, output};
+use crate::test_models::test_model;
 
 #[test]
 fn list_names_family_size_bits_and_place() {
@@ -8,7 +9,7 @@ fn list_names_family_size_bits_and_place() {
     let (success, stdout, stderr) = output(&mut user.command_with_models(&["list"]));
     assert!(success, "{stderr}");
     let line = stdout.lines().find(|line| line.starts_with("smollm2 ")).unwrap();
-    let place = test_models().join("smollm2.gguf");
+    let place = test_model("smollm2.gguf");
     let words: Vec<_> = line.split_whitespace().collect();
     assert_eq!(words[1..4], ["llama", "98.4", "MB"], "{stdout}");
     assert!(words[4].parse::<f64>().is_ok_and(|bits| bits > 4.0 && bits < 9.0), "{stdout}");
@@ -118,7 +119,7 @@ fn rm_leaves_the_models_folder_alone() {
     let (success, _, stderr) = output(&mut user.command_with_models(&["rm", "smollm2"]));
     assert!(!success);
     assert!(stderr.contains("cannot remove `smollm2`"), "{stderr}");
-    assert!(test_models().join("smollm2.gguf").exists());
+    assert!(test_model("smollm2.gguf").exists());
 }
 
 #[test]

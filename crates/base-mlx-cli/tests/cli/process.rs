@@ -1,6 +1,5 @@
 use std::io::{BufRead, BufReader, Read, Write};
 use std::net::{TcpListener, TcpStream};
-use std::path::PathBuf;
 use std::process::{Child, Command, Output, Stdio};
 use std::sync::mpsc::{Receiver, channel};
 use std::time::Duration;
@@ -8,6 +7,8 @@ use std::time::Duration;
 use nix::sys::signal::{Signal, kill};
 use nix::unistd::Pid;
 use tempfile::TempDir;
+
+use crate::test_models::test_models;
 
 /// A user with empty folders, whose hub cannot be reached.
 pub(crate) struct User {
@@ -54,15 +55,6 @@ impl User {
         command.env("BASE_MLX_MODELS_DIR", test_models());
         command
     }
-}
-
-pub(crate) fn test_models() -> PathBuf {
-    let folder = match std::env::var_os("BASE_MLX_TEST_MODELS") {
-        Some(folder) => PathBuf::from(folder),
-        None => PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("../../target/test-models"),
-    };
-    assert!(folder.join("smollm2.gguf").exists(), "no test models; run `cargo xtask models`");
-    folder.canonicalize().unwrap()
 }
 
 /// Runs to the end: whether it succeeded, stdout, stderr.

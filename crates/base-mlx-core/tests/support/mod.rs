@@ -1,6 +1,9 @@
-//! Small made-up checkpoints, written as their formats demand, or on purpose otherwise.
+//! Small made-up checkpoints, written as their formats demand, or on purpose otherwise; random numbers that a seed
+//! repeats; and where the test models are.
 
 #![allow(dead_code)] // Each test file that includes this uses its own part.
 
+pub(crate) mod dice;
 pub(crate) mod gguf;
 pub(crate) mod safetensors;
+pub(crate) mod test_models;

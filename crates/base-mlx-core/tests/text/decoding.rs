@@ -4,27 +4,22 @@ use base_mlx_core::TokenId;
 use base_mlx_core::text::{AddSpecial, Tokenizer};
 
 use crate::files::{self, Entry};
+use crate::support::dice::Dice;
 
 /// Tokens from a small generator: any of the vocabulary, or only those of few bytes, which break characters.
 fn streams(tokenizer: &Tokenizer) -> impl Iterator<Item = Vec<TokenId>> {
-    let size = tokenizer.vocab_size() as u64;
-    let short: Vec<TokenId> = (0..size as TokenId)
+    let short: Vec<TokenId> = (0..tokenizer.vocab_size() as TokenId)
         .filter(|&token| {
             let bytes = tokenizer.token_bytes(token);
             bytes.len() < 4 && !bytes.is_ascii()
         })
         .collect();
-    let mut state = 0x9e37_79b9_7f4a_7c15_u64;
+    let mut dice = Dice(0);
     (0..400).map(move |round| {
         (0..1 + round % 50)
-            .map(|_| {
-                state ^= state << 13;
-                state ^= state >> 7;
-                state ^= state << 17;
-                match state >> 62 {
-                    0 => (state % (size + 3)) as TokenId,
-                    _ => short[state as usize % short.len()],
-                }
+            .map(|_| match dice.below(4) {
+                0 => dice.below(tokenizer.vocab_size() + 3) as TokenId,
+                _ => short[dice.below(short.len())],
             })
             .collect()
     })

@@ -5,16 +5,7 @@ use base_mlx_core::weights::gguf::Metadata;
 use base_mlx_core::weights::{Config, LoadError, gguf};
 use serde_json::{Value, json};
 
-/// A file or folder among the test models. A missing one is a failure.
-pub(crate) fn model(name: &str) -> PathBuf {
-    let folder = match std::env::var_os("BASE_MLX_TEST_MODELS") {
-        Some(folder) => PathBuf::from(folder),
-        None => PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("../../target/test-models"),
-    };
-    let path = folder.join(name);
-    assert!(path.exists(), "{} is missing\nhint: run `cargo xtask models`", path.display());
-    path
-}
+use crate::support::test_models::test_model;
 
 pub(crate) fn golden(name: &str) -> Value {
     let folder = PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("tests/golden/text");
@@ -23,13 +14,13 @@ pub(crate) fn golden(name: &str) -> Value {
 
 /// The text parts of one of llama.cpp's vocabularies, which are GGUF files without tensors.
 pub(crate) fn vocabulary(name: &str) -> Text {
-    let path = model(&format!("llama.cpp/models/ggml-vocab-{name}.gguf"));
+    let path = test_model(&format!("llama.cpp/models/ggml-vocab-{name}.gguf"));
     let file = gguf::parse(&std::fs::read(&path).unwrap()).unwrap();
     Text::from_gguf(&path, &file.metadata).unwrap()
 }
 
 pub(crate) fn template_sources() -> Vec<(String, String)> {
-    let folder = model("llama.cpp/models/templates");
+    let folder = test_model("llama.cpp/models/templates");
     let mut sources: Vec<_> = std::fs::read_dir(folder)
         .unwrap()
         .map(|entry| entry.unwrap().path())

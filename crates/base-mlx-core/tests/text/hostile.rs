@@ -8,6 +8,7 @@ use base_mlx_core::text::{ChatInput, ChatTemplate, SpecialTokens, TemplateError}
 use serde_json::{Map, json};
 
 use crate::files;
+use crate::support::dice::Dice;
 
 /// Compiling probes what a template can do, so it runs too.
 fn run(source: &str) -> Result<String, TemplateError> {
@@ -109,32 +110,26 @@ fn twisted_templates_do_no_harm() {
 
 #[test]
 fn damaged_templates_never_panic_and_end_soon() {
-    let mut state = 0x2545_f491_4f6c_dd1d_u64;
-    let mut dice = move |sides: usize| {
-        state ^= state << 13;
-        state ^= state >> 7;
-        state ^= state << 17;
-        (state % sides as u64) as usize
-    };
+    let mut dice = Dice(1);
     let sources = files::template_sources();
     let mut compiled = 0;
     for (_, source) in &sources {
         for _ in 0..12 {
             let mut bytes = source.clone().into_bytes();
-            for _ in 0..1 + dice(4) {
-                let at = dice(bytes.len());
-                let end = (at + 1 + dice(12)).min(bytes.len());
-                match dice(5) {
+            for _ in 0..1 + dice.below(4) {
+                let at = dice.below(bytes.len());
+                let end = (at + 1 + dice.below(12)).min(bytes.len());
+                match dice.below(5) {
                     0 => drop(bytes.drain(at..end)),
-                    1 => bytes[at] = b"{}%'\"()[]|-~. \n"[dice(15)],
+                    1 => bytes[at] = b"{}%'\"()[]|-~. \n"[dice.below(15)],
                     2 => {
                         let piece = bytes[at..end].to_vec();
-                        let to = dice(bytes.len());
+                        let to = dice.below(bytes.len());
                         drop(bytes.splice(to..to, piece));
                     }
                     3 => {
-                        let other = sources[dice(sources.len())].1.as_bytes();
-                        let from = dice(other.len());
+                        let other = sources[dice.below(sources.len())].1.as_bytes();
+                        let from = dice.below(other.len());
                         let piece = other[from..(from + 80).min(other.len())].to_vec();
                         drop(bytes.splice(at..end, piece));
                     }

@@ -9,5 +9,7 @@ mod hostile;
 mod messages;
 mod real_models;
 mod sources;
+#[path = "../support/mod.rs"]
+mod support;
 mod templates;
 mod vectors;

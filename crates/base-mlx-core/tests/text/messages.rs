@@ -6,7 +6,7 @@ use std::sync::Arc;
 use base_mlx_core::text::{ChatInput, ChatTemplate, SpecialTokens, TemplateError};
 use serde_json::{Map, Value, json};
 
-use crate::files;
+use crate::support::test_models::test_model;
 
 fn compile(source: &str) -> ChatTemplate {
     let sources = BTreeMap::from([("default".to_owned(), source.to_owned())]);
@@ -14,7 +14,7 @@ fn compile(source: &str) -> ChatTemplate {
 }
 
 fn real(name: &str) -> ChatTemplate {
-    let path = files::model(&format!("llama.cpp/models/templates/{name}.jinja"));
+    let path = test_model(&format!("llama.cpp/models/templates/{name}.jinja"));
     compile(&std::fs::read_to_string(path).unwrap())
 }
 

@@ -4,7 +4,7 @@ use base_mlx_core::text::{AddSpecial, ChatInput, Text};
 use base_mlx_core::weights::{Checkpoint, Config};
 use serde_json::{Map, Value, json};
 
-use crate::files;
+use crate::support::test_models::test_model;
 
 fn prompt(text: &Text, messages: Value) -> String {
     let template = text.template.as_ref().unwrap();
@@ -33,7 +33,7 @@ const TURNS: &str = "<|im_start|>system\nBe terse.<|im_end|>\n<|im_start|>user\n
 
 #[test]
 fn smollm2_reads_a_conversation() {
-    let text = Text::load(&Checkpoint::open(&files::model("smollm2.gguf")).unwrap()).unwrap();
+    let text = Text::load(&Checkpoint::open(&test_model("smollm2.gguf")).unwrap()).unwrap();
     assert_eq!(prompt(&text, turns()), TURNS);
     assert_eq!(
         prompt(&text, json!([{ "role": "user", "content": "What is the capital of France?" }])),
@@ -54,7 +54,7 @@ fn smollm2_reads_a_conversation() {
 
 #[test]
 fn qwen_coder_reads_a_conversation() {
-    let path = files::model("qwen2.5-coder-0.5b.gguf");
+    let path = test_model("qwen2.5-coder-0.5b.gguf");
     let text = Text::load(&Checkpoint::open(&path).unwrap()).unwrap();
     assert_eq!(prompt(&text, turns()), TURNS);
     assert_eq!(
@@ -68,7 +68,7 @@ fn qwen_coder_reads_a_conversation() {
 
 #[test]
 fn a_tokenizer_json_loads_without_its_padding_and_truncation() {
-    let folder = files::model("minilm");
+    let folder = test_model("minilm");
     let text = Text::from_folder(&folder, &Config::new(&folder, Map::new())).unwrap();
     assert!(text.template.is_none());
     // [CLS] hello world [SEP]

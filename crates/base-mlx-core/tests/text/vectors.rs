@@ -3,10 +3,11 @@
 use base_mlx_core::text::AddSpecial;
 
 use crate::files;
+use crate::support::test_models::test_model;
 
 fn check(name: &str) {
     let read = |extension: &str| {
-        let path = files::model(&format!("llama.cpp/models/ggml-vocab-{name}.gguf.{extension}"));
+        let path = test_model(&format!("llama.cpp/models/ggml-vocab-{name}.gguf.{extension}"));
         std::fs::read_to_string(path).unwrap()
     };
     let (texts, tokens) = (read("inp"), read("out"));

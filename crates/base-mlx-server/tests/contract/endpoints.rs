@@ -3,7 +3,8 @@ use std::thread;
 
 use serde_json::{Value, json};
 
-use crate::support::{SERVER, TestServer, capital, test_models, with};
+use crate::support::{SERVER, TestServer, capital, with};
+use crate::test_models::test_model;
 
 #[test]
 fn point_55_models_lists_what_can_be_asked_for() {
@@ -38,7 +39,7 @@ fn point_55_an_id_may_have_slashes_raw_or_encoded() {
     let models = Path::new(env!("CARGO_TARGET_TMPDIR")).join("slashes");
     let folder = models.join("acme");
     std::fs::create_dir_all(&folder).unwrap();
-    put(&test_models().join("smollm2.gguf"), &folder.join("tiny-model.gguf"));
+    put(&test_model("smollm2.gguf"), &folder.join("tiny-model.gguf"));
     let server = TestServer::with_models(&models, |_| {});
     for path in ["/v1/models/acme/tiny-model", "/v1/models/acme%2Ftiny-model"] {
         assert_eq!(server.get(path).ok()["id"], "acme/tiny-model");
@@ -51,7 +52,7 @@ fn point_55_an_id_may_have_slashes_raw_or_encoded() {
 fn point_59_a_broken_chat_template_leaves_completions() {
     let models = Path::new(env!("CARGO_TARGET_TMPDIR")).join("broken-template");
     std::fs::create_dir_all(&models).unwrap();
-    let mut bytes = std::fs::read(test_models().join("smollm2.gguf")).unwrap();
+    let mut bytes = std::fs::read(test_model("smollm2.gguf")).unwrap();
     let (tag, broken) = (b"{% for", b"{% fou");
     let at = bytes.windows(tag.len()).position(|window| window == tag).unwrap();
     bytes[at..at + tag.len()].copy_from_slice(broken);
@@ -67,7 +68,7 @@ fn point_59_a_broken_chat_template_leaves_completions() {
 fn a_load_that_fails_is_told_to_all_who_wait_and_tried_again() {
     let models = Path::new(env!("CARGO_TARGET_TMPDIR")).join("failing");
     std::fs::create_dir_all(&models).unwrap();
-    let (whole, file) = (test_models().join("smollm2.gguf"), models.join("m.gguf"));
+    let (whole, file) = (test_model("smollm2.gguf"), models.join("m.gguf"));
     let head = std::fs::read(&whole).unwrap()[..3_000_000].to_vec();
     let _ = std::fs::remove_file(&file);
     std::fs::write(&file, head).unwrap();

@@ -15,3 +15,5 @@ mod sampling;
 mod shutdown;
 mod streaming;
 mod support;
+#[path = "../../../base-mlx-core/tests/support/test_models.rs"]
+mod test_models;

@@ -28,7 +28,7 @@ fn point_08_the_model_is_called_as_the_client_called_it() {
     let chunks = SERVER.chat(with(capital(), json!({ "stream": true }))).chunks();
     assert_eq!(chunks[0]["model"], "smollm2");
     // A path is nobody's name, even if a model lies there.
-    let path = crate::support::test_models().join("smollm2.gguf");
+    let path = crate::test_models::test_model("smollm2.gguf");
     let body = with(capital(), json!({ "model": path.to_str().unwrap() }));
     SERVER.chat(body).error(404);
 }

@@ -2,7 +2,7 @@
 
 use std::io::{BufRead, BufReader, Read, Write};
 use std::net::{SocketAddr, TcpStream};
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::sync::{LazyLock, Mutex};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
@@ -15,6 +15,8 @@ use base_mlx_server::{ServeError, Server, ServerOptions};
 use serde_json::{Value, json};
 use tokio::sync::oneshot;
 
+use crate::test_models::{test_model, test_models};
+
 pub(crate) const MODEL: &str = "smollm2";
 
 /// The server that most tests share.
@@ -22,7 +24,7 @@ pub(crate) static SERVER: LazyLock<TestServer> = LazyLock::new(|| TestServer::st
 
 /// The shared model's tokenizer, to name tokens by number.
 pub(crate) static TEXT: LazyLock<Text> = LazyLock::new(|| {
-    let path = test_models().join("smollm2.gguf");
+    let path = test_model("smollm2.gguf");
     Text::load(&Checkpoint::open(&path).unwrap()).unwrap()
 });
 
@@ -309,15 +311,6 @@ pub(crate) fn redacted(mut answer: Value) -> Value {
         answer[key] = json!("[redacted]");
     }
     answer
-}
-
-pub(crate) fn test_models() -> PathBuf {
-    let folder = std::env::var_os("BASE_MLX_TEST_MODELS").map(PathBuf::from).unwrap_or_else(|| {
-        PathBuf::from(env!("CARGO_MANIFEST_DIR")).join("../../target/test-models")
-    });
-    let model = folder.join("smollm2.gguf");
-    assert!(model.exists(), "{} is missing, run `cargo xtask models`", model.display());
-    folder
 }
 
 /// Knows that folder of models and nothing else of this machine.
