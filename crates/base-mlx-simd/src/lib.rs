@@ -8,6 +8,7 @@
 //! (row, output) that runs over the inner dimension in order, however many rows share the call, and attention walks a
 //! sequence's keys in the order of their positions, in blocks counted from position 0.
 
+mod affine;
 mod attention;
 #[cfg(target_arch = "x86_64")]
 mod avx2;

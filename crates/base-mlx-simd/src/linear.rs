@@ -1,5 +1,6 @@
 //! Products `x @ w.T`: a few outputs' weights are unpacked to f32, then tiles of rows × outputs run over them.
 
+use crate::affine::{BLOCK, in_order_of_blocks};
 use crate::isa::{Isa, Kernel, Lanes};
 use crate::matrix::{Affine, Matrix, Values};
 use crate::pool::{Pool, Scratch};
@@ -19,12 +20,20 @@ pub fn linear(
     assert_eq!((x.len(), out.len()), (rows * inner, rows * outputs), "linear");
     assert!(bias.is_none_or(|bias| bias.len() == outputs), "one bias for each output");
 
+    let ordered;
+    let (x, inner) = match weight.values {
+        Values::Dense(_) => (x, inner),
+        Values::Affine(_) => {
+            ordered = in_order_of_blocks(pool, isa, x, inner);
+            (&ordered[..], inner.next_multiple_of(BLOCK))
+        }
+    };
     let outputs_in_piece = outputs_in_piece(pool.threads(), rows, outputs, inner);
     let out = SharedMut::new(out);
     pool.run(outputs.div_ceil(outputs_in_piece), |piece, scratch| {
         let first = piece * outputs_in_piece;
         let end = outputs.min(first + outputs_in_piece);
-        isa.run(Piece { x, rows, weight, bias, first, end, out: &out, scratch });
+        isa.run(Piece { x, inner, rows, weight, bias, first, end, out: &out, scratch });
     });
 }
 
@@ -45,7 +54,9 @@ fn outputs_at_once(rows: usize, inner: usize) -> usize {
 }
 
 struct Piece<'a> {
+    /// `[rows, inner]`, in the order in which the weights are unpacked.
     x: &'a [f32],
+    inner: usize,
     rows: usize,
     weight: &'a Matrix<'a>,
     bias: Option<&'a [f32]>,
@@ -72,14 +83,7 @@ impl Piece<'_> {
     fn one_row<L: Lanes>(self, lanes: L, affine: &Affine) {
         // SAFETY: each piece has its own outputs.
         let out = unsafe { self.out.part(self.first..self.end) };
-        match affine.bits {
-            2 => dot_affine::<L, 2>(lanes, self.x, affine, self.first, out),
-            3 => dot_affine::<L, 3>(lanes, self.x, affine, self.first, out),
-            4 => dot_affine::<L, 4>(lanes, self.x, affine, self.first, out),
-            5 => dot_affine::<L, 5>(lanes, self.x, affine, self.first, out),
-            6 => dot_affine::<L, 6>(lanes, self.x, affine, self.first, out),
-            _ => dot_affine::<L, 8>(lanes, self.x, affine, self.first, out),
-        }
+        affine.dot(lanes, self.x, self.weight.inner, self.first, out);
         if let Some(bias) = self.bias {
             out.iter_mut().zip(&bias[self.first..]).for_each(|(out, bias)| *out += bias);
         }
@@ -87,14 +91,14 @@ impl Piece<'_> {
 
     #[inline(always)]
     fn tiles<L: Lanes>(self, lanes: L) {
-        let inner = self.weight.inner;
+        let inner = self.inner;
         let at_once = outputs_at_once(self.rows, inner);
         let weights = self.scratch.floats(at_once * inner);
         for first in (self.first..self.end).step_by(at_once) {
             let count = at_once.min(self.end - first);
             for index in 0..count {
                 let to = &mut weights[index * inner..][..inner];
-                self.weight.unpack_row(lanes, first + index, to);
+                self.weight.unpack_for_products(lanes, first + index, to);
             }
             let block = Block {
                 lanes,
@@ -227,76 +231,6 @@ pub(crate) fn dot_lanes<L: Lanes, const R: usize, const N: usize>(
         }
     }
     sums
-}
-
-/// One row times the outputs from `first` on, four at a time, without a detour of the weights through memory: the same
-/// bits as unpacking them and [`dot_tile`].
-#[inline(always)]
-fn dot_affine<L: Lanes, const BITS: usize>(
-    lanes: L,
-    x: &[f32],
-    affine: &Affine,
-    first: usize,
-    out: &mut [f32],
-) {
-    let (fours, rest) = out.as_chunks_mut::<4>();
-    let mut output = first;
-    for out in fours {
-        dot_affine_rows::<L, BITS, 4>(lanes, x, affine, output, out);
-        output += 4;
-    }
-    for out in rest.as_chunks_mut::<1>().0 {
-        dot_affine_rows::<L, BITS, 1>(lanes, x, affine, output, out);
-        output += 1;
-    }
-}
-
-#[inline(always)]
-fn dot_affine_rows<L: Lanes, const BITS: usize, const N: usize>(
-    lanes: L,
-    x: &[f32],
-    affine: &Affine,
-    output: usize,
-    out: &mut [f32; N],
-) {
-    let (vectors, groups) = (affine.group / 8, x.len() / affine.group);
-    let x_vectors = &x.as_chunks::<8>().0[..groups * vectors];
-    let mut packed = [&[][..]; N];
-    for (n, packed) in packed.iter_mut().enumerate() {
-        *packed = &affine.packed_row::<BITS>(output + n, x.len())[..groups * vectors];
-    }
-    let mut sums = [lanes.splat(0.0); N];
-    for first in (0..groups).step_by(8) {
-        let len = (groups - first).min(8);
-        let mut scales = [[0.0; 8]; N];
-        let mut biases = [[0.0; 8]; N];
-        for n in 0..N {
-            let start = (output + n) * groups + first;
-            lanes.store(affine.scales.load(lanes, start, len), &mut scales[n]);
-            lanes.store(affine.biases.load(lanes, start, len), &mut biases[n]);
-        }
-        for group in 0..len {
-            let mut scale = [lanes.splat(0.0); N];
-            let mut bias = [lanes.splat(0.0); N];
-            for n in 0..N {
-                scale[n] = lanes.splat(scales[n][group]);
-                bias[n] = lanes.splat(biases[n][group]);
-            }
-            let start = (first + group) * vectors;
-            for vector in start..start + vectors {
-                // SAFETY: `vector` is below `groups * vectors`, which all of these were cut to.
-                let x = lanes.load(unsafe { x_vectors.get_unchecked(vector) });
-                for n in 0..N {
-                    // SAFETY: as above.
-                    let q = lanes.unsigned(unsafe { packed[n].get_unchecked(vector) });
-                    sums[n] = lanes.mul_add(x, lanes.mul_add(q, scale[n], bias[n]), sums[n]);
-                }
-            }
-        }
-    }
-    for (out, sum) in out.iter_mut().zip(sums) {
-        *out = lanes.sum(sum);
-    }
 }
 
 /// Twelve accumulators, three weights and one x fill sixteen registers.

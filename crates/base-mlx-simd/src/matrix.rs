@@ -1,7 +1,8 @@
 //! Matrices of parameters as they lie in a file, and their rows as f32.
 
+use crate::affine::{BLOCK, out_of_order};
 use crate::isa::{Isa, Kernel, Lanes};
-use crate::pool::Pool;
+use crate::pool::{Pool, Scratch};
 use crate::shared::SharedMut;
 
 /// Little-endian floats as bytes, which need not be aligned.
@@ -119,8 +120,28 @@ impl<'a> Matrix<'a> {
 
     /// Writes row `output` as f32.
     #[inline(always)]
-    pub(crate) fn unpack_row<L: Lanes>(&self, lanes: L, output: usize, to: &mut [f32]) {
-        assert_eq!(to.len(), self.inner);
+    pub(crate) fn unpack_row<L: Lanes>(
+        &self,
+        lanes: L,
+        output: usize,
+        to: &mut [f32],
+        scratch: &mut Scratch,
+    ) {
+        match self.values {
+            Values::Dense(_) => self.unpack_for_products(lanes, output, to),
+            Values::Affine(affine) => {
+                let blocks = scratch.floats(self.inner.next_multiple_of(BLOCK));
+                affine.unpack(lanes, self.inner, output, blocks);
+                for (to, block) in to.chunks_mut(BLOCK).zip(blocks.as_chunks().0) {
+                    to.copy_from_slice(&out_of_order(block)[..to.len()]);
+                }
+            }
+        }
+    }
+
+    /// Writes row `output` as f32, affine ones in the [order of blocks](crate::affine).
+    #[inline(always)]
+    pub(crate) fn unpack_for_products<L: Lanes>(&self, lanes: L, output: usize, to: &mut [f32]) {
         match self.values {
             Values::Dense(floats) => {
                 for (index, to) in to.chunks_mut(8).enumerate() {
@@ -128,53 +149,7 @@ impl<'a> Matrix<'a> {
                     lanes.store_some(floats.load(lanes, start, to.len()), to);
                 }
             }
-            Values::Affine(affine) => match affine.bits {
-                2 => affine.unpack_row::<L, 2>(lanes, output, to),
-                3 => affine.unpack_row::<L, 3>(lanes, output, to),
-                4 => affine.unpack_row::<L, 4>(lanes, output, to),
-                5 => affine.unpack_row::<L, 5>(lanes, output, to),
-                6 => affine.unpack_row::<L, 6>(lanes, output, to),
-                _ => affine.unpack_row::<L, 8>(lanes, output, to),
-            },
-        }
-    }
-}
-
-impl<'a> Affine<'a> {
-    /// Row `output`, eight values at a time.
-    #[inline(always)]
-    pub(crate) fn packed_row<const BITS: usize>(
-        &self,
-        output: usize,
-        inner: usize,
-    ) -> &'a [[u8; BITS]] {
-        let bytes = inner / 8 * BITS;
-        self.packed[output * bytes..][..bytes].as_chunks().0
-    }
-
-    #[inline(always)]
-    fn unpack_row<L: Lanes, const BITS: usize>(&self, lanes: L, output: usize, to: &mut [f32]) {
-        let packed = self.packed_row::<BITS>(output, to.len());
-        let (vectors, groups) = (self.group / 8, to.len() / self.group);
-        let to = to.as_chunks_mut::<8>().0;
-        // Scales and biases are converted eight at a time.
-        for first in (0..groups).step_by(8) {
-            let len = (groups - first).min(8);
-            let start = output * groups + first;
-            let scales = lanes.to_array(self.scales.load(lanes, start, len));
-            let biases = lanes.to_array(self.biases.load(lanes, start, len));
-            let some = first * vectors..(first + len) * vectors;
-            let (packed, to) = (&packed[some.clone()], &mut to[some]);
-            let groups = packed.chunks_exact(vectors).zip(to.chunks_exact_mut(vectors));
-            for ((packed, to), (scale, bias)) in groups.zip(scales.into_iter().zip(biases)) {
-                let (scale, bias) = (lanes.splat(scale), lanes.splat(bias));
-                // In pairs, for less of a loop around little work.
-                let pairs = packed.as_chunks::<2>().0.iter().zip(to.as_chunks_mut::<2>().0);
-                for ([a, b], [to_a, to_b]) in pairs {
-                    lanes.store(lanes.mul_add(lanes.unsigned(a), scale, bias), to_a);
-                    lanes.store(lanes.mul_add(lanes.unsigned(b), scale, bias), to_b);
-                }
-            }
+            Values::Affine(affine) => affine.unpack(lanes, self.inner, output, to),
         }
     }
 }
@@ -184,12 +159,12 @@ pub fn unpack_rows(pool: &Pool, isa: Isa, matrix: &Matrix, rows: &[u32], to: &mu
     assert_eq!(to.len(), rows.len() * matrix.inner, "unpack_rows");
     let to = SharedMut::new(to);
     let rows_in_piece = (ELEMENTS_IN_PIECE / matrix.inner).max(1);
-    pool.run(rows.len().div_ceil(rows_in_piece), |piece, _| {
+    pool.run(rows.len().div_ceil(rows_in_piece), |piece, scratch| {
         let first = piece * rows_in_piece;
         let rows = &rows[first..rows.len().min(first + rows_in_piece)];
         // SAFETY: each piece has its own rows.
         let to = unsafe { to.part(first * matrix.inner..(first + rows.len()) * matrix.inner) };
-        isa.run(Unpack { matrix, rows, to });
+        isa.run(Unpack { matrix, rows, to, scratch });
     });
 }
 
@@ -197,6 +172,7 @@ struct Unpack<'a> {
     matrix: &'a Matrix<'a>,
     rows: &'a [u32],
     to: &'a mut [f32],
+    scratch: &'a mut Scratch,
 }
 
 impl Kernel for Unpack<'_> {
@@ -206,7 +182,7 @@ impl Kernel for Unpack<'_> {
     fn run<L: Lanes>(self, lanes: L) {
         let rows = self.to.chunks_exact_mut(self.matrix.inner);
         for (&row, to) in self.rows.iter().zip(rows) {
-            self.matrix.unpack_row(lanes, row as usize, to);
+            self.matrix.unpack_row(lanes, row as usize, to, self.scratch);
         }
     }
 }
