@@ -61,6 +61,10 @@ const WHEELS: [(&str, &str, &str); 9] = [
 pub(crate) struct Mlx {
     pub(crate) include: PathBuf,
     pub(crate) lib: PathBuf,
+    /// Where the bridge to it is kept.
+    pub(crate) cache: PathBuf,
+    /// Changes when this MLX is another.
+    pub(crate) identity: String,
 }
 
 /// An error is what to tell the user.
@@ -68,46 +72,76 @@ pub(crate) fn mlx() -> Result<Mlx, String> {
     for name in ["BASE_MLX_MLX_DIR", "BASE_MLX_MLX_CUDA", "BASE_MLX_HOME", "XDG_CACHE_HOME"] {
         println!("cargo::rerun-if-env-changed={name}");
     }
+    let cache = cache()?;
     if let Some(folder) = folder("BASE_MLX_MLX_DIR") {
-        return at(&folder).ok_or_else(|| {
-            format!(
-                "BASE_MLX_MLX_DIR is {}, which has no include/mlx/mlx.h and lib/libmlx",
-                folder.display()
-            )
-        });
+        let named = format!("BASE_MLX_MLX_DIR is {}, which", folder.display());
+        let mlx = at(&folder, &cache)
+            .ok_or_else(|| format!("{named} has no include/mlx/mlx.h and lib/libmlx"))?;
+        return match version(&mlx) {
+            Some(version) if version == VERSION => Ok(mlx),
+            Some(version) => Err(format!("{named} holds MLX {version}, expected {VERSION}")),
+            None => Err(format!("{named} does not say its version in include/mlx/version.h")),
+        };
     }
-    if let Some(mlx) = homebrew() {
+    if let Some(mlx) = homebrew(&cache) {
         return Ok(mlx);
     }
-    wheel()
+    wheel(&cache)
 }
 
 fn folder(variable: &str) -> Option<PathBuf> {
     env::var_os(variable).filter(|value| !value.is_empty()).map(PathBuf::from)
 }
 
-fn at(folder: &Path) -> Option<Mlx> {
-    let mlx = Mlx { include: folder.join("include"), lib: folder.join("lib") };
-    let library = ["libmlx.so", "libmlx.dylib"].map(|name| mlx.lib.join(name).is_file());
-    (mlx.include.join("mlx/mlx.h").is_file() && library.contains(&true)).then_some(mlx)
+/// What is kept for this version of MLX.
+fn cache() -> Result<PathBuf, String> {
+    let home = match folder("BASE_MLX_HOME") {
+        Some(home) => home,
+        None => folder("XDG_CACHE_HOME")
+            .or_else(|| folder("HOME").map(|home| home.join(".cache")))
+            .ok_or("neither HOME nor BASE_MLX_HOME is set")?
+            .join("base-mlx"),
+    };
+    // The program looks there wherever it is started.
+    let home =
+        std::path::absolute(&home).map_err(|error| format!("{}: {error}", home.display()))?;
+    Ok(home.join("mlx").join(VERSION))
+}
+
+fn at(folder: &Path, cache: &Path) -> Option<Mlx> {
+    let folder = std::path::absolute(folder).ok()?;
+    let (include, lib) = (folder.join("include"), folder.join("lib"));
+    let library = ["libmlx.so", "libmlx.dylib"].into_iter().map(|name| lib.join(name));
+    let library = library.into_iter().find(|library| library.is_file())?;
+    if !include.join("mlx/mlx.h").is_file() {
+        return None;
+    }
+    println!("cargo::rerun-if-changed={}", library.display());
+    let metadata = fs::metadata(&library).ok()?;
+    let identity = format!("{} {:?}", metadata.len(), metadata.modified());
+    Some(Mlx { include, lib, cache: cache.to_owned(), identity })
 }
 
 /// Homebrew's, if it is the pinned version.
-fn homebrew() -> Option<Mlx> {
+fn homebrew(cache: &Path) -> Option<Mlx> {
     let prefix = Command::new("brew").args(["--prefix", "mlx"]).output().ok()?;
     let prefix = String::from_utf8(prefix.stdout).ok()?;
-    let mlx = at(Path::new(prefix.trim()))?;
+    let mlx = at(Path::new(prefix.trim()), cache)?;
+    (version(&mlx)? == VERSION).then_some(mlx)
+}
+
+fn version(mlx: &Mlx) -> Option<String> {
     let header = fs::read_to_string(mlx.include.join("mlx/version.h")).ok()?;
     let part = |name: &str| -> Option<String> {
         let line = header.lines().find(|line| line.contains(&format!("#define {name} ")))?;
         line.split_whitespace().last().map(str::to_owned)
     };
     let parts = ["MLX_VERSION_MAJOR", "MLX_VERSION_MINOR", "MLX_VERSION_PATCH"].map(part);
-    let version: Vec<String> = parts.into_iter().collect::<Option<_>>()?;
-    (version.join(".") == VERSION).then_some(mlx)
+    let parts: Vec<String> = parts.into_iter().collect::<Option<_>>()?;
+    Some(parts.join("."))
 }
 
-fn wheel() -> Result<Mlx, String> {
+fn wheel(cache: &Path) -> Result<Mlx, String> {
     let (package, platform) = variant()?;
     let Some((_, _, sha256)) = WHEELS.iter().find(|(p, t, _)| (*p, *t) == (package, &platform))
     else {
@@ -116,28 +150,24 @@ fn wheel() -> Result<Mlx, String> {
              BASE_MLX_MLX_DIR"
         ));
     };
-    let home = match folder("BASE_MLX_HOME") {
-        Some(home) => home,
-        None => folder("XDG_CACHE_HOME")
-            .or_else(|| folder("HOME").map(|home| home.join(".cache")))
-            .ok_or("neither HOME nor BASE_MLX_HOME is set")?
-            .join("base-mlx"),
+    let done = cache.join(format!("{package}-{platform}"));
+    let unpacked = || {
+        let identity = (*sha256).to_owned();
+        Some(Mlx { cache: done.clone(), identity, ..at(&done.join("mlx"), cache)? })
     };
-    let versions = home.join("mlx").join(VERSION);
-    let done = versions.join(format!("{package}-{platform}"));
-    if let Some(mlx) = at(&done.join("mlx")) {
+    if let Some(mlx) = unpacked() {
         return Ok(mlx);
     }
     // The folder gets its name when it is whole, so that a build that is killed leaves nothing to trip over.
-    let partial = versions.join(format!(".{package}-{platform}.{}", std::process::id()));
+    let partial = cache.join(format!(".{package}-{platform}.{}", std::process::id()));
     let fetched = fetch(package, &platform, sha256, &partial);
-    if fetched.is_ok() && fs::rename(&partial, &done).is_err() && at(&done.join("mlx")).is_none() {
+    if fetched.is_ok() && fs::rename(&partial, &done).is_err() && unpacked().is_none() {
         return Err(format!("cannot rename {} to {}", partial.display(), done.display()));
     }
     // Gone after the rename; left over after a failure, or where another build was first.
     let _ = fs::remove_dir_all(&partial);
     fetched?;
-    at(&done.join("mlx")).ok_or_else(|| format!("{} holds no MLX", done.display()))
+    unpacked().ok_or_else(|| format!("{} holds no MLX", done.display()))
 }
 
 /// The wheel for this build: package and platform tag.

@@ -1,94 +1,147 @@
-#include "base-mlx-sys/src/bridge.h"
+#include "bridge.h"
+
+#include <dlfcn.h>
 
 #include <cstring>
 #include <sstream>
 #include <stdexcept>
 
-#include "base-mlx-sys/src/bridge.rs.h"
 #include "mlx/backend/cuda/cuda.h"
 
 namespace base_mlx {
 
 namespace mx = mlx::core;
 
+// Used by the thread that owns MLX alone, so a call finds the vectors of the one before and asks for no memory.
+struct Kernel {
+  mx::fast::CustomKernelFunction function;
+  std::vector<mx::array> inputs;
+  std::vector<mx::Shape> shapes;
+  std::vector<mx::Dtype> dtypes;
+};
+
 namespace {
 
 // Beyond any machine's memory. MLX's CPU device does not look whether an allocation failed, so it must not be tried.
 constexpr size_t most_bytes = size_t{1} << 46;
 
-Handle handle(mx::array a) {
+thread_local std::string error;
+
+void keep(const char* message) noexcept {
+  try {
+    error = message;
+  } catch (...) {
+    error.clear();
+  }
+}
+
+// Runs what may throw; `failed` is what the caller gets if it does.
+template <typename T, typename F>
+T guard(T failed, F&& run) noexcept {
+  try {
+    return run();
+  } catch (const std::exception& exception) {
+    keep(exception.what());
+  } catch (...) {
+    keep("MLX threw something that is no exception");
+  }
+  return failed;
+}
+
+Array* handle(mx::array a) {
   if (a.size() > most_bytes || a.nbytes() > most_bytes) {
     std::ostringstream message;
     message << "an array of shape " << a.shape() << " has more than " << most_bytes << " bytes";
     throw std::invalid_argument(message.str());
   }
-  return std::make_unique<Array>(std::move(a));
+  return new Array(std::move(a));
 }
 
-mx::Shape shape(Ints ints) {
-  return mx::Shape(ints.begin(), ints.end());
+template <typename F>
+Array* make(F&& run) noexcept {
+  return guard<Array*>(nullptr, [&] { return handle(run()); });
 }
 
-std::vector<int> ints(Ints ints) {
-  return std::vector<int>(ints.begin(), ints.end());
+template <typename F>
+bool done(F&& run) noexcept {
+  return guard(false, [&] {
+    run();
+    return true;
+  });
 }
 
-std::vector<mx::array> list(Handles handles) {
-  std::vector<mx::array> arrays;
-  arrays.reserve(handles.size());
-  for (const auto& a : handles) {
-    arrays.push_back(*a);
+// All of them or none: hands out arrays where Rust has room for them.
+void hand_out(std::vector<mx::array>&& arrays, Array** to) {
+  size_t made = 0;
+  try {
+    for (auto& a : arrays) {
+      to[made] = handle(std::move(a));
+      made++;
+    }
+  } catch (...) {
+    while (made > 0) {
+      delete to[--made];
+    }
+    throw;
   }
-  return arrays;
 }
 
-// The order of `Dtype` in Rust.
-const mx::Dtype dtypes[] = {mx::bool_, mx::uint8, mx::int32, mx::uint32, mx::float16, mx::bfloat16, mx::float32};
-
-mx::Dtype dtype(uint8_t index) {
-  return dtypes[index];
+mx::ShapeElem dim(size_t dim) {
+  if (dim > INT32_MAX) {
+    throw std::invalid_argument("a dimension of " + std::to_string(dim) + " is beyond MLX");
+  }
+  return static_cast<mx::ShapeElem>(dim);
 }
 
-std::tuple<int, int, int> three(Ints ints) {
-  return {ints[0], ints[1], ints[2]};
-}
-
-std::vector<std::string> strings(rust::Slice<const rust::Str> from) {
-  std::vector<std::string> to;
-  for (const auto& s : from) {
-    to.emplace_back(s);
+mx::Shape shape(Dims dims) {
+  mx::Shape to;
+  for (size_t i = 0; i < dims.length; i++) {
+    to.push_back(dim(dims.data[i]));
   }
   return to;
 }
 
-} // namespace
+std::vector<int> ints(Axes axes) {
+  return {axes.data, axes.data + axes.length};
+}
 
-Handle from_bytes(rust::Slice<const uint8_t> bytes, Ints dims, uint8_t type) {
-  auto data = mx::allocator::malloc(bytes.size());
-  if (!bytes.empty()) {
-    std::memcpy(data.buffer().raw_ptr(), bytes.data(), bytes.size());
+void append(std::vector<mx::array>& to, Arrays arrays) {
+  to.reserve(arrays.length);
+  for (size_t i = 0; i < arrays.length; i++) {
+    to.push_back(**arrays.data[i]);
   }
-  return handle(mx::array(std::move(data), shape(dims), dtype(type)));
 }
 
-Handle copy_handle(const Array& a) {
-  return handle(a);
+std::vector<mx::array> list(Arrays arrays) {
+  std::vector<mx::array> to;
+  append(to, arrays);
+  return to;
 }
 
-rust::Vec<uint8_t> to_bytes(const Array& a) {
-  auto whole = mx::contiguous(a);
-  whole.eval();
-  rust::Vec<uint8_t> bytes;
-  bytes.reserve(whole.nbytes());
-  const auto* from = whole.data<uint8_t>();
-  std::copy(from, from + whole.nbytes(), std::back_inserter(bytes));
-  return bytes;
+std::string string(Text text) {
+  return {text.data, text.length};
 }
 
-uint8_t dtype_of(const Array& a) {
-  for (uint8_t i = 0; i < std::size(dtypes); i++) {
+std::vector<std::string> strings(Slice<Text> texts) {
+  std::vector<std::string> to;
+  for (size_t i = 0; i < texts.length; i++) {
+    to.push_back(string(texts.data[i]));
+  }
+  return to;
+}
+
+// In the order of `Type`.
+const mx::Dtype dtypes[] = {
+    mx::bool_, mx::uint8, mx::int32, mx::uint32, mx::uint64, mx::float16, mx::bfloat16, mx::float32};
+
+mx::Dtype dtype(Type type) {
+  return dtypes[static_cast<uint8_t>(type)];
+}
+
+int32_t number(const mx::array& a) {
+  for (size_t i = 0; i < std::size(dtypes); i++) {
     if (dtypes[i] == a.dtype()) {
-      return i;
+      return static_cast<int32_t>(i);
     }
   }
   std::ostringstream message;
@@ -96,292 +149,382 @@ uint8_t dtype_of(const Array& a) {
   throw std::invalid_argument(message.str());
 }
 
-rust::Vec<int32_t> shape_of(const Array& a) {
-  rust::Vec<int32_t> dims;
-  for (auto dim : a.shape()) {
-    dims.push_back(dim);
+// What it holds is left over from others.
+mx::array empty(Dims dims, Type type) {
+  size_t bytes = mx::size_of(dtype(type));
+  for (size_t i = 0; i < dims.length; i++) {
+    if (__builtin_mul_overflow(bytes, dims.data[i], &bytes) || bytes > most_bytes) {
+      throw std::invalid_argument("an array has more than " + std::to_string(most_bytes) + " bytes");
+    }
   }
-  return dims;
+  auto data = mx::allocator::malloc(bytes);
+  if (bytes > 0 && data.buffer().ptr() == nullptr) {
+    throw std::runtime_error("cannot allocate an array of " + std::to_string(bytes) + " bytes");
+  }
+  return mx::array(std::move(data), shape(dims), dtype(type));
 }
 
-size_t nbytes_of(const Array& a) {
-  return a.nbytes();
+// MLX's own; its header wants CUDA's.
+struct CudaBuffer {
+  void* data;
+  size_t size;
+  int device; // -1: unified memory
+};
+
+const CudaBuffer* cuda_buffer(const mx::array& a) {
+  return mx::cu::is_available() ? static_cast<const CudaBuffer*>(a.buffer().ptr()) : nullptr;
 }
 
-Handle full(Ints dims, float value, uint8_t type) {
-  return handle(mx::full(shape(dims), value, dtype(type)));
+// `array::data` would move the whole buffer to unified memory, for good.
+bool copy_from_cuda(const mx::array& a, uint8_t* bytes) {
+  using Copy = int (*)(void*, unsigned long long, size_t);
+  static const auto copy = [] {
+    auto* driver = dlopen("libcuda.so.1", RTLD_NOW | RTLD_NOLOAD);
+    return driver ? reinterpret_cast<Copy>(dlsym(driver, "cuMemcpyDtoH_v2")) : nullptr;
+  }();
+  const auto* buffer = cuda_buffer(a);
+  if (!copy || !buffer || buffer->device < 0) {
+    return false;
+  }
+  auto from = reinterpret_cast<unsigned long long>(buffer->data) + a.offset();
+  return copy(bytes, from, a.nbytes()) == 0;
 }
 
-Handle arange(float start, float stop, float step, uint8_t type) {
-  return handle(mx::arange(start, stop, step, dtype(type)));
+void copy_to(mx::array a, uint8_t* bytes, size_t length) {
+  a.eval();
+  if (!a.flags().row_contiguous) {
+    a = mx::contiguous(a);
+    a.eval();
+  }
+  if (length != a.nbytes()) {
+    throw std::invalid_argument("an array has " + std::to_string(a.nbytes()) + " bytes, not " + std::to_string(length));
+  }
+  if (length > 0 && !copy_from_cuda(a, bytes)) {
+    std::memcpy(bytes, a.data<uint8_t>(), length);
+  }
 }
 
-Handle astype(const Array& a, uint8_t type) {
-  return handle(mx::astype(a, dtype(type)));
+uint64_t data_pointer(const mx::array& a) {
+  if (a.status() == mx::array::Status::unscheduled) {
+    throw std::invalid_argument("an array that was not evaluated has no address");
+  }
+  if (const auto* buffer = cuda_buffer(a)) {
+    return reinterpret_cast<uint64_t>(buffer->data) + a.offset();
+  }
+  return reinterpret_cast<uint64_t>(a.data<uint8_t>());
 }
 
-Handle reshape(const Array& a, Ints dims) {
-  return handle(mx::reshape(a, shape(dims)));
+std::vector<mx::array> split(const mx::array& a, Dims parts, int32_t axis) {
+  mx::Shape ends;
+  size_t end = 0;
+  for (size_t i = 0; i < parts.length; i++) {
+    end += parts.data[i];
+    ends.push_back(dim(end));
+  }
+  if (parts.length == 0 || ends.back() != a.shape(axis)) {
+    std::ostringstream message;
+    message << "parts of " << end << " entries do not make up axis " << axis << " of shape " << a.shape();
+    throw std::invalid_argument(message.str());
+  }
+  ends.pop_back();
+  return mx::split(a, ends, axis);
 }
 
-Handle transpose(const Array& a, Ints axes) {
-  return handle(mx::transpose(a, ints(axes)));
-}
-
-Handle contiguous(const Array& a) {
-  return handle(mx::contiguous(a));
-}
-
-Handle broadcast_to(const Array& a, Ints dims) {
-  return handle(mx::broadcast_to(a, shape(dims)));
-}
-
-Handle slice(const Array& a, Ints start, Ints stop) {
-  return handle(mx::slice(a, shape(start), shape(stop)));
-}
-
-// Takes the handle: if nobody else has one, MLX writes in place.
-Handle slice_update(Handle a, const Array& update, Ints start, Ints stop) {
-  return handle(mx::slice_update(std::move(*a), update, shape(start), shape(stop)));
-}
-
-Handle concatenate(Handles arrays, int32_t axis) {
-  return handle(mx::concatenate(list(arrays), axis));
-}
-
-Handle take(const Array& a, const Array& indices, int32_t axis) {
-  return handle(mx::take(a, indices, axis));
-}
-
-Handle take_along_axis(const Array& a, const Array& indices, int32_t axis) {
-  return handle(mx::take_along_axis(a, indices, axis));
-}
-
-Handle unary(const Array& a, uint8_t operation) {
-  switch (static_cast<Unary>(operation)) {
-    case Unary::Exp: return handle(mx::exp(a));
-    case Unary::Log: return handle(mx::log(a));
-    case Unary::Negative: return handle(mx::negative(a));
-    case Unary::Sigmoid: return handle(mx::sigmoid(a));
-    case Unary::Tanh: return handle(mx::tanh(a));
-    case Unary::Erf: return handle(mx::erf(a));
-    case Unary::Abs: return handle(mx::abs(a));
-    case Unary::LogicalNot: return handle(mx::logical_not(a));
+mx::array unary(const mx::array& a, Unary operation) {
+  switch (operation) {
+    case Unary::Exp: return mx::exp(a);
+    case Unary::Log: return mx::log(a);
+    case Unary::Negative: return mx::negative(a);
+    case Unary::Sigmoid: return mx::sigmoid(a);
+    case Unary::Tanh: return mx::tanh(a);
+    case Unary::Erf: return mx::erf(a);
+    case Unary::Abs: return mx::abs(a);
+    case Unary::LogicalNot: return mx::logical_not(a);
+    case Unary::Sin: return mx::sin(a);
+    case Unary::Cos: return mx::cos(a);
+    case Unary::Sqrt: return mx::sqrt(a);
+    case Unary::Rsqrt: return mx::rsqrt(a);
   }
   throw std::invalid_argument("unary");
 }
 
-Handle binary(const Array& a, const Array& b, uint8_t operation) {
-  switch (static_cast<Binary>(operation)) {
-    case Binary::Add: return handle(mx::add(a, b));
-    case Binary::Subtract: return handle(mx::subtract(a, b));
-    case Binary::Multiply: return handle(mx::multiply(a, b));
-    case Binary::Divide: return handle(mx::divide(a, b));
-    case Binary::Maximum: return handle(mx::maximum(a, b));
-    case Binary::Minimum: return handle(mx::minimum(a, b));
-    case Binary::Less: return handle(mx::less(a, b));
-    case Binary::LessEqual: return handle(mx::less_equal(a, b));
-    case Binary::Equal: return handle(mx::equal(a, b));
-    case Binary::LogicalAnd: return handle(mx::logical_and(a, b));
-    case Binary::LogicalOr: return handle(mx::logical_or(a, b));
+mx::array binary(const mx::array& a, const mx::array& b, Binary operation) {
+  switch (operation) {
+    case Binary::Add: return mx::add(a, b);
+    case Binary::Subtract: return mx::subtract(a, b);
+    case Binary::Multiply: return mx::multiply(a, b);
+    case Binary::Divide: return mx::divide(a, b);
+    case Binary::Maximum: return mx::maximum(a, b);
+    case Binary::Minimum: return mx::minimum(a, b);
+    case Binary::Power: return mx::power(a, b);
+    case Binary::Less: return mx::less(a, b);
+    case Binary::LessEqual: return mx::less_equal(a, b);
+    case Binary::Greater: return mx::greater(a, b);
+    case Binary::GreaterEqual: return mx::greater_equal(a, b);
+    case Binary::Equal: return mx::equal(a, b);
+    case Binary::LogicalAnd: return mx::logical_and(a, b);
+    case Binary::LogicalOr: return mx::logical_or(a, b);
   }
   throw std::invalid_argument("binary");
 }
 
-Handle where(const Array& condition, const Array& a, const Array& b) {
-  return handle(mx::where(condition, a, b));
-}
-
-Handle along(const Array& a, int32_t axis, bool keepdims, uint8_t operation) {
-  switch (static_cast<Along>(operation)) {
-    case Along::Sum: return handle(mx::sum(a, axis, keepdims));
-    case Along::Max: return handle(mx::max(a, axis, keepdims));
-    case Along::Argmax: return handle(mx::argmax(a, axis, keepdims));
-    case Along::Logsumexp: return handle(mx::logsumexp(a, axis, keepdims));
-    case Along::Softmax: return handle(mx::softmax(a, axis, true));
-    case Along::Cumsum: return handle(mx::cumsum(a, axis));
-    case Along::Sort: return handle(mx::sort(a, axis));
-    case Along::Argsort: return handle(mx::argsort(a, axis));
+mx::array along(const mx::array& a, int32_t axis, bool keepdims, Along operation) {
+  switch (operation) {
+    case Along::Sum: return mx::sum(a, axis, keepdims);
+    case Along::Mean: return mx::mean(a, axis, keepdims);
+    case Along::Max: return mx::max(a, axis, keepdims);
+    case Along::Argmax: return mx::argmax(a, axis, keepdims);
+    case Along::Logsumexp: return mx::logsumexp(a, axis, keepdims);
+    case Along::Softmax: return mx::softmax(a, axis, true);
+    case Along::Cumsum: return mx::cumsum(a, axis);
+    case Along::Sort: return mx::sort(a, axis);
+    case Along::Argsort: return mx::argsort(a, axis);
   }
   throw std::invalid_argument("along");
 }
 
-Handle argpartition(const Array& a, int32_t kth, int32_t axis) {
-  return handle(mx::argpartition(a, kth, axis));
-}
-
-Handle matmul(const Array& a, const Array& b) {
-  return handle(mx::matmul(a, b));
-}
-
-Handle quantized_matmul(
-    const Array& x, const Array& packed, const Array& scales, const Array& biases, int32_t group_size, int32_t bits) {
-  return handle(mx::quantized_matmul(x, packed, scales, biases, true, group_size, bits));
-}
-
-Handle gather_qmm(
-    const Array& x, const Array& packed, const Array& scales, const Array& biases, const Array& indices,
-    int32_t group_size, int32_t bits) {
-  return handle(
-      mx::gather_qmm(x, packed, scales, biases, std::nullopt, indices, true, group_size, bits));
-}
-
-Handle dequantize(
-    const Array& packed, const Array& scales, const Array& biases, int32_t group_size, int32_t bits) {
-  return handle(mx::dequantize(packed, scales, biases, group_size, bits));
-}
-
-void quantize(const Array& w, int32_t group_size, int32_t bits, Handle& packed, Handle& scales, Handle& biases) {
-  auto parts = mx::quantize(w, group_size, bits);
-  packed = handle(parts.at(0));
-  scales = handle(parts.at(1));
-  biases = handle(parts.at(2));
-}
-
-Handle rms_norm(const Array& x, const Array& w, float eps) {
-  return handle(mx::fast::rms_norm(x, w, eps));
-}
-
-Handle layer_norm(const Array& x, const Array& w, const Array& b, float eps) {
-  return handle(mx::fast::layer_norm(x, w, b, eps));
-}
-
-Handle rope(const Array& x, int32_t dims, float scale, const Array& offset, const Array& freqs) {
-  return handle(mx::fast::rope(x, dims, false, std::nullopt, scale, offset, freqs));
-}
-
-Handle scaled_dot_product_attention(
-    const Array& q, const Array& k, const Array& v, float scale, rust::Str mode, const Handle& mask) {
+mx::array attention(In q, In k, In v, float scale, bool causal, In mask) {
   std::optional<mx::array> given;
   if (mask) {
-    given = *mask;
+    given = **mask;
   }
-  return handle(mx::fast::scaled_dot_product_attention(q, k, v, scale, std::string(mode), given));
+  const auto* mode = mask ? "array" : causal ? "causal" : "";
+  return mx::fast::scaled_dot_product_attention(**q, **k, **v, scale, mode, given);
 }
 
-std::unique_ptr<Kernel> metal_kernel(
-    rust::Str name, rust::Slice<const rust::Str> inputs, rust::Slice<const rust::Str> outputs, rust::Str source,
-    rust::Str header) {
-  return std::make_unique<Kernel>(mx::fast::metal_kernel(
-      std::string(name), strings(inputs), strings(outputs), std::string(source), std::string(header)));
-}
-
-std::unique_ptr<Kernel> cuda_kernel(
-    rust::Str name, rust::Slice<const rust::Str> inputs, rust::Slice<const rust::Str> outputs, rust::Str source,
-    rust::Str header, int32_t shared_memory) {
-  return std::make_unique<Kernel>(mx::fast::cuda_kernel(
-      std::string(name), strings(inputs), strings(outputs), std::string(source), std::string(header), true,
-      shared_memory));
-}
-
-std::unique_ptr<std::vector<Array>> call_kernel(
-    const Kernel& kernel, Handles inputs, Ints shapes, Ints ranks,
-    rust::Slice<const uint8_t> types, Ints grid, Ints threadgroup, rust::Slice<const Template> arguments) {
-  std::vector<mx::Shape> output_shapes;
-  const auto* dims = shapes.data();
-  for (auto rank : ranks) {
-    output_shapes.emplace_back(dims, dims + rank);
-    dims += rank;
+std::vector<mx::array> call_kernel(Kernel& kernel, Arrays inputs, const Launch& launch) {
+  kernel.inputs.clear();
+  kernel.shapes.clear();
+  kernel.dtypes.clear();
+  append(kernel.inputs, inputs);
+  for (size_t i = 0; i < launch.outputs.length; i++) {
+    kernel.shapes.push_back(shape(launch.outputs.data[i].shape));
+    kernel.dtypes.push_back(dtype(launch.outputs.data[i].dtype));
   }
-  std::vector<mx::Dtype> output_dtypes;
-  for (auto type : types) {
-    output_dtypes.push_back(dtype(type));
-  }
+  // MLX takes this one by value.
   std::vector<std::pair<std::string, mx::fast::TemplateArg>> constants;
-  for (const auto& argument : arguments) {
-    std::string name(argument.name);
-    if (argument.is_dtype) {
-      constants.emplace_back(name, dtype(static_cast<uint8_t>(argument.value)));
+  constants.reserve(launch.constants.length);
+  for (size_t i = 0; i < launch.constants.length; i++) {
+    const auto& constant = launch.constants.data[i];
+    if (constant.is_dtype) {
+      constants.emplace_back(string(constant.name), dtype(static_cast<Type>(constant.value)));
     } else {
-      constants.emplace_back(name, static_cast<int>(argument.value));
+      constants.emplace_back(string(constant.name), static_cast<int>(constant.value));
     }
   }
-  return std::make_unique<std::vector<Array>>(kernel.function(
-      list(inputs), output_shapes, output_dtypes, three(grid), three(threadgroup), constants, std::nullopt, false,
-      {}));
+  const auto& [gx, gy, gz] = launch.grid;
+  const auto& [tx, ty, tz] = launch.threadgroup;
+  return kernel.function(
+      kernel.inputs, kernel.shapes, kernel.dtypes, {gx, gy, gz}, {tx, ty, tz}, std::move(constants), std::nullopt,
+      false, {});
 }
 
-size_t count(const std::vector<Array>& arrays) {
-  return arrays.size();
+mx::Device device(bool gpu) {
+  return gpu ? mx::Device::gpu : mx::Device::cpu;
 }
 
-Handle at(const std::vector<Array>& arrays, size_t index) {
-  return handle(arrays.at(index));
-}
-
-void eval(Handles arrays) {
-  mx::eval(list(arrays));
-}
-
-void async_eval(Handles arrays) {
-  mx::async_eval(list(arrays));
-}
-
-void synchronize() {
-  mx::synchronize();
-}
-
-bool gpu_is_available() {
-  return mx::is_available(mx::Device::gpu);
-}
-
-bool metal_is_available() {
-  return mx::metal::is_available();
-}
-
-bool cuda_is_available() {
-  return mx::cu::is_available();
-}
-
-void set_default_device(bool gpu) {
-  mx::set_default_device(gpu ? mx::Device::gpu : mx::Device::cpu);
-}
-
-rust::String device_info(bool gpu, rust::Str key) {
-  const auto& info = mx::device_info(gpu ? mx::Device::gpu : mx::Device::cpu);
-  auto found = info.find(std::string(key));
-  if (found == info.end()) {
-    return {};
+bool available(Backend backend) {
+  switch (backend) {
+    case Backend::Cpu: return true;
+    case Backend::Metal: return mx::is_available(mx::Device::gpu) && mx::metal::is_available();
+    case Backend::Cuda: return mx::is_available(mx::Device::gpu) && mx::cu::is_available();
   }
-  std::ostringstream text;
-  std::visit([&](const auto& value) { text << value; }, found->second);
-  return text.str();
+  return false;
 }
 
-rust::String version() {
-  return mx::version();
+Text device_info(bool gpu, Text key) {
+  thread_local std::string kept;
+  kept.clear();
+  const auto& info = mx::device_info(device(gpu));
+  if (auto found = info.find(string(key)); found != info.end()) {
+    std::ostringstream text;
+    std::visit([&](const auto& value) { text << value; }, found->second);
+    kept = text.str();
+  }
+  return {kept.data(), kept.size()};
 }
 
-size_t active_memory() {
-  return mx::get_active_memory();
+size_t memory(Memory which) {
+  switch (which) {
+    case Memory::Active: return mx::get_active_memory();
+    case Memory::Peak: return mx::get_peak_memory();
+    case Memory::Cache: return mx::get_cache_memory();
+  }
+  return 0;
 }
 
-size_t peak_memory() {
-  return mx::get_peak_memory();
+size_t set_limit(Limit which, size_t bytes) {
+  switch (which) {
+    case Limit::Cache: return mx::set_cache_limit(bytes);
+    case Limit::Memory: return mx::set_memory_limit(bytes);
+    case Limit::Wired: return mx::set_wired_limit(bytes);
+  }
+  return 0;
 }
 
-size_t cache_memory() {
-  return mx::get_cache_memory();
-}
+const Table table = {
+    .version = BASE_MLX_BRIDGE_VERSION,
+    .last_error = [] { return Text{error.data(), error.size()}; },
 
-void reset_peak_memory() {
-  mx::reset_peak_memory();
-}
+    .clone = [](In a) { return guard<Array*>(nullptr, [&] { return new Array(**a); }); },
+    .drop = [](Array* a) { delete a; },
+    .dtype = [](In a) { return guard<int32_t>(-1, [&] { return number(**a); }); },
+    .shape = [](In a) { return Axes{(*a)->shape().data(), (*a)->ndim()}; },
+    .nbytes = [](In a) { return (*a)->nbytes(); },
+    .is_available = [](In a) { return guard<int32_t>(-1, [&] { return int32_t{(*a)->is_available()}; }); },
 
-void clear_cache() {
-  mx::clear_cache();
-}
+    .from_bytes =
+        [](Slice<uint8_t> bytes, Dims dims, Type type) {
+          return make([&] {
+            auto a = empty(dims, type);
+            if (bytes.length != a.nbytes()) {
+              throw std::invalid_argument("the bytes are not those of the shape");
+            }
+            if (bytes.length > 0) {
+              std::memcpy(a.data<uint8_t>(), bytes.data, bytes.length);
+            }
+            return a;
+          });
+        },
+    .empty = [](Dims dims, Type type) { return make([&] { return empty(dims, type); }); },
+    .full =
+        [](Dims dims, float value, Type type) {
+          return make([&] { return mx::full(shape(dims), value, dtype(type)); });
+        },
+    .arange =
+        [](float start, float stop, float step, Type type) {
+          return make([&] { return mx::arange(start, stop, step, dtype(type)); });
+        },
+    .copy_to =
+        [](In a, uint8_t* bytes, size_t length) { return done([&] { copy_to(**a, bytes, length); }); },
+    .data_pointer = [](In a, uint64_t* address) { return done([&] { *address = data_pointer(**a); }); },
 
-size_t set_cache_limit(size_t limit) {
-  return mx::set_cache_limit(limit);
-}
+    .astype = [](In a, Type type) { return make([&] { return mx::astype(**a, dtype(type)); }); },
+    .view = [](In a, Type type) { return make([&] { return mx::view(**a, dtype(type)); }); },
+    .reshape = [](In a, Dims dims) { return make([&] { return mx::reshape(**a, shape(dims)); }); },
+    .expand_dims = [](In a, Axes axes) { return make([&] { return mx::expand_dims(**a, ints(axes)); }); },
+    .squeeze = [](In a, Axes axes) { return make([&] { return mx::squeeze(**a, ints(axes)); }); },
+    .transpose = [](In a, Axes axes) { return make([&] { return mx::transpose(**a, ints(axes)); }); },
+    .contiguous = [](In a) { return make([&] { return mx::contiguous(**a); }); },
+    .broadcast_to = [](In a, Dims dims) { return make([&] { return mx::broadcast_to(**a, shape(dims)); }); },
+    .slice =
+        [](In a, Dims start, Dims stop) { return make([&] { return mx::slice(**a, shape(start), shape(stop)); }); },
+    .slice_update =
+        [](Array* a, In update, Dims start, Dims stop) {
+          std::unique_ptr<Array> taken(a);
+          return make([&] { return mx::slice_update(*taken, **update, shape(start), shape(stop)); });
+        },
+    .concatenate =
+        [](Arrays arrays, int32_t axis) { return make([&] { return mx::concatenate(list(arrays), axis); }); },
+    .stack = [](Arrays arrays, int32_t axis) { return make([&] { return mx::stack(list(arrays), axis); }); },
+    .split =
+        [](In a, Dims parts, int32_t axis, Array** arrays) {
+          return done([&] { hand_out(split(**a, parts, axis), arrays); });
+        },
+    .take = [](In a, In indices, int32_t axis) { return make([&] { return mx::take(**a, **indices, axis); }); },
+    .take_along_axis =
+        [](In a, In indices, int32_t axis) { return make([&] { return mx::take_along_axis(**a, **indices, axis); }); },
 
-size_t set_memory_limit(size_t limit) {
-  return mx::set_memory_limit(limit);
-}
+    .unary = [](In a, Unary operation) { return make([&] { return unary(**a, operation); }); },
+    .binary = [](In a, In b, Binary operation) { return make([&] { return binary(**a, **b, operation); }); },
+    .select = [](In condition, In a, In b) { return make([&] { return mx::where(**condition, **a, **b); }); },
+    .along =
+        [](In a, int32_t axis, bool keepdims, Along operation) {
+          return make([&] { return along(**a, axis, keepdims, operation); });
+        },
+    .argpartition =
+        [](In a, int32_t kth, int32_t axis) { return make([&] { return mx::argpartition(**a, kth, axis); }); },
+    .matmul = [](In a, In b) { return make([&] { return mx::matmul(**a, **b); }); },
+    .addmm =
+        [](In c, In a, In b, float alpha, float beta) {
+          return make([&] { return mx::addmm(**c, **a, **b, alpha, beta); });
+        },
 
-size_t set_wired_limit(size_t limit) {
-  return mx::set_wired_limit(limit);
-}
+    .quantized_matmul =
+        [](In x, const Quantized* w) {
+          return make([&] {
+            return mx::quantized_matmul(**x, *w->packed, *w->scales, *w->biases, true, w->group_size, w->bits);
+          });
+        },
+    .gather_qmm =
+        [](In x, const Quantized* w, In indices) {
+          return make([&] {
+            return mx::gather_qmm(
+                **x, *w->packed, *w->scales, *w->biases, std::nullopt, **indices, true, w->group_size, w->bits);
+          });
+        },
+    .dequantize =
+        [](const Quantized* w) {
+          return make([&] { return mx::dequantize(*w->packed, *w->scales, *w->biases, w->group_size, w->bits); });
+        },
+    .quantize =
+        [](In w, int32_t group_size, int32_t bits, Quantized* quantized) {
+          return done([&] {
+            Array* parts[3];
+            hand_out(mx::quantize(**w, group_size, bits), parts);
+            *quantized = {parts[0], parts[1], parts[2], group_size, bits};
+          });
+        },
+
+    .rms_norm = [](In x, In w, float eps) { return make([&] { return mx::fast::rms_norm(**x, **w, eps); }); },
+    .layer_norm =
+        [](In x, In w, In b, float eps) { return make([&] { return mx::fast::layer_norm(**x, **w, **b, eps); }); },
+    .rope =
+        [](In x, int32_t dims, float scale, In offset, In freqs) {
+          return make([&] { return mx::fast::rope(**x, dims, false, std::nullopt, scale, **offset, **freqs); });
+        },
+    .attention =
+        [](In q, In k, In v, float scale, bool causal, In mask) {
+          return make([&] { return attention(q, k, v, scale, causal, mask); });
+        },
+
+    .metal_kernel =
+        [](const KernelText* text) {
+          return guard<Kernel*>(nullptr, [&] {
+            return new Kernel{mx::fast::metal_kernel(
+                string(text->name), strings(text->inputs), strings(text->outputs), string(text->source),
+                string(text->header))};
+          });
+        },
+    .cuda_kernel =
+        [](const KernelText* text, int32_t shared_memory) {
+          return guard<Kernel*>(nullptr, [&] {
+            return new Kernel{mx::fast::cuda_kernel(
+                string(text->name), strings(text->inputs), strings(text->outputs), string(text->source),
+                string(text->header), true, shared_memory)};
+          });
+        },
+    .call_kernel =
+        [](Kernel* kernel, Arrays inputs, const Launch* launch, Array** arrays) {
+          bool called = done([&] { hand_out(call_kernel(*kernel, inputs, *launch), arrays); });
+          // Held longer, they could not be written in place.
+          kernel->inputs.clear();
+          return called;
+        },
+    .drop_kernel = [](Kernel* kernel) { delete kernel; },
+
+    .eval = [](Arrays arrays) { return done([&] { mx::eval(list(arrays)); }); },
+    .async_eval = [](Arrays arrays) { return done([&] { mx::async_eval(list(arrays)); }); },
+    .synchronize = [] { return done([] { mx::synchronize(); }); },
+
+    .backend_is_available = [](Backend backend) { return guard(false, [&] { return available(backend); }); },
+    .set_default_device = [](bool gpu) { return done([&] { mx::set_default_device(device(gpu)); }); },
+    .device_info =
+        [](bool gpu, Text key, Text* value) { return done([&] { *value = device_info(gpu, key); }); },
+    .mlx_version = [] { return Text{mx::version(), std::strlen(mx::version())}; },
+
+    .memory = [](Memory which) { return guard<size_t>(0, [&] { return memory(which); }); },
+    .reset_peak_memory = [] { done([] { mx::reset_peak_memory(); }); },
+    .clear_cache = [] { done([] { mx::clear_cache(); }); },
+    .set_limit =
+        [](Limit which, size_t bytes, size_t* before) { return done([&] { *before = set_limit(which, bytes); }); },
+};
+
+} // namespace
 
 } // namespace base_mlx
+
+// The one name that the library exports.
+extern "C" __attribute__((visibility("default"))) const base_mlx::Table* base_mlx_bridge() {
+  return &base_mlx::table;
+}

@@ -1,107 +1,184 @@
-// What Rust calls, in Rust's types. Exceptions pass through: cxx turns them into `Result`.
+// What Rust calls: one table of C functions. `table.rs` mirrors it field by field; the hash of both is the table's
+// version, so that only those that were written together work together.
+//
+// A function that can fail returns null, false or a negative number, and `last_error` says why, on the same thread.
 #pragma once
 
-#include <memory>
+#include <cstddef>
+#include <cstdint>
 
 #include "mlx/mlx.h"
-#include "rust/cxx.h"
 
 namespace base_mlx {
 
 using Array = mlx::core::array;
-using Handle = std::unique_ptr<Array>;
-using Handles = rust::Slice<const Handle>;
-using Ints = rust::Slice<const int32_t>;
+struct Kernel;
 
-struct Template;
+// A handle as Rust lends it, and null where none need be given. Whoever gets an `Array*` owns it.
+using In = const Array* const*;
 
-class Kernel {
- public:
-  Kernel(mlx::core::fast::CustomKernelFunction function) : function(std::move(function)) {}
-  mlx::core::fast::CustomKernelFunction function;
+template <typename T>
+struct Slice {
+  const T* data;
+  size_t length;
 };
 
-// Arrays
-Handle from_bytes(rust::Slice<const uint8_t> bytes, Ints shape, uint8_t dtype);
-Handle copy_handle(const Array& a);
-rust::Vec<uint8_t> to_bytes(const Array& a);
-uint8_t dtype_of(const Array& a);
-rust::Vec<int32_t> shape_of(const Array& a);
-size_t nbytes_of(const Array& a);
-Handle full(Ints shape, float value, uint8_t dtype);
-Handle arange(float start, float stop, float step, uint8_t dtype);
+using Arrays = Slice<In>;
+using Dims = Slice<size_t>;
+using Axes = Slice<int32_t>;
+using Text = Slice<char>;
 
-// Shapes
-Handle astype(const Array& a, uint8_t dtype);
-Handle reshape(const Array& a, Ints shape);
-Handle transpose(const Array& a, Ints axes);
-Handle contiguous(const Array& a);
-Handle broadcast_to(const Array& a, Ints shape);
-Handle slice(const Array& a, Ints start, Ints stop);
-Handle slice_update(Handle a, const Array& update, Ints start, Ints stop);
-Handle concatenate(Handles arrays, int32_t axis);
-Handle take(const Array& a, const Array& indices, int32_t axis);
-Handle take_along_axis(const Array& a, const Array& indices, int32_t axis);
+// The order of `Dtype` in Rust.
+enum class Type : uint8_t { Bool, U8, I32, U32, U64, F16, BF16, F32 };
 
-// Arithmetic
-Handle unary(const Array& a, uint8_t operation);
-Handle binary(const Array& a, const Array& b, uint8_t operation);
-Handle where(const Array& condition, const Array& a, const Array& b);
-Handle along(const Array& a, int32_t axis, bool keepdims, uint8_t operation);
-Handle argpartition(const Array& a, int32_t kth, int32_t axis);
-Handle matmul(const Array& a, const Array& b);
+enum class Unary : uint8_t { Exp, Log, Negative, Sigmoid, Tanh, Erf, Abs, LogicalNot, Sin, Cos, Sqrt, Rsqrt };
 
-// Quantised products; an affine weight is `packed`, `scales`, `biases`.
-Handle quantized_matmul(
-    const Array& x, const Array& packed, const Array& scales, const Array& biases, int32_t group_size, int32_t bits);
-Handle gather_qmm(
-    const Array& x, const Array& packed, const Array& scales, const Array& biases, const Array& indices,
-    int32_t group_size, int32_t bits);
-Handle dequantize(
-    const Array& packed, const Array& scales, const Array& biases, int32_t group_size, int32_t bits);
-void quantize(const Array& w, int32_t group_size, int32_t bits, Handle& packed, Handle& scales, Handle& biases);
+enum class Binary : uint8_t {
+  Add,
+  Subtract,
+  Multiply,
+  Divide,
+  Maximum,
+  Minimum,
+  Power,
+  Less,
+  LessEqual,
+  Greater,
+  GreaterEqual,
+  Equal,
+  LogicalAnd,
+  LogicalOr
+};
 
-// mlx::core::fast
-Handle rms_norm(const Array& x, const Array& w, float eps);
-Handle layer_norm(const Array& x, const Array& w, const Array& b, float eps);
-Handle rope(const Array& x, int32_t dims, float scale, const Array& offset, const Array& freqs);
-Handle scaled_dot_product_attention(
-    const Array& q, const Array& k, const Array& v, float scale, rust::Str mode, const Handle& mask);
+enum class Along : uint8_t { Sum, Mean, Max, Argmax, Logsumexp, Softmax, Cumsum, Sort, Argsort };
 
-// Own kernels
-std::unique_ptr<Kernel> metal_kernel(
-    rust::Str name, rust::Slice<const rust::Str> inputs, rust::Slice<const rust::Str> outputs, rust::Str source,
-    rust::Str header);
-std::unique_ptr<Kernel> cuda_kernel(
-    rust::Str name, rust::Slice<const rust::Str> inputs, rust::Slice<const rust::Str> outputs, rust::Str source,
-    rust::Str header, int32_t shared_memory);
-std::unique_ptr<std::vector<Array>> call_kernel(
-    const Kernel& kernel, Handles inputs, Ints shapes, Ints ranks,
-    rust::Slice<const uint8_t> dtypes, Ints grid, Ints threadgroup, rust::Slice<const Template> arguments);
-size_t count(const std::vector<Array>& arrays);
-Handle at(const std::vector<Array>& arrays, size_t index);
+enum class Backend : uint8_t { Cpu, Metal, Cuda };
 
-// Running
-void eval(Handles arrays);
-void async_eval(Handles arrays);
-void synchronize();
+enum class Memory : uint8_t { Active, Peak, Cache };
 
-// Devices
-bool gpu_is_available();
-bool metal_is_available();
-bool cuda_is_available();
-void set_default_device(bool gpu);
-rust::String device_info(bool gpu, rust::Str key);
-rust::String version();
+enum class Limit : uint8_t { Cache, Memory, Wired };
 
-// Memory, in bytes
-size_t active_memory();
-size_t peak_memory();
-size_t cache_memory();
-void reset_peak_memory();
-void clear_cache();
-size_t set_cache_limit(size_t limit);
-size_t set_memory_limit(size_t limit);
-size_t set_wired_limit(size_t limit);
+// An affine weight.
+struct Quantized {
+  Array* packed;
+  Array* scales;
+  Array* biases;
+  int32_t group_size;
+  int32_t bits;
+};
+
+struct KernelText {
+  Text name;
+  Slice<Text> inputs;
+  Slice<Text> outputs;
+  Text source;
+  Text header;
+};
+
+// A constant that a kernel is compiled with: an integer, or the number of a dtype.
+struct Constant {
+  Text name;
+  int32_t value;
+  bool is_dtype;
+};
+
+struct Output {
+  Dims shape;
+  Type dtype;
+};
+
+struct Launch {
+  int32_t grid[3];
+  int32_t threadgroup[3];
+  Slice<Constant> constants;
+  Slice<Output> outputs;
+};
+
+struct Table {
+  uint64_t version;
+  Text (*last_error)();
+
+  // Handles
+  Array* (*clone)(In a);
+  void (*drop)(Array* a);
+  int32_t (*dtype)(In a);
+  // Lies in the array.
+  Slice<int32_t> (*shape)(In a);
+  size_t (*nbytes)(In a);
+  int32_t (*is_available)(In a);
+
+  // Data
+  Array* (*from_bytes)(Slice<uint8_t> bytes, Dims shape, Type dtype);
+  Array* (*empty)(Dims shape, Type dtype);
+  Array* (*full)(Dims shape, float value, Type dtype);
+  Array* (*arange)(float start, float stop, float step, Type dtype);
+  bool (*copy_to)(In a, uint8_t* bytes, size_t length);
+  bool (*data_pointer)(In a, uint64_t* address);
+
+  // Shapes
+  Array* (*astype)(In a, Type dtype);
+  Array* (*view)(In a, Type dtype);
+  Array* (*reshape)(In a, Dims shape);
+  Array* (*expand_dims)(In a, Axes axes);
+  Array* (*squeeze)(In a, Axes axes);
+  Array* (*transpose)(In a, Axes axes);
+  Array* (*contiguous)(In a);
+  Array* (*broadcast_to)(In a, Dims shape);
+  Array* (*slice)(In a, Dims start, Dims stop);
+  // Takes `a`.
+  Array* (*slice_update)(Array* a, In update, Dims start, Dims stop);
+  Array* (*concatenate)(Arrays arrays, int32_t axis);
+  Array* (*stack)(Arrays arrays, int32_t axis);
+  // `arrays` has room for one array a part.
+  bool (*split)(In a, Dims parts, int32_t axis, Array** arrays);
+  Array* (*take)(In a, In indices, int32_t axis);
+  Array* (*take_along_axis)(In a, In indices, int32_t axis);
+
+  // Arithmetic
+  Array* (*unary)(In a, Unary operation);
+  Array* (*binary)(In a, In b, Binary operation);
+  Array* (*select)(In condition, In a, In b);
+  Array* (*along)(In a, int32_t axis, bool keepdims, Along operation);
+  Array* (*argpartition)(In a, int32_t kth, int32_t axis);
+  Array* (*matmul)(In a, In b);
+  Array* (*addmm)(In c, In a, In b, float alpha, float beta);
+
+  // Quantised products
+  Array* (*quantized_matmul)(In x, const Quantized* w);
+  Array* (*gather_qmm)(In x, const Quantized* w, In indices);
+  Array* (*dequantize)(const Quantized* w);
+  bool (*quantize)(In w, int32_t group_size, int32_t bits, Quantized* quantized);
+
+  // mlx::core::fast
+  Array* (*rms_norm)(In x, In w, float eps);
+  Array* (*layer_norm)(In x, In w, In b, float eps);
+  Array* (*rope)(In x, int32_t dims, float scale, In offset, In freqs);
+  Array* (*attention)(In q, In k, In v, float scale, bool causal, In mask);
+
+  // Own kernels
+  Kernel* (*metal_kernel)(const KernelText* text);
+  Kernel* (*cuda_kernel)(const KernelText* text, int32_t shared_memory);
+  // `arrays` has room for one array an output.
+  bool (*call_kernel)(Kernel* kernel, Arrays inputs, const Launch* launch, Array** arrays);
+  void (*drop_kernel)(Kernel* kernel);
+
+  // Running
+  bool (*eval)(Arrays arrays);
+  bool (*async_eval)(Arrays arrays);
+  bool (*synchronize)();
+
+  // Devices
+  bool (*backend_is_available)(Backend backend);
+  bool (*set_default_device)(bool gpu);
+  // Lies in the bridge until the next call on this thread.
+  bool (*device_info)(bool gpu, Text key, Text* value);
+  Text (*mlx_version)();
+
+  // Memory, in bytes
+  size_t (*memory)(Memory which);
+  void (*reset_peak_memory)();
+  void (*clear_cache)();
+  bool (*set_limit)(Limit which, size_t bytes, size_t* before);
+};
 
 } // namespace base_mlx

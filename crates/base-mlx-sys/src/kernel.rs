@@ -1,15 +1,18 @@
 //! Own kernels, compiled at run time by the device's own compiler.
 
-use cxx::UniquePtr;
+use std::mem::MaybeUninit;
+use std::ptr::NonNull;
 
-use crate::array::{Array, Dtype, dims, handles};
-use crate::bridge::ffi;
-use crate::{Error, Result, runtime::owned};
+use crate::Result;
+use crate::array::{Array, Dtype};
+use crate::library::{loaded, table};
+use crate::runtime::owned;
+use crate::table::{KernelText, RawConstant, RawKernel, RawLaunch, RawOutput, Table, Text};
 
 /// The body of a kernel and the names of its arguments.
-pub struct Kernel(UniquePtr<ffi::Kernel>);
+pub struct Kernel(NonNull<RawKernel>);
 
-// SAFETY: a std::function that captures strings; nothing of it belongs to a thread.
+// SAFETY: strings and vectors that are empty between calls; nothing of it belongs to a thread.
 unsafe impl Send for Kernel {}
 
 /// A constant that the source is compiled with.
@@ -20,16 +23,19 @@ pub enum Constant {
     Dtype(Dtype),
 }
 
-/// One call of a kernel.
+/// One call of a kernel with that many outputs.
 #[derive(Clone, Copy, Debug)]
-pub struct Launch<'a> {
+pub struct Launch<'a, const OUTPUTS: usize> {
     /// Threads in all.
     pub grid: [i32; 3],
     /// Threads of a block.
     pub threadgroup: [i32; 3],
+    /// Sixteen at most.
     pub constants: &'a [(&'a str, Constant)],
-    pub outputs: &'a [(&'a [usize], Dtype)],
+    pub outputs: [(&'a [usize], Dtype); OUTPUTS],
 }
+
+const MOST_CONSTANTS: usize = 16;
 
 impl Kernel {
     /// A kernel in Metal's language. Compiled when it is first run.
@@ -40,7 +46,7 @@ impl Kernel {
         source: &str,
         header: &str,
     ) -> Result<Self> {
-        Ok(Self(ffi::metal_kernel(name, inputs, outputs, source, header)?))
+        Self::new(name, inputs, outputs, source, header, |mlx, text| (mlx.metal_kernel)(text))
     }
 
     /// A kernel in CUDA C++, with `shared_memory` bytes beside its static ones. Compiled when it is first run.
@@ -52,7 +58,30 @@ impl Kernel {
         header: &str,
         shared_memory: i32,
     ) -> Result<Self> {
-        Ok(Self(ffi::cuda_kernel(name, inputs, outputs, source, header, shared_memory)?))
+        Self::new(name, inputs, outputs, source, header, |mlx, text| {
+            (mlx.cuda_kernel)(text, shared_memory)
+        })
+    }
+
+    fn new(
+        name: &str,
+        inputs: &[&str],
+        outputs: &[&str],
+        source: &str,
+        header: &str,
+        make: impl FnOnce(&Table, &KernelText) -> Option<NonNull<RawKernel>>,
+    ) -> Result<Self> {
+        let mlx = table()?;
+        let inputs: Vec<Text> = inputs.iter().map(|name| (*name).into()).collect();
+        let outputs: Vec<Text> = outputs.iter().map(|name| (*name).into()).collect();
+        let text = KernelText {
+            name: name.into(),
+            inputs: inputs.as_slice().into(),
+            outputs: outputs.as_slice().into(),
+            source: source.into(),
+            header: header.into(),
+        };
+        make(mlx, &text).map(Self).ok_or_else(|| mlx.error())
     }
 
     /// The outputs, in the order of their names.
@@ -60,34 +89,43 @@ impl Kernel {
     /// # Safety
     /// The source must stay within the inputs and outputs that it is given, and may write into an input only where
     /// no other handle relies on what it held.
-    pub unsafe fn call(&self, inputs: &[&Array], launch: Launch) -> Result<Vec<Array>> {
-        owned()?;
-        let shapes: Vec<i32> = launch.outputs.iter().flat_map(|(shape, _)| dims(shape)).collect();
-        let ranks: Vec<i32> = launch.outputs.iter().map(|(shape, _)| shape.len() as i32).collect();
-        let dtypes: Vec<u8> = launch.outputs.iter().map(|(_, dtype)| *dtype as u8).collect();
-        let constants: Vec<ffi::Template> = launch
-            .constants
-            .iter()
-            .map(|(name, constant)| match constant {
-                Constant::Int(value) => ffi::Template { name, value: *value, is_dtype: false },
-                Constant::Dtype(dtype) => {
-                    ffi::Template { name, value: *dtype as i32, is_dtype: true }
-                }
-            })
-            .collect();
-        let outputs = ffi::call_kernel(
-            &self.0,
-            &handles(inputs),
-            &shapes,
-            &ranks,
-            &dtypes,
-            &launch.grid,
-            &launch.threadgroup,
-            &constants,
-        )?;
-        let outputs: &cxx::CxxVector<ffi::Array> = &outputs;
-        (0..ffi::count(outputs))
-            .map(|index| ffi::at(outputs, index).map(Array::new).map_err(Error::from))
-            .collect()
+    pub unsafe fn call<const OUTPUTS: usize>(
+        &self,
+        inputs: &[&Array],
+        launch: Launch<OUTPUTS>,
+    ) -> Result<[Array; OUTPUTS]> {
+        let mlx = owned()?;
+        // Some 250 calls a token: nothing here asks for memory.
+        let none = RawConstant { name: "".into(), value: 0, is_dtype: false };
+        let mut constants = [none; MOST_CONSTANTS];
+        for (raw, (name, constant)) in constants.iter_mut().zip(launch.constants) {
+            let (value, is_dtype) = match constant {
+                Constant::Int(value) => (*value, false),
+                Constant::Dtype(dtype) => (*dtype as i32, true),
+            };
+            *raw = RawConstant { name: (*name).into(), value, is_dtype };
+        }
+        let constants = &constants[..launch.constants.len()];
+        let outputs = launch.outputs.map(|(shape, dtype)| RawOutput { shape: shape.into(), dtype });
+        let raw = RawLaunch {
+            grid: launch.grid,
+            threadgroup: launch.threadgroup,
+            constants: constants.into(),
+            outputs: outputs.as_slice().into(),
+        };
+        let mut arrays = MaybeUninit::<[Array; OUTPUTS]>::uninit();
+        // SAFETY: there is room for one array an output; the rest is the caller's.
+        let called =
+            unsafe { (mlx.call_kernel)(self.0, inputs.into(), &raw, arrays.as_mut_ptr().cast()) };
+        mlx.check(called)?;
+        // SAFETY: it has succeeded, so all of them are there.
+        Ok(unsafe { arrays.assume_init() })
+    }
+}
+
+impl Drop for Kernel {
+    fn drop(&mut self) {
+        // SAFETY: this handle is the one that owns it.
+        unsafe { (loaded().drop_kernel)(self.0) };
     }
 }

@@ -1,5 +1,5 @@
 //! Every operation against a result worked out by hand, on MLX's CPU device. One test, because one thread owns MLX.
-#![cfg(feature = "mlx")]
+#![cfg(any(feature = "mlx", target_os = "macos"))]
 #![allow(clippy::unwrap_used)]
 
 use base_mlx_sys::*;
@@ -18,6 +18,9 @@ fn close(got: Result<Array>, expected: &[f32]) {
 
 #[test]
 fn mlx_does_what_it_is_asked_for() {
+    nothing_works_before_mlx_is_loaded();
+    load().unwrap();
+    load().unwrap();
     set_default_device(Device::Cpu).unwrap();
     assert_eq!(version(), "0.32.4");
     arrays_come_back_as_they_went();
@@ -28,6 +31,14 @@ fn mlx_does_what_it_is_asked_for() {
     mistakes_are_errors();
     a_lone_handle_is_written_in_place();
     another_thread_is_refused();
+}
+
+fn nothing_works_before_mlx_is_loaded() {
+    assert_eq!(Array::scalar(1.0, Dtype::F32).err(), Some(Error::NotLoaded));
+    assert_eq!(Kernel::metal("nothing", &[], &["y"], "", "").err(), Some(Error::NotLoaded));
+    assert_eq!(set_cache_limit(0), Err(Error::NotLoaded));
+    assert_eq!((version().as_str(), active_memory()), ("", 0));
+    assert!(!Device::Cpu.is_available());
 }
 
 fn arrays_come_back_as_they_went() {
@@ -167,7 +178,7 @@ fn mistakes_are_errors() {
         grid: [1; 3],
         threadgroup: [1; 3],
         constants: &[("N", Constant::Int(1)), ("T", Constant::Dtype(Dtype::F32))],
-        outputs: &[(&[1], Dtype::F32)],
+        outputs: [(&[1], Dtype::F32)],
     };
     // SAFETY: one element is read and one written.
     let called = kernel.and_then(|kernel| unsafe { kernel.call(&[&one], launch) });

@@ -1,0 +1,245 @@
+//! The bridge's table as `bridge.h` declares it, field by field. The functions are safe to call with what their types
+//! ask for; MLX's own conditions (bounds, the owning thread) are kept by the callers.
+
+use std::marker::PhantomData;
+use std::mem::MaybeUninit;
+use std::ptr::NonNull;
+
+use crate::array::{Array, Dtype, Quantized};
+use crate::{Error, Result};
+
+/// The hash of `bridge.h`, `bridge.cc` and this file, by the build script.
+pub(crate) const VERSION: u64 = match u64::from_str_radix(env!("BASE_MLX_BRIDGE_VERSION"), 16) {
+    Ok(version) => version,
+    Err(_) => panic!("the build script writes a number"),
+};
+
+/// `const T*` and a length.
+#[repr(C)]
+#[derive(Clone, Copy)]
+pub(crate) struct Slice<'a, T> {
+    data: *const T,
+    length: usize,
+    lent: PhantomData<&'a [T]>,
+}
+
+impl<'a, T> From<&'a [T]> for Slice<'a, T> {
+    fn from(slice: &'a [T]) -> Self {
+        Self { data: slice.as_ptr(), length: slice.len(), lent: PhantomData }
+    }
+}
+
+impl<'a> From<&'a str> for Slice<'a, u8> {
+    fn from(text: &'a str) -> Self {
+        text.as_bytes().into()
+    }
+}
+
+impl<'a, T> Slice<'a, T> {
+    pub(crate) fn get(self) -> &'a [T] {
+        if self.length == 0 {
+            return &[];
+        }
+        // SAFETY: made from a slice above, or by the bridge from memory that lives as long as its function says.
+        unsafe { std::slice::from_raw_parts(self.data, self.length) }
+    }
+}
+
+impl Slice<'_, u8> {
+    pub(crate) fn to_text(self) -> String {
+        String::from_utf8_lossy(self.get()).into_owned()
+    }
+}
+
+pub(crate) type Text<'a> = Slice<'a, u8>;
+pub(crate) type Arrays<'a> = Slice<'a, &'a Array>;
+
+/// What the bridge knows of a kernel.
+#[repr(C)]
+pub(crate) struct RawKernel([u8; 0]);
+
+#[repr(u8)]
+pub(crate) enum Unary {
+    Exp,
+    Log,
+    Negative,
+    Sigmoid,
+    Tanh,
+    Erf,
+    Abs,
+    LogicalNot,
+    Sin,
+    Cos,
+    Sqrt,
+    Rsqrt,
+}
+
+#[repr(u8)]
+pub(crate) enum Binary {
+    Add,
+    Subtract,
+    Multiply,
+    Divide,
+    Maximum,
+    Minimum,
+    Power,
+    Less,
+    LessEqual,
+    Greater,
+    GreaterEqual,
+    Equal,
+    LogicalAnd,
+    LogicalOr,
+}
+
+#[repr(u8)]
+pub(crate) enum Along {
+    Sum,
+    Mean,
+    Max,
+    Argmax,
+    Logsumexp,
+    Softmax,
+    Cumsum,
+    Sort,
+    Argsort,
+}
+
+#[repr(u8)]
+pub(crate) enum Memory {
+    Active,
+    Peak,
+    Cache,
+}
+
+#[repr(u8)]
+pub(crate) enum Limit {
+    Cache,
+    Memory,
+    Wired,
+}
+
+#[repr(C)]
+pub(crate) struct KernelText<'a> {
+    pub(crate) name: Text<'a>,
+    pub(crate) inputs: Slice<'a, Text<'a>>,
+    pub(crate) outputs: Slice<'a, Text<'a>>,
+    pub(crate) source: Text<'a>,
+    pub(crate) header: Text<'a>,
+}
+
+#[repr(C)]
+#[derive(Clone, Copy)]
+pub(crate) struct RawConstant<'a> {
+    pub(crate) name: Text<'a>,
+    pub(crate) value: i32,
+    pub(crate) is_dtype: bool,
+}
+
+#[repr(C)]
+pub(crate) struct RawOutput<'a> {
+    pub(crate) shape: Slice<'a, usize>,
+    pub(crate) dtype: Dtype,
+}
+
+#[repr(C)]
+pub(crate) struct RawLaunch<'a> {
+    pub(crate) grid: [i32; 3],
+    pub(crate) threadgroup: [i32; 3],
+    pub(crate) constants: Slice<'a, RawConstant<'a>>,
+    pub(crate) outputs: Slice<'a, RawOutput<'a>>,
+}
+
+/// A pointer to a new array, null if there is none.
+type New = Option<Array>;
+type Dims<'a> = Slice<'a, usize>;
+type Axes<'a> = Slice<'a, i32>;
+
+#[repr(C)]
+pub(crate) struct Table {
+    pub(crate) version: u64,
+    last_error: extern "C" fn() -> Text<'static>,
+
+    pub(crate) clone: extern "C" fn(&Array) -> New,
+    pub(crate) drop: unsafe extern "C" fn(NonNull<RawArray>),
+    pub(crate) dtype: extern "C" fn(&Array) -> i32,
+    pub(crate) shape: for<'a> extern "C" fn(&'a Array) -> Slice<'a, i32>,
+    pub(crate) nbytes: extern "C" fn(&Array) -> usize,
+    pub(crate) is_available: extern "C" fn(&Array) -> i32,
+
+    pub(crate) from_bytes: extern "C" fn(Slice<u8>, Dims, Dtype) -> New,
+    pub(crate) empty: extern "C" fn(Dims, Dtype) -> New,
+    pub(crate) full: extern "C" fn(Dims, f32, Dtype) -> New,
+    pub(crate) arange: extern "C" fn(f32, f32, f32, Dtype) -> New,
+    pub(crate) copy_to: unsafe extern "C" fn(&Array, *mut u8, usize) -> bool,
+    pub(crate) data_pointer: extern "C" fn(&Array, &mut u64) -> bool,
+
+    pub(crate) astype: extern "C" fn(&Array, Dtype) -> New,
+    pub(crate) view: extern "C" fn(&Array, Dtype) -> New,
+    pub(crate) reshape: extern "C" fn(&Array, Dims) -> New,
+    pub(crate) expand_dims: extern "C" fn(&Array, Axes) -> New,
+    pub(crate) squeeze: extern "C" fn(&Array, Axes) -> New,
+    pub(crate) transpose: extern "C" fn(&Array, Axes) -> New,
+    pub(crate) contiguous: extern "C" fn(&Array) -> New,
+    pub(crate) broadcast_to: extern "C" fn(&Array, Dims) -> New,
+    pub(crate) slice: extern "C" fn(&Array, Dims, Dims) -> New,
+    pub(crate) slice_update: extern "C" fn(Array, &Array, Dims, Dims) -> New,
+    pub(crate) concatenate: extern "C" fn(Arrays, i32) -> New,
+    pub(crate) stack: extern "C" fn(Arrays, i32) -> New,
+    pub(crate) split: unsafe extern "C" fn(&Array, Dims, i32, *mut Array) -> bool,
+    pub(crate) take: unsafe extern "C" fn(&Array, &Array, i32) -> New,
+    pub(crate) take_along_axis: unsafe extern "C" fn(&Array, &Array, i32) -> New,
+
+    pub(crate) unary: extern "C" fn(&Array, Unary) -> New,
+    pub(crate) binary: extern "C" fn(&Array, &Array, Binary) -> New,
+    pub(crate) select: extern "C" fn(&Array, &Array, &Array) -> New,
+    pub(crate) along: extern "C" fn(&Array, i32, bool, Along) -> New,
+    pub(crate) argpartition: extern "C" fn(&Array, i32, i32) -> New,
+    pub(crate) matmul: extern "C" fn(&Array, &Array) -> New,
+    pub(crate) addmm: extern "C" fn(&Array, &Array, &Array, f32, f32) -> New,
+
+    pub(crate) quantized_matmul: extern "C" fn(&Array, &Quantized) -> New,
+    pub(crate) gather_qmm: unsafe extern "C" fn(&Array, &Quantized, &Array) -> New,
+    pub(crate) dequantize: extern "C" fn(&Quantized) -> New,
+    pub(crate) quantize: extern "C" fn(&Array, i32, i32, &mut MaybeUninit<Quantized>) -> bool,
+
+    pub(crate) rms_norm: extern "C" fn(&Array, &Array, f32) -> New,
+    pub(crate) layer_norm: extern "C" fn(&Array, &Array, &Array, f32) -> New,
+    pub(crate) rope: extern "C" fn(&Array, i32, f32, &Array, &Array) -> New,
+    pub(crate) attention: extern "C" fn(&Array, &Array, &Array, f32, bool, Option<&Array>) -> New,
+
+    pub(crate) metal_kernel: extern "C" fn(&KernelText) -> Option<NonNull<RawKernel>>,
+    pub(crate) cuda_kernel: extern "C" fn(&KernelText, i32) -> Option<NonNull<RawKernel>>,
+    pub(crate) call_kernel:
+        unsafe extern "C" fn(NonNull<RawKernel>, Arrays, &RawLaunch, *mut Array) -> bool,
+    pub(crate) drop_kernel: unsafe extern "C" fn(NonNull<RawKernel>),
+
+    pub(crate) eval: extern "C" fn(Arrays) -> bool,
+    pub(crate) async_eval: extern "C" fn(Arrays) -> bool,
+    pub(crate) synchronize: extern "C" fn() -> bool,
+
+    pub(crate) backend_is_available: extern "C" fn(crate::Device) -> bool,
+    pub(crate) set_default_device: extern "C" fn(bool) -> bool,
+    pub(crate) device_info: extern "C" fn(bool, Text, &mut Text) -> bool,
+    pub(crate) mlx_version: extern "C" fn() -> Text<'static>,
+
+    pub(crate) memory: extern "C" fn(Memory) -> usize,
+    pub(crate) reset_peak_memory: extern "C" fn(),
+    pub(crate) clear_cache: extern "C" fn(),
+    pub(crate) set_limit: extern "C" fn(Limit, usize, &mut usize) -> bool,
+}
+
+/// What the bridge knows of an array.
+#[repr(C)]
+pub(crate) struct RawArray([u8; 0]);
+
+impl Table {
+    /// What the call that just failed on this thread said.
+    pub(crate) fn error(&self) -> Error {
+        Error::Mlx((self.last_error)().to_text())
+    }
+
+    pub(crate) fn check(&self, done: bool) -> Result<()> {
+        if done { Ok(()) } else { Err(self.error()) }
+    }
+}
