@@ -77,6 +77,7 @@ pub(crate) fn mlx() -> Result<Mlx, String> {
         let named = format!("BASE_MLX_MLX_DIR is {}, which", folder.display());
         let mlx = at(&folder, &cache)
             .ok_or_else(|| format!("{named} has no include/mlx/mlx.h and lib/libmlx"))?;
+        println!("cargo::rerun-if-changed={}", mlx.lib.display());
         return match version(&mlx) {
             Some(version) if version == VERSION => Ok(mlx),
             Some(version) => Err(format!("{named} holds MLX {version}, expected {VERSION}")),
@@ -116,7 +117,6 @@ fn at(folder: &Path, cache: &Path) -> Option<Mlx> {
     if !include.join("mlx/mlx.h").is_file() {
         return None;
     }
-    println!("cargo::rerun-if-changed={}", library.display());
     let metadata = fs::metadata(&library).ok()?;
     let identity = format!("{} {:?}", metadata.len(), metadata.modified());
     Some(Mlx { include, lib, cache: cache.to_owned(), identity })

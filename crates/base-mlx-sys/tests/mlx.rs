@@ -50,6 +50,33 @@ fn arrays_come_back_as_they_went() {
     close(Array::full(&[2, 1], 3.0, Dtype::F16), &[3.0, 3.0]);
     let counted = Array::arange(1.0, 4.0, 1.0, Dtype::U32).unwrap();
     assert_eq!(counted.to_u32().unwrap(), [1, 2, 3]);
+    let wide = 0x0123_4567_89ab_cdef_u64.to_le_bytes();
+    let wide_array = Array::from_bytes(&wide, &[1], Dtype::U64).unwrap();
+    assert_eq!(wide_array.to_bytes().unwrap(), wide);
+    assert_eq!(wide_array.view(Dtype::U32).unwrap().to_bytes().unwrap(), wide);
+    assert_eq!(wide_array.view(Dtype::F16).unwrap().shape(), [4]);
+
+    let a = array(&[1.0, 2.0, 3.0, 4.0], &[2, 2]);
+    let mut bytes = [0; 16];
+    a.transpose(&[1, 0]).unwrap().copy_to(&mut bytes).unwrap();
+    assert_eq!(bytes[4..8], 3.0_f32.to_le_bytes());
+    let second_row = a.slice(&[1, 0], &[2, 2]).unwrap();
+    close(second_row.broadcast_to(&[2, 2]), &[3.0, 4.0, 3.0, 4.0]);
+    assert!(Array::full(&[0, 3], 1.0, Dtype::F32).unwrap().to_bytes().unwrap().is_empty());
+
+    let sum = a.add(&a).unwrap();
+    // SAFETY: refused.
+    assert!(unsafe { sum.data_pointer() }.is_err(), "what is not evaluated has no address");
+    assert_eq!(sum.is_available(), Ok(false));
+    eval(&[&sum]).unwrap();
+    assert_eq!(sum.is_available(), Ok(true));
+    let last = sum.slice(&[1, 1], &[2, 2]).unwrap();
+    eval(&[&last]).unwrap();
+    // SAFETY: on the CPU it is the CPU's address of an array that lives.
+    assert_eq!(unsafe { *(last.data_pointer().unwrap() as *const f32) }, 8.0);
+    let empty = Array::empty(&[2, 2], Dtype::F32).unwrap();
+    assert_eq!((empty.shape(), empty.is_available()), (vec![2, 2], Ok(true)));
+    close(empty.slice_update(&a, &[0, 0], &[2, 2]), &[1.0, 2.0, 3.0, 4.0]);
 }
 
 fn shapes_change() {
@@ -65,6 +92,13 @@ fn shapes_change() {
     // SAFETY: there are three places in a row.
     close(unsafe { a.take_along_axis(&places, 1) }, &[3.0, 4.0]);
     close(array(&[1.0, 2.0], &[2, 1]).broadcast_to(&[2, 2]), &[1.0, 1.0, 2.0, 2.0]);
+    let parts = a.split(&[1, 2], 1).unwrap();
+    assert_eq!(parts.iter().map(Array::shape).collect::<Vec<_>>(), [[2, 1], [2, 2]]);
+    close(Ok(parts[1].clone()), &[2.0, 3.0, 5.0, 6.0]);
+    let column = parts[0].squeeze(&[1]).unwrap();
+    assert_eq!(column.shape(), [2]);
+    assert_eq!(column.expand_dims(&[0, 2]).unwrap().shape(), [1, 2, 1]);
+    close(Array::stack(&[&column, &column], 1), &[1.0, 1.0, 4.0, 4.0]);
     close(
         a.clone().slice_update(&array(&[9.0], &[1, 1]), &[1, 1], &[2, 2]),
         &[1.0, 2.0, 3.0, 4.0, 9.0, 6.0],
@@ -83,6 +117,15 @@ fn numbers_are_right() {
     close(a.less(&b), &[1.0, 1.0]);
     close(b.less_equal(&a), &[0.0, 0.0]);
     close(a.equal(&a), &[1.0, 1.0]);
+    close(b.greater(&a), &[1.0, 1.0]);
+    close(a.greater_equal(&a), &[1.0, 1.0]);
+    let three = Array::scalar(3.0, Dtype::F32).unwrap();
+    close(a.multiply(&three), &[3.0, -6.0]);
+    close(a.power(&three), &[1.0, -8.0]);
+    close(b.sqrt(), &[2.0, 2.828_427]);
+    close(b.rsqrt(), &[0.5, 0.353_553_4]);
+    close(a.sin(), &[0.841_471, -0.909_297_4]);
+    close(a.cos(), &[0.540_302_3, -0.416_146_84]);
     let odd = array(&[1.0, 0.0], &[2]).equal(&array(&[1.0, 1.0], &[2])).unwrap();
     close(odd.logical_and(&odd), &[1.0, 0.0]);
     close(odd.logical_or(&odd.logical_not().unwrap()), &[1.0, 1.0]);
@@ -97,6 +140,7 @@ fn numbers_are_right() {
 
     let rows = array(&[3.0, 1.0, 2.0, 0.0, 0.0, 0.0], &[2, 3]);
     close(rows.sum(1), &[6.0, 0.0]);
+    close(rows.mean(1), &[2.0, 0.0]);
     close(rows.max(1), &[3.0, 0.0]);
     close(rows.cumsum(1), &[3.0, 4.0, 6.0, 0.0, 0.0, 0.0]);
     close(rows.sort(1), &[1.0, 2.0, 3.0, 0.0, 0.0, 0.0]);
@@ -106,7 +150,9 @@ fn numbers_are_right() {
     let first = rows.slice(&[0, 0], &[1, 3]).unwrap();
     assert_eq!(first.argsort(1).unwrap().to_u32().unwrap(), [1, 2, 0]);
     assert_eq!(first.argpartition(0, 1).unwrap().to_u32().unwrap()[0], 1);
-    close(first.matmul(&array(&[1.0, 10.0, 100.0], &[3, 1])), &[213.0]);
+    let column = array(&[1.0, 10.0, 100.0], &[3, 1]);
+    close(first.matmul(&column), &[213.0]);
+    close(array(&[1.0], &[1, 1]).addmm(&first, &column, 2.0, 3.0), &[429.0]);
 
     let x = array(&[3.0, 4.0], &[1, 2]);
     let norm = 12.5_f32.sqrt();
@@ -172,13 +218,18 @@ fn mistakes_are_errors() {
     assert!(unsafe { b.take(&b, 7) }.is_err());
     let vast = Array::full(&[1 << 30, 1 << 30], 0.0, Dtype::F32).and_then(|a| a.contiguous());
     assert!(vast.and_then(|a| eval(&[&a])).is_err(), "four exabytes were found");
+    assert!(Array::empty(&[1 << 30, 1 << 30], Dtype::F32).is_err());
+    assert!(Array::full(&[1 << 40], 0.0, Dtype::Bool).is_err());
+    assert!(b.split(&[1, 1], 0).is_err());
+    assert!(b.split(&[], 0).is_err());
+    assert!(b.quantize(7, 4).is_err());
     let kernel = Kernel::cuda("nothing", &["x"], &["y"], "y[0] = x[0];", "", 0);
     let one = array(&[1.0], &[1]);
     let launch = Launch {
         grid: [1; 3],
         threadgroup: [1; 3],
         constants: &[("N", Constant::Int(1)), ("T", Constant::Dtype(Dtype::F32))],
-        outputs: [(&[1], Dtype::F32)],
+        outputs: [(&[1][..], Dtype::F32)],
     };
     // SAFETY: one element is read and one written.
     let called = kernel.and_then(|kernel| unsafe { kernel.call(&[&one], launch) });
@@ -218,6 +269,13 @@ fn a_lone_handle_is_written_in_place() {
 
 fn another_thread_is_refused() {
     let a = array(&[1.0], &[1]);
-    let elsewhere = std::thread::spawn(move || (a.shape(), a.add(&a.clone()).err()));
-    assert_eq!(elsewhere.join().unwrap(), (vec![1], Some(Error::Thread)));
+    let sum = a.add(&a).unwrap(); // dropped over there, never computed
+    let elsewhere = std::thread::spawn(move || {
+        let copy = sum.clone();
+        (copy.shape(), copy.nbytes(), copy.add(&sum).err(), eval(&[&copy]), copy.to_bytes().err())
+    });
+    let refused = Some(Error::Thread);
+    let expected = (vec![1], 4, refused.clone(), Err(Error::Thread), refused);
+    assert_eq!(elsewhere.join().unwrap(), expected);
+    close(Ok(a), &[1.0]);
 }
