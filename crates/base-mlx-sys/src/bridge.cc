@@ -20,6 +20,10 @@ struct Kernel {
   std::vector<mx::Dtype> dtypes;
 };
 
+struct Compiled {
+  std::function<std::vector<mx::array>(const std::vector<mx::array>&)> function;
+};
+
 namespace {
 
 // Beyond any machine's memory. MLX's CPU device does not look whether an allocation failed, so it must not be tried.
@@ -319,6 +323,32 @@ std::vector<mx::array> call_kernel(Kernel& kernel, Arrays inputs, const Launch& 
       false, {});
 }
 
+Compiled* compile(const Function& function) {
+  std::shared_ptr<void> state(function.state, function.drop);
+  auto traced = [state, call = function.call, count = function.count](const std::vector<mx::array>& inputs) {
+    std::vector<const Array*> handles;
+    std::vector<In> lent;
+    handles.reserve(inputs.size());
+    for (const auto& a : inputs) {
+      handles.push_back(&a);
+      lent.push_back(&handles.back());
+    }
+    std::vector<Array*> made(count);
+    std::vector<mx::array> outputs;
+    outputs.reserve(count);
+    if (!call(state.get(), {lent.data(), lent.size()}, made.data())) {
+      // What it failed for was the last error here.
+      throw std::runtime_error(error);
+    }
+    for (auto* a : made) {
+      outputs.push_back(std::move(*a));
+      delete a;
+    }
+    return outputs;
+  };
+  return new Compiled{mx::compile(std::move(traced))};
+}
+
 mx::Device device(bool gpu) {
   return gpu ? mx::Device::gpu : mx::Device::cpu;
 }
@@ -502,6 +532,13 @@ const Table table = {
           return called;
         },
     .drop_kernel = [](Kernel* kernel) { delete kernel; },
+
+    .compile = [](const Function* function) { return guard<Compiled*>(nullptr, [&] { return compile(*function); }); },
+    .call_compiled =
+        [](const Compiled* compiled, Arrays inputs, Array** arrays) {
+          return done([&] { hand_out(compiled->function(list(inputs)), arrays); });
+        },
+    .drop_compiled = [](Compiled* compiled) { delete compiled; },
 
     .eval = [](Arrays arrays) { return done([&] { mx::eval(list(arrays)); }); },
     .async_eval = [](Arrays arrays) { return done([&] { mx::async_eval(list(arrays)); }); },

@@ -13,6 +13,7 @@ namespace base_mlx {
 
 using Array = mlx::core::array;
 struct Kernel;
+struct Compiled;
 
 // A handle as Rust lends it, and null where none need be given. Whoever gets an `Array*` owns it.
 using In = const Array* const*;
@@ -94,6 +95,14 @@ struct Launch {
   Slice<Output> outputs;
 };
 
+// A function of Rust that MLX traces. `call` has room for `count` arrays that it makes, and says whether it did.
+struct Function {
+  void* state;
+  bool (*call)(void* state, Arrays inputs, Array** arrays);
+  void (*drop)(void* state);
+  size_t count;
+};
+
 struct Table {
   uint64_t version;
   Text (*last_error)();
@@ -161,6 +170,11 @@ struct Table {
   // `arrays` has room for one array an output.
   bool (*call_kernel)(Kernel* kernel, Arrays inputs, const Launch* launch, Array** arrays);
   void (*drop_kernel)(Kernel* kernel);
+
+  // Compiled functions
+  Compiled* (*compile)(const Function* function);
+  bool (*call_compiled)(const Compiled* compiled, Arrays inputs, Array** arrays);
+  void (*drop_compiled)(Compiled* compiled);
 
   // Running
   bool (*eval)(Arrays arrays);

@@ -16,6 +16,8 @@
 
 #[cfg(has_mlx)]
 mod array;
+#[cfg(has_mlx)]
+mod compile;
 #[cfg(all(has_mlx, feature = "cuda", target_os = "linux"))]
 mod cuda;
 #[cfg(has_mlx)]
@@ -34,6 +36,7 @@ mod table;
 #[cfg(has_mlx)]
 pub use {
     array::{Array, Dtype, Quantized},
+    compile::Compiled,
     error::{Error, Result},
     kernel::{Constant, Kernel, Launch},
     library::load,

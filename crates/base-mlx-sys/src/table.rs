@@ -1,6 +1,7 @@
 //! The bridge's table as `bridge.h` declares it, field by field. The functions are safe to call with what their types
 //! ask for; MLX's own conditions (bounds, the owning thread) are kept by the callers.
 
+use std::ffi::c_void;
 use std::marker::PhantomData;
 use std::mem::MaybeUninit;
 use std::ptr::NonNull;
@@ -150,6 +151,18 @@ pub(crate) struct RawLaunch<'a> {
     pub(crate) outputs: Slice<'a, RawOutput<'a>>,
 }
 
+/// What the bridge knows of a compiled function.
+#[repr(C)]
+pub(crate) struct RawCompiled([u8; 0]);
+
+#[repr(C)]
+pub(crate) struct RawFunction {
+    pub(crate) state: *const c_void,
+    pub(crate) call: unsafe extern "C" fn(*const c_void, Arrays, *mut Array) -> bool,
+    pub(crate) drop: unsafe extern "C" fn(*const c_void),
+    pub(crate) count: usize,
+}
+
 /// A pointer to a new array, null if there is none.
 type New = Option<Array>;
 type Dims<'a> = Slice<'a, usize>;
@@ -213,6 +226,11 @@ pub(crate) struct Table {
     pub(crate) call_kernel:
         unsafe extern "C" fn(NonNull<RawKernel>, Arrays, &RawLaunch, *mut Array) -> bool,
     pub(crate) drop_kernel: unsafe extern "C" fn(NonNull<RawKernel>),
+
+    pub(crate) compile: unsafe extern "C" fn(&RawFunction) -> Option<NonNull<RawCompiled>>,
+    pub(crate) call_compiled:
+        unsafe extern "C" fn(NonNull<RawCompiled>, Arrays, *mut Array) -> bool,
+    pub(crate) drop_compiled: unsafe extern "C" fn(NonNull<RawCompiled>),
 
     pub(crate) eval: extern "C" fn(Arrays) -> bool,
     pub(crate) async_eval: extern "C" fn(Arrays) -> bool,

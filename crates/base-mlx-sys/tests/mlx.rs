@@ -2,6 +2,10 @@
 #![cfg(any(feature = "mlx", target_os = "macos"))]
 #![allow(clippy::unwrap_used)]
 
+use std::cell::Cell;
+use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::rc::Rc;
+
 use base_mlx_sys::*;
 
 fn array(values: &[f32], shape: &[usize]) -> Array {
@@ -28,6 +32,7 @@ fn mlx_does_what_it_is_asked_for() {
     numbers_are_right();
     quantised_products_are_right();
     attention_is_right();
+    a_compiled_function_computes_the_same();
     mistakes_are_errors();
     a_lone_handle_is_written_in_place();
     another_thread_is_refused();
@@ -206,6 +211,33 @@ fn attention_is_right() {
     close(attend(Mask::Causal), &[2.0, 4.0, 4.0, 6.0]);
     let second = array(&[f32::NEG_INFINITY, 0.0], &[1, 2]);
     close(attend(Mask::Array(&second)), &[6.0, 8.0, 6.0, 8.0]);
+}
+
+fn a_compiled_function_computes_the_same() {
+    let traced = Rc::new(Cell::new(0));
+    let seen = traced.clone();
+    let function = Compiled::new(move |[a, b]: [&Array; 2]| {
+        seen.set(seen.get() + 1);
+        assert_ne!(a.shape(), [3], "three");
+        let sum = a.add(b)?;
+        Ok([sum.multiply(a)?, sum])
+    })
+    .unwrap();
+    for (a, b) in [(1.0, 2.0), (3.0, 4.0)] {
+        let [product, sum] = function.call([&array(&[a], &[1]), &array(&[b], &[1])]).unwrap();
+        close(Ok(product), &[(a + b) * a]);
+        close(Ok(sum), &[a + b]);
+    }
+    assert_eq!(traced.get(), 1, "traced once for one shape");
+    let (two, three) = (array(&[1.0; 2], &[2]), array(&[1.0; 3], &[3]));
+    let Err(Error::Mlx(said)) = function.call([&two, &three]) else { panic!("2 and 3 were added") };
+    assert!(said.contains("broadcast"), "{said}");
+    let panicked = catch_unwind(AssertUnwindSafe(|| function.call([&three, &three]).is_ok()));
+    let said = panicked.unwrap_err().downcast::<String>().unwrap();
+    assert!(said.contains("three"), "{said}");
+    assert_eq!(function.call([&two, &two]).unwrap().len(), 2);
+    drop(function);
+    assert_eq!(Rc::strong_count(&traced), 1, "the closure is still held");
 }
 
 fn mistakes_are_errors() {
