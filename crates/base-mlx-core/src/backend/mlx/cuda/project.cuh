@@ -15,6 +15,13 @@
 //
 // Grid: any number of blocks of WARPS * 32 threads; the work is spread over all teams of TEAM warps, each of which takes
 // tiles of 16 outputs and splits them along the input. Dynamic shared memory: Project::DYNAMIC_BYTES.
+//
+// DEPTH 0: a tile's rows are one piece of memory, which the copy engine brings into shared memory, as many tiles ahead as
+// fit, at the word of one more warp; one block of (WARPS + 1) * 32 threads a multiprocessor. Else each lane keeps DEPTH
+// chunks under way in its registers.
+//
+// A short kernel spends much of its time on fetching its own instructions, so loops are unrolled only as far as registers
+// must be indexed by constants.
 
 namespace base_mlx {
 
@@ -37,6 +44,7 @@ template <typename T, int ROWS, int IN, int BITS, int GROUP, int OUT0, int OUT1,
 struct Project {
   static constexpr int LANE = 128 / BITS;  // values of a row that a lane loads at once
   static constexpr int CHUNK = 4 * LANE;
+  static constexpr int PAIRS = LANE / 8;  // of steps of the tensor cores, in a chunk
   static constexpr int CHUNKS = (IN + CHUNK - 1) / CHUNK;
   static constexpr int TURNS = (CHUNKS + TEAM - 1) / TEAM;
   static constexpr bool QUANTISED = BITS < 16;
@@ -55,9 +63,30 @@ struct Project {
   static constexpr int X_ROW_BYTES = (CHUNKS * CHUNK * 2) / 128 * 128 + 64 + ((CHUNKS * CHUNK * 2) % 128 > 64 ? 128 : 0);
   static constexpr int X_BYTES = ROWS * X_ROW_BYTES;
   static constexpr int PARTIAL_BYTES = 2 * WARPS * TILES * 16 * ROWS * 4;
-  static constexpr int NORM_BYTES = 4 * WARPS * ((ROWS + WARPS - 1) / WARPS) + 16;
-  static constexpr bool STAGED = X_BYTES + PARTIAL_BYTES + NORM_BYTES <= 220 * 1024;
-  static constexpr int SHARED_BYTES = (STAGED ? X_BYTES : 0) + PARTIAL_BYTES + NORM_BYTES;
+  static constexpr int NORM_BYTES = (4 * (WARPS >= ROWS ? WARPS : ROWS) + 15) / 16 * 16;
+  static constexpr int ROW_BYTES = IN * BITS / 8;
+  static constexpr int SCALE_BYTES = QUANTISED ? IN / GROUP * 2 : 0;  // of a row
+  static constexpr int ITEM_BYTES = TILES * 16 * (ROW_BYTES + 2 * SCALE_BYTES);
+  static constexpr int MOST_BYTES = 226 * 1024;
+  static constexpr int BARRIER_BYTES = DEPTH == 0 ? 1024 : 0;
+  static constexpr int OTHER_BYTES = PARTIAL_BYTES + NORM_BYTES + BARRIER_BYTES;
+  static constexpr bool BULK = DEPTH == 0 && sizeof(T) == 2 && OUT0 % 16 == 0 && OUT1 % 16 == 0 && OUT2 % 16 == 0 &&
+                               TEAMS * ITEM_BYTES + OTHER_BYTES + (NORM != 0 ? X_BYTES : 0) <= MOST_BYTES;
+  static constexpr bool STAGED = X_BYTES + OTHER_BYTES + (BULK ? TEAMS : 0) * ITEM_BYTES <= MOST_BYTES;
+  static constexpr int BEFORE_BYTES = (STAGED ? X_BYTES : 0) + OTHER_BYTES;
+  static constexpr int FIT = (MOST_BYTES - BEFORE_BYTES) / ITEM_BYTES;
+  // A stage always belongs to the same team, which therefore never waits for a copy two ahead of the last.
+  static constexpr int STAGES = BULK ? (FIT < 16 ? FIT : 16) / TEAMS * TEAMS : 0;
+  static constexpr int THREADS = (WARPS + (BULK ? 1 : 0)) * 32;
+  // Whether rows are divided by their root mean square only after the product. Half could overflow before.
+  static constexpr bool FOLDED = NORM != 0 && Same<T, __nv_bfloat16>::value;
+  // An item is copied in parts of at least a kilobyte of each row, so that work on a long row begins before it is whole.
+  static constexpr int PART_TURNS = ROW_BYTES < 2048 ? TURNS : (1024 + TEAM * 64 - 1) / (TEAM * 64);
+  static constexpr int PARTS = (TURNS + PART_TURNS - 1) / PART_TURNS;
+  static constexpr int PART_BYTES = PARTS == 1 ? ROW_BYTES : PART_TURNS * TEAM * 64;  // of a row
+  static_assert(STAGES * (PARTS + 1) * 8 <= BARRIER_BYTES, "");
+  static constexpr int RING = DEPTH > 0 ? DEPTH : 3;
+  static constexpr int SHARED_BYTES = BEFORE_BYTES + STAGES * ITEM_BYTES;
   static constexpr int DYNAMIC_BYTES = SHARED_BYTES <= 48 * 1024 || Same<T, float>::value ? 0 : SHARED_BYTES;
   static_assert(NORM == 0 || STAGED, "the rows to normalise do not fit into shared memory");
   static_assert(!SWIGLU || OUT0 == OUT1, "gate and up have equally many outputs");
@@ -71,23 +100,23 @@ struct Project {
 
   // Where a tile's values lie.
   struct Place {
-    const Matrix<T>* matrix;
+    Matrix<T> matrix;
     int row;     // first output in the matrix
     int out;     // outputs of the matrix
     int column;  // of the first output among all
   };
 
   static __device__ __forceinline__ Place place(int item, int tile, const Matrix<T>* matrices) {
-    if constexpr (SWIGLU) return Place{matrices + tile, item * 16, OUT0, item * 16};
-    if (OUT1 > 0 && item >= TILES0) {
-      item -= TILES0;
-      if (OUT2 > 0 && item >= TILES1) {
-        item -= TILES1;
-        return Place{matrices + 2, item * 16, OUT2, OUT0 + OUT1 + item * 16};
-      }
-      return Place{matrices + 1, item * 16, OUT1, OUT0 + item * 16};
+    if constexpr (SWIGLU) return Place{matrices[tile], item * 16, OUT0, item * 16};
+    if (OUT2 > 0 && item >= TILES0 + TILES1) {
+      const int row = (item - TILES0 - TILES1) * 16;
+      return Place{matrices[2], row, OUT2, OUT0 + OUT1 + row};
     }
-    return Place{matrices, item * 16, OUT0, item * 16};
+    if (OUT1 > 0 && item >= TILES0) {
+      const int row = (item - TILES0) * 16;
+      return Place{matrices[1], row, OUT1, OUT0 + row};
+    }
+    return Place{matrices[0], item * 16, OUT0, item * 16};
   }
 
   static __device__ __forceinline__ void load(Stage& stage, int item, int chunk, int lane, const Matrix<T>* matrices) {
@@ -96,9 +125,9 @@ struct Project {
 #pragma unroll
     for (int tile = 0; tile < TILES; tile++) {
       const Place at = place(item, tile, matrices);
-      const char* packed = static_cast<const char*>(at.matrix->packed);
-      const T* scales = at.matrix->scales;
-      const T* biases = at.matrix->biases;
+      const char* packed = static_cast<const char*>(at.matrix.packed);
+      const T* scales = at.matrix.scales;
+      const T* biases = at.matrix.biases;
 #pragma unroll
       for (int half = 0; half < 2; half++) {
         const int row = min(at.row + lane / 4 + half * 8, at.out - 1);
@@ -166,6 +195,22 @@ struct Project {
     return chunk * (CHUNK * 2) + pair * 64 + lane * 16;
   }
 
+  static constexpr int STAGED_BARRIER = 15, SUMMED_BARRIER = 14;  // after those of the teams
+  static_assert(TEAMS < SUMMED_BARRIER, "");
+
+  static __device__ __forceinline__ void wait_for_all() {
+    asm volatile("bar.sync %0, %1;" ::"n"(STAGED_BARRIER), "n"(THREADS) : "memory");
+  }
+
+  // The number by which a row's products are multiplied if FOLDED, from what `stage_rows` left.
+  static __device__ __forceinline__ float factor_of(int row, const float* squares) {
+    constexpr int PARTS = WARPS >= ROWS ? WARPS / ROWS : 1;
+    float sum = 0.0f;
+#pragma unroll
+    for (int n = 0; n < PARTS; n++) sum += squares[row * PARTS + n];
+    return rsqrtf(sum / IN + __int_as_float(EPS_BITS));
+  }
+
   static __device__ __forceinline__ void stage_rows(const T* x, const T* norm_weight, unsigned char* staged,
                                                     float* squares) {
     const int thread = threadIdx.x;
@@ -180,97 +225,73 @@ struct Project {
     } else {
       // Some warps take a row, or a warp takes some rows.
       constexpr int PARTS = WARPS >= ROWS ? WARPS / ROWS : 1;
-      constexpr int ROUNDS = (ROWS + WARPS - 1) / WARPS;
+      constexpr int AT_ONCE = WARPS / PARTS;
       constexpr int HELD = (UNITS + PARTS * 32 - 1) / (PARTS * 32);
-      constexpr bool HOLD = HELD * ROUNDS <= 5;
+      constexpr int AHEAD = HELD < 3 ? HELD : 2;
       const int warp = thread / 32, lane = thread % 32;
       const int part = warp % PARTS;
-      uint4 weights[HOLD ? HELD : 1];
-      if constexpr (HOLD) {
+      auto normed = [&](const uint4& values, const uint4& weight, float factor) {
+        const Word words[4] = {values.x, values.y, values.z, values.w};
+        const Word factors[4] = {weight.x, weight.y, weight.z, weight.w};
+        Word results[4];
 #pragma unroll
-        for (int n = 0; n < HELD; n++) {
-          const int i = ((n * PARTS + part) * 32 + lane) * 8;
-          weights[n] = i < IN ? *reinterpret_cast<const uint4*>(norm_weight + i) : make_uint4(0, 0, 0, 0);
+        for (int word = 0; word < 4; word++) {
+          float2 pair = widen_pair<T>(words[word]);
+          const float2 by = widen_pair<T>(factors[word]);
+          // Rounded before the weight as well, as the stock norm does.
+          if (!FOLDED) pair = make_float2(rounded<T>(pair.x * factor), rounded<T>(pair.y * factor));
+          results[word] = narrow_pair<T>(pair.x * by.x, pair.y * by.y);
         }
-      }
-#pragma unroll
-      for (int round = 0; round < ROUNDS; round++) {
-        const int row = round * WARPS + warp / PARTS;
+        return ordered(make_uint4(results[0], results[1], results[2], results[3]));
+      };
+#pragma unroll 1
+      for (int row = warp / PARTS; row < ROWS && warp / PARTS < AT_ONCE; row += AT_ONCE) {
         float sum = 0.0f;
-        if (row < ROWS) {
-#pragma unroll
-          for (int n = 0; n < HELD; n++) {
-            const int i = ((n * PARTS + part) * 32 + lane) * 8;
-            if (i >= CHUNKS * CHUNK) break;
-            uint4 values = make_uint4(0, 0, 0, 0);
-            if (i < IN) values = *reinterpret_cast<const uint4*>(x + size_t(row) * IN + i);
-            const Word words[4] = {values.x, values.y, values.z, values.w};
-#pragma unroll
-            for (int word = 0; word < 4; word++) {
-              const float2 pair = widen_pair<T>(words[word]);
-              sum += pair.x * pair.x + pair.y * pair.y;
-            }
-            *reinterpret_cast<uint4*>(staged + row * X_ROW_BYTES + unit_of(i)) = values;
-          }
-        }
-        sum = sum_of_warp(sum);
-        if (lane == 0) squares[round * WARPS + warp] = sum;
-      }
-      __syncthreads();
-#pragma unroll
-      for (int round = 0; round < ROUNDS; round++) {
-        const int row = round * WARPS + warp / PARTS;
-        if (row >= ROWS) continue;
-        float sum = 0.0f;
-#pragma unroll
-        for (int n = 0; n < PARTS; n++) sum += squares[round * WARPS + warp / PARTS * PARTS + n];
-        const float factor = rsqrtf(sum / IN + __int_as_float(EPS_BITS));
-#pragma unroll
+#pragma unroll(AHEAD)
         for (int n = 0; n < HELD; n++) {
           const int i = ((n * PARTS + part) * 32 + lane) * 8;
           if (i >= CHUNKS * CHUNK) break;
-          uint4* unit = reinterpret_cast<uint4*>(staged + row * X_ROW_BYTES + unit_of(i));
-          const uint4 values = *unit;
-          uint4 weight;
-          if constexpr (HOLD) {
-            weight = weights[n];
-          } else {
-            weight = i < IN ? *reinterpret_cast<const uint4*>(norm_weight + i) : make_uint4(0, 0, 0, 0);
+          uint4 values = make_uint4(0, 0, 0, 0), weight = values;
+          if (i < IN) {
+            values = *reinterpret_cast<const uint4*>(x + size_t(row) * IN + i);
+            if (FOLDED) weight = *reinterpret_cast<const uint4*>(norm_weight + i);
           }
           const Word words[4] = {values.x, values.y, values.z, values.w};
-          const Word factors[4] = {weight.x, weight.y, weight.z, weight.w};
-          Word normed[4];
 #pragma unroll
           for (int word = 0; word < 4; word++) {
-            const float2 pair = widen_pair<T>(words[word]), by = widen_pair<T>(factors[word]);
-            // Rounded before the weight as well, as the stock norm does.
-            normed[word] = narrow_pair<T>(rounded<T>(pair.x * factor) * by.x, rounded<T>(pair.y * factor) * by.y);
+            const float2 pair = widen_pair<T>(words[word]);
+            sum += pair.x * pair.x + pair.y * pair.y;
           }
-          *unit = ordered(make_uint4(normed[0], normed[1], normed[2], normed[3]));
+          if (FOLDED) values = normed(values, weight, 1.0f);
+          *reinterpret_cast<uint4*>(staged + row * X_ROW_BYTES + unit_of(i)) = values;
+        }
+        sum = sum_of_warp(sum);
+        if (lane == 0) squares[row * PARTS + part] = sum;
+      }
+      if constexpr (!FOLDED) {
+        asm volatile("bar.sync %0, %1;" ::"n"(SUMMED_BARRIER), "n"(WARPS * 32) : "memory");
+#pragma unroll 1
+        for (int row = warp / PARTS; row < ROWS && warp / PARTS < AT_ONCE; row += AT_ONCE) {
+          const float factor = factor_of(row, squares);
+#pragma unroll 1
+          for (int n = 0; n < HELD; n++) {
+            const int i = ((n * PARTS + part) * 32 + lane) * 8;
+            if (i >= IN) break;
+            uint4* unit = reinterpret_cast<uint4*>(staged + row * X_ROW_BYTES + unit_of(i));
+            *unit = normed(*unit, *reinterpret_cast<const uint4*>(norm_weight + i), factor);
+          }
         }
       }
     }
-    __syncthreads();
+    wait_for_all();
   }
 
   // Adds a chunk to the totals: [tile][column tile][4], as `multiply` lays them out.
   static __device__ __forceinline__ void add_chunk(float (&totals)[TILES][COLUMN_TILES][4], const Stage& stage, int chunk,
                                                    int lane, const unsigned char* staged, const T* x) {
-    constexpr int PAIRS = LANE / 8;
     const int g = lane / 4, t = lane % 4;
     const bool mine = GROUPS == 1 || g / COLUMN_ROWS == t * GROUPS / 4;
-    float partial[TILES][COLUMN_TILES][4], sums[COLUMN_TILES][4];
-    if constexpr (QUANTISED) {
-#pragma unroll
-      for (int column = 0; column < COLUMN_TILES; column++) {
-#pragma unroll
-        for (int n = 0; n < 4; n++) {
-          sums[column][n] = 0.0f;
-#pragma unroll
-          for (int tile = 0; tile < TILES; tile++) partial[tile][column][n] = 0.0f;
-        }
-      }
-    }
+    float partial[TILES][COLUMN_TILES][4] = {}, sums[COLUMN_TILES][4] = {};
 #pragma unroll
     for (int pair = 0; pair < PAIRS; pair++) {
       uint4 right[COLUMN_TILES];
@@ -336,11 +357,61 @@ struct Project {
 
   static __device__ __forceinline__ float finished(const Place& at, float product, int output) {
     product = rounded<T>(product);
-    if constexpr (BIAS != 0) product = rounded<T>(product + widen(at.matrix->bias[at.row + output]));
+    if constexpr (BIAS != 0) product = rounded<T>(product + widen(at.matrix.bias[at.row + output]));
     return product;
   }
 
   static __device__ __forceinline__ float swiglu(float gate, float up) { return gate / (1.0f + expf(-gate)) * up; }
+
+  // Adds up what the team's warps have of an item and writes it.
+  static __device__ __forceinline__ void finish(float (&totals)[TILES][COLUMN_TILES][4], int item, int team, int member,
+                                                int lane, float* slots, const float* squares, const Matrix<T>* matrices,
+                                                const T* residual, T* out) {
+#pragma unroll
+    for (int tile = 0; tile < TILES; tile++) {
+#pragma unroll
+      for (int column = 0; column < COLUMN_TILES; column++) {
+#pragma unroll
+        for (int n = 0; n < 4; n++) {
+          float total = totals[tile][column][n];
+          if constexpr (GROUPS >= 2) total += __shfl_xor_sync(0xFFFFFFFFu, total, 2);
+          if constexpr (GROUPS >= 4) total += __shfl_xor_sync(0xFFFFFFFFu, total, 1);
+          const int in_column = lane % 4 * 2 + n % 2;
+          const int row = column * COLUMN_ROWS + in_column;
+          if (in_column < COLUMN_ROWS && row < ROWS) {
+            slots[((member * TILES + tile) * ROWS + row) * 16 + lane / 4 + n / 2 * 8] = total;
+          }
+          totals[tile][column][n] = 0.0f;
+        }
+      }
+    }
+    wait_for_team(team);
+#pragma unroll 1
+    for (int n = 0; n < PER_THREAD; n++) {
+      const int index = (n * TEAM + member) * 32 + lane;
+      const int row = index / 16, output = index % 16;
+      const Place at = place(item, 0, matrices);
+      if (row >= ROWS || at.row + output >= at.out) continue;
+      const size_t to = size_t(row) * OUT + at.column + output;
+      float before = 0.0f;
+      if constexpr (EPILOGUE == EPILOGUE_ADD) before = widen(residual[to]);
+      float products[TILES];
+#pragma unroll
+      for (int tile = 0; tile < TILES; tile++) {
+        products[tile] = 0.0f;
+#pragma unroll
+        for (int other = 0; other < TEAM; other++) {
+          products[tile] += slots[((other * TILES + tile) * ROWS + row) * 16 + output];
+        }
+        if constexpr (FOLDED) products[tile] *= factor_of(row, squares);
+        products[tile] = finished(place(item, tile, matrices), products[tile], output);
+      }
+      float result = products[0] + before;
+      if constexpr (SWIGLU) result = swiglu(products[0], products[TILES - 1]);
+      out[to] = narrow<T>(result);
+    }
+    if constexpr (TEAM == 1) __syncwarp();
+  }
 
   static __device__ __forceinline__ void run(const T* x, const T* norm_weight, const Matrix<T>* matrices, const T* residual,
                                              T* out, unsigned char* shared) {
@@ -350,10 +421,10 @@ struct Project {
     const int first = team * gridDim.x + blockIdx.x, stride = gridDim.x * TEAMS;
     float* partials = reinterpret_cast<float*>(shared);
     float* squares = reinterpret_cast<float*>(shared + PARTIAL_BYTES);
-    unsigned char* staged = shared + PARTIAL_BYTES + NORM_BYTES / 16 * 16;
+    unsigned char* staged = shared + OTHER_BYTES;
 
     // The weights do not depend on the kernel before, nor on the norm: the first of them are asked for before all else.
-    Stage ring[DEPTH];
+    Stage ring[RING];
     int load_item = first, load_turn = 0;
     auto load_next = [&](Stage& stage) {
       const int chunk = load_turn * TEAM + member;
@@ -364,7 +435,7 @@ struct Project {
       }
     };
 #pragma unroll
-    for (int depth = 0; depth < DEPTH; depth++) {
+    for (int depth = 0; depth < RING; depth++) {
 #pragma unroll
       for (int tile = 0; tile < TILES; tile++) {
         ring[depth].values[tile][0] = ring[depth].values[tile][1] = make_uint4(0, 0, 0, 0);
@@ -373,71 +444,155 @@ struct Project {
       }
       load_next(ring[depth]);
     }
-    if constexpr (STAGED) stage_rows(x, norm_weight, staged, squares);
+    if constexpr (STAGED) {
+      stage_rows(x, norm_weight, staged, squares);
+    }
 
     float totals[TILES][COLUMN_TILES][4] = {};
-    int parity = 0;
-    auto finish = [&](int item) {
-      float* slots = partials + (parity * WARPS + team * TEAM) * (TILES * 16 * ROWS);
-      parity ^= 1;
-#pragma unroll
-      for (int tile = 0; tile < TILES; tile++) {
-#pragma unroll
-        for (int column = 0; column < COLUMN_TILES; column++) {
-#pragma unroll
-          for (int n = 0; n < 4; n++) {
-            float total = totals[tile][column][n];
-            if constexpr (GROUPS >= 2) total += __shfl_xor_sync(0xFFFFFFFFu, total, 2);
-            if constexpr (GROUPS >= 4) total += __shfl_xor_sync(0xFFFFFFFFu, total, 1);
-            const int in_column = lane % 4 * 2 + n % 2;
-            const int row = column * COLUMN_ROWS + in_column;
-            if (in_column < COLUMN_ROWS && row < ROWS) {
-              slots[((member * TILES + tile) * ROWS + row) * 16 + lane / 4 + n / 2 * 8] = total;
-            }
-            totals[tile][column][n] = 0.0f;
-          }
-        }
-      }
-      wait_for_team(team);
-#pragma unroll
-      for (int n = 0; n < PER_THREAD; n++) {
-        const int index = (n * TEAM + member) * 32 + lane;
-        const int row = index / 16, output = index % 16;
-        const Place at = place(item, 0, matrices);
-        if (row >= ROWS || at.row + output >= at.out) continue;
-        float products[TILES];
-#pragma unroll
-        for (int tile = 0; tile < TILES; tile++) {
-          products[tile] = 0.0f;
-#pragma unroll
-          for (int other = 0; other < TEAM; other++) {
-            products[tile] += slots[((other * TILES + tile) * ROWS + row) * 16 + output];
-          }
-          products[tile] = finished(place(item, tile, matrices), products[tile], output);
-        }
-        const size_t to = size_t(row) * OUT + at.column + output;
-        float result = products[0];
-        if constexpr (SWIGLU) result = swiglu(products[0], products[TILES - 1]);
-        if constexpr (EPILOGUE == EPILOGUE_ADD) result += widen(residual[to]);
-        out[to] = narrow<T>(result);
-      }
-      if constexpr (TEAM == 1) __syncwarp();
-    };
-
-    int turn = 0;
+    int parity = 0, turn = 0;
     for (int item = first; item < ITEMS;) {
 #pragma unroll
-      for (int depth = 0; depth < DEPTH; depth++) {
+      for (int depth = 0; depth < RING; depth++) {
         if (item >= ITEMS) break;
         const int chunk = turn * TEAM + member;
         if (CHUNKS % TEAM == 0 || chunk < CHUNKS) add_chunk(totals, ring[depth], chunk, lane, staged, x);
         load_next(ring[depth]);
         if (++turn == TURNS) {
-          finish(item);
+          float* slots = partials + (parity * WARPS + team * TEAM) * (TILES * 16 * ROWS);
+          finish(totals, item, team, member, lane, slots, squares, matrices, residual, out);
+          parity ^= 1;
           turn = 0;
           item += stride;
         }
       }
+    }
+  }
+
+  static __device__ __forceinline__ void copy(Word to, const void* from, Word bytes, Word barrier) {
+    asm volatile("cp.async.bulk.shared::cluster.global.mbarrier::complete_tx::bytes [%0], [%1], %2, [%3];" ::"r"(to),
+                 "l"(__cvta_generic_to_global(from)), "r"(bytes), "r"(barrier)
+                 : "memory");
+  }
+
+  // Has the copy engine bring an item's weights: of each tile the scales and biases with the first part, and the rows.
+  static __device__ __forceinline__ void copy_item(int item, const Matrix<T>* matrices, Word to, Word barriers, int lane) {
+    constexpr int TILE_BYTES = 16 * (ROW_BYTES + 2 * SCALE_BYTES);
+#pragma unroll 1
+    for (int part = 0; part < PARTS; part++) {
+      const Word barrier = barriers + part * 8;
+      const Word bytes = PARTS == 1 ? ROW_BYTES : min(PART_BYTES, ROW_BYTES - part * PART_BYTES);
+      if (lane == 0) {
+        const Word all = TILES * 16 * (bytes + (part == 0 ? 2 * SCALE_BYTES : 0));
+        asm volatile("mbarrier.arrive.expect_tx.shared::cta.b64 _, [%0], %1;" ::"r"(barrier), "r"(all) : "memory");
+      }
+      __syncwarp();
+#pragma unroll
+      for (int tile = 0; tile < TILES; tile++) {
+        const Place at = place(item, tile, matrices);
+        const char* rows = static_cast<const char*>(at.matrix.packed) + size_t(at.row) * ROW_BYTES;
+        const Word tile_to = to + tile * TILE_BYTES;
+        if (QUANTISED && part == 0 && lane == 0) {
+          const size_t group = size_t(at.row) * (IN / GROUP);
+          copy(tile_to + 16 * ROW_BYTES, at.matrix.scales + group, 16 * SCALE_BYTES, barrier);
+          copy(tile_to + 16 * (ROW_BYTES + SCALE_BYTES), at.matrix.biases + group, 16 * SCALE_BYTES, barrier);
+        }
+        if constexpr (PARTS == 1) {
+          if (lane == 0) copy(tile_to, rows, 16 * ROW_BYTES, barrier);
+        } else if (lane < 16) {
+          const int within = lane * ROW_BYTES + part * PART_BYTES;
+          copy(tile_to + within, rows + within, bytes, barrier);
+        }
+      }
+    }
+  }
+
+  static __device__ __forceinline__ void wait_for_phase(Word barrier, Word parity) {
+    asm volatile(
+        "{\n .reg .pred done;\n again:\n mbarrier.try_wait.parity.shared::cta.b64 done, [%0], %1;\n"
+        " @done bra.uni finished;\n bra.uni again;\n finished:\n}" ::"r"(barrier),
+        "r"(parity)
+        : "memory");
+  }
+
+  static __device__ __forceinline__ void run_bulk(const T* x, const T* norm_weight, const Matrix<T>* matrices,
+                                                  const T* residual, T* out, unsigned char* shared) {
+    const int warp = threadIdx.x / 32, lane = threadIdx.x % 32;
+    const int team = warp / TEAM, member = warp % TEAM;
+    float* partials = reinterpret_cast<float*>(shared);
+    float* squares = reinterpret_cast<float*>(shared + PARTIAL_BYTES);
+    unsigned char* staged = shared + OTHER_BYTES;
+    unsigned char* stages = shared + BEFORE_BYTES;
+    const Word barriers = Word(__cvta_generic_to_shared(shared + PARTIAL_BYTES + NORM_BYTES));
+    const Word stages_at = Word(__cvta_generic_to_shared(stages));
+
+    const Word empty = barriers, full = barriers + STAGES * 8;  // for each stage, and for each part of each stage
+
+    if (warp == WARPS) {
+      if (lane == 0) {
+#pragma unroll 1
+        for (int stage = 0; stage < STAGES; stage++) {
+          asm volatile("mbarrier.init.shared::cta.b64 [%0], %1;" ::"r"(empty + stage * 8), "n"(TEAM) : "memory");
+        }
+#pragma unroll 1
+        for (int part = 0; part < STAGES * PARTS; part++) {
+          asm volatile("mbarrier.init.shared::cta.b64 [%0], 1;" ::"r"(full + part * 8) : "memory");
+        }
+        asm volatile("fence.proxy.async.shared::cta;" ::: "memory");
+      }
+      __syncwarp();
+      asm volatile("bar.arrive %0, %1;" ::"n"(STAGED_BARRIER), "n"(THREADS) : "memory");
+      // The weights depend neither on the kernel before nor on the norm.
+#pragma unroll 1
+      for (int n = 0; blockIdx.x + n * gridDim.x < ITEMS; n++) {
+        const int stage = n % STAGES;
+        if (n >= STAGES) wait_for_phase(empty + stage * 8, (n / STAGES + 1) % 2);
+        copy_item(blockIdx.x + n * gridDim.x, matrices, stages_at + stage * ITEM_BYTES, full + stage * PARTS * 8, lane);
+      }
+      return;
+    }
+    if constexpr (STAGED) {
+      stage_rows(x, norm_weight, staged, squares);
+    } else {
+      wait_for_all();
+    }
+
+    float totals[TILES][COLUMN_TILES][4] = {};
+    int parity = 0;
+#pragma unroll 1
+    for (int n = team; blockIdx.x + n * gridDim.x < ITEMS; n += TEAMS) {
+      const int item = blockIdx.x + n * gridDim.x;
+      const int stage = n % STAGES;
+      const unsigned char* weights = stages + stage * ITEM_BYTES;
+#pragma unroll 1
+      for (int turn = 0; turn < TURNS; turn++) {
+        if (turn % PART_TURNS == 0) wait_for_phase(full + (stage * PARTS + turn / PART_TURNS) * 8, n / STAGES % 2);
+        const int chunk = turn * TEAM + member;
+        if (CHUNKS % TEAM != 0 && chunk >= CHUNKS) continue;
+        const int from = chunk * CHUNK + lane % 4 * LANE;
+        const bool inside = IN % CHUNK == 0 || from < IN;
+        Stage values;
+#pragma unroll
+        for (int tile = 0; tile < TILES; tile++) {
+#pragma unroll
+          for (int half = 0; half < 2; half++) {
+            const int row = lane / 4 + half * 8;
+            const unsigned char* rows = weights + tile * (16 * (ROW_BYTES + 2 * SCALE_BYTES));
+            values.values[tile][half] = make_uint4(0, 0, 0, 0);
+            if (inside) values.values[tile][half] = *reinterpret_cast<const uint4*>(rows + row * ROW_BYTES + from * BITS / 8);
+            if constexpr (QUANTISED) {
+              const T* scales = reinterpret_cast<const T*>(rows + 16 * ROW_BYTES + row * SCALE_BYTES);
+              values.scales[tile][half] = inside ? scales[from / GROUP] : narrow<T>(0.0f);
+              values.biases[tile][half] = inside ? scales[16 * (IN / GROUP) + from / GROUP] : narrow<T>(0.0f);
+            }
+          }
+        }
+        add_chunk(totals, values, chunk, lane, staged, x);
+      }
+      __syncwarp();
+      if (lane == 0) asm volatile("mbarrier.arrive.shared::cta.b64 _, [%0];" ::"r"(empty + stage * 8) : "memory");
+      float* slots = partials + (parity * WARPS + team * TEAM) * (TILES * 16 * ROWS);
+      finish(totals, item, team, member, lane, slots, squares, matrices, residual, out);
+      parity ^= 1;
     }
   }
 
@@ -498,11 +653,19 @@ __device__ __forceinline__ void project(const T* x, const T* norm_weight, Matrix
   const Matrix<T> matrices[3] = {first, second, third};
   if constexpr (Same<T, float>::value) {
     Plan::run_plainly(x, norm_weight, matrices, residual, out);
+  } else if constexpr (Plan::BULK) {
+    if constexpr (Plan::DYNAMIC_BYTES == 0) {
+      __shared__ __align__(128) unsigned char shared[Plan::SHARED_BYTES];
+      Plan::run_bulk(x, norm_weight, matrices, residual, out, shared);
+    } else {
+      extern __shared__ __align__(128) unsigned char dynamic[];
+      Plan::run_bulk(x, norm_weight, matrices, residual, out, dynamic);
+    }
   } else if constexpr (Plan::DYNAMIC_BYTES == 0) {
-    __shared__ __align__(16) unsigned char shared[Plan::SHARED_BYTES];
+    __shared__ __align__(128) unsigned char shared[Plan::SHARED_BYTES];
     Plan::run(x, norm_weight, matrices, residual, out, shared);
   } else {
-    extern __shared__ __align__(16) unsigned char dynamic[];
+    extern __shared__ __align__(128) unsigned char dynamic[];
     Plan::run(x, norm_weight, matrices, residual, out, dynamic);
   }
 }

@@ -19,8 +19,8 @@ struct Sample {
   static constexpr int SEGMENTS = (VOCAB + SEGMENT - 1) / SEGMENT;
   static constexpr int LISTED = 1024;  // most tokens in the list
   static constexpr int BINS = 256;
-  static constexpr int BINS_PER_E = 8;  // a bin is a factor of e^(1/8) in weight
-  static constexpr float FIXED = 524288.0f;  // a lane adds at most 2^13 weights of at most 1 to a bin
+  static constexpr int BINS_PER_E = 8;  // a bin is a factor of e^(1/8) in weight, about its middle
+  static constexpr float FIXED = 262144.0f;  // a lane adds at most 2^13 weights of at most e^(1/16) to a bin
   static constexpr Word NO_TOKEN = 0xFFFFFFFFu;
   static_assert((VOCAB + WARPS - 1) / WARPS <= 8192 + 255, "a bin could overflow");
 
@@ -61,33 +61,74 @@ struct Sample {
     return fminf(fmaxf(logit, below_all()), 3.402823466e38f) + 0.0f;
   }
 
+  static constexpr bool WIDE = PADDED % 8 == 0 && sizeof(T) == 2;  // whether eight logits are one load
+
+  static __device__ __forceinline__ void unpack(const uint4& values, float (&logits)[8]) {
+    const Word words[4] = {values.x, values.y, values.z, values.w};
+#pragma unroll
+    for (int n = 0; n < 4; n++) {
+      const float2 pair = widen_pair<T>(words[n]);
+      logits[n * 2] = cleaned(pair.x);
+      logits[n * 2 + 1] = cleaned(pair.y);
+    }
+  }
+
   // The eight logits from `from` on, −∞ beyond the last.
   __device__ __forceinline__ void read(int from, float (&logits)[8]) const {
     if (listed) {
 #pragma unroll
       for (int n = 0; n < 8; n++) logits[n] = from + n < count ? shared.logits[from + n] : below_all();
-    } else if (PADDED % 8 == 0 && from + 8 <= VOCAB) {
-      if constexpr (sizeof(T) == 2) {
-        const uint4 values = __ldg(reinterpret_cast<const uint4*>(row + from));
-        const Word words[4] = {values.x, values.y, values.z, values.w};
-#pragma unroll
-        for (int n = 0; n < 4; n++) {
-          const float2 pair = widen_pair<T>(words[n]);
-          logits[n * 2] = cleaned(pair.x);
-          logits[n * 2 + 1] = cleaned(pair.y);
-        }
-      } else {
-#pragma unroll
-        for (int n = 0; n < 8; n++) logits[n] = cleaned(widen(row[from + n]));
-      }
+    } else if (WIDE && from + 8 <= VOCAB) {
+      unpack(__ldg(reinterpret_cast<const uint4*>(row + from)), logits);
     } else {
 #pragma unroll
       for (int n = 0; n < 8; n++) logits[n] = from + n < VOCAB ? cleaned(widen(row[from + n])) : below_all();
     }
   }
 
+  // Calls visit(segment, from, logits) with the lane's eight of every segment that is the warp's. A row's are asked for
+  // some segments ahead.
+  template <typename Visit>
+  __device__ __forceinline__ void for_segments(Visit visit) const {
+    const int warp = threadIdx.x / 32, lane = threadIdx.x % 32;
+    int segment = warp;
+    float logits[8];
+    if constexpr (WIDE) {
+      constexpr int AHEAD = 4;
+      constexpr int WHOLE = VOCAB / SEGMENT;
+      if (!listed) {
+#pragma unroll 1
+        for (; segment + (AHEAD - 1) * WARPS < WHOLE; segment += AHEAD * WARPS) {
+          uint4 values[AHEAD];
+#pragma unroll
+          for (int n = 0; n < AHEAD; n++) {
+            values[n] = __ldg(reinterpret_cast<const uint4*>(row + (segment + n * WARPS) * SEGMENT + lane * 8));
+          }
+#pragma unroll
+          for (int n = 0; n < AHEAD; n++) {
+            unpack(values[n], logits);
+            visit(segment + n * WARPS, (segment + n * WARPS) * SEGMENT + lane * 8, logits);
+          }
+        }
+      }
+    }
+    const int segments = (left() + SEGMENT - 1) / SEGMENT;
+#pragma unroll 1
+    for (; segment < segments; segment += WARPS) {
+      read(segment * SEGMENT + lane * 8, logits);
+      visit(segment, segment * SEGMENT + lane * 8, logits);
+    }
+  }
+
   __device__ __forceinline__ float distance(float logit) const { return (largest - logit) * per_bin; }
-  static __device__ __forceinline__ int bin_of(float distance) { return min(int(distance), BINS - 1); }
+  // The nearest whole number, in the low bits of a float; conversions are as slow as exponentials.
+  static __device__ __forceinline__ float in_bits(float distance) { return fminf(distance, float(BINS - 1)) + 8388608.0f; }
+  static __device__ __forceinline__ int bin_of(float distance) { return __float_as_int(in_bits(distance)) & (BINS - 1); }
+  // Relative to the middle of its bin.
+  static __device__ __forceinline__ Word unit_of(float distance) {
+    const float relative = distance - (in_bits(distance) - 8388608.0f);
+    return __float_as_uint(fmaf(weight_of(relative), FIXED, 8388608.0f)) & 0x7FFFFFu;
+  }
   // e^(-distance / 8).
   static __device__ __forceinline__ float weight_of(float distance) {
     return power_of_two(distance * (-LOG2_E / BINS_PER_E));
@@ -106,20 +147,28 @@ struct Sample {
   // Calls visit(logit, index) for all that is left, in no order.
   template <typename Visit>
   __device__ __forceinline__ void for_each(Visit visit) const {
-    for (int from = threadIdx.x * 8; from < left(); from += THREADS * 8) {
-      float logits[8];
-      read(from, logits);
+    for_segments([&](int, int from, const float(&logits)[8]) {
 #pragma unroll
       for (int n = 0; n < 8; n++) visit(logits[n], from + n);
-    }
+    });
+  }
+
+  static __device__ __forceinline__ float best_of(const float (&logits)[8]) {
+    return fmaxf(fmaxf(fmaxf(logits[0], logits[1]), fmaxf(logits[2], logits[3])),
+                 fmaxf(fmaxf(logits[4], logits[5]), fmaxf(logits[6], logits[7])));
   }
 
   // The best token, for all threads.
   __device__ __forceinline__ Place best() {
     const int warp = threadIdx.x / 32, lane = threadIdx.x % 32;
     Place best{below_all(), NO_TOKEN};
-    for_each([&](float logit, int index) {
-      if (logit > best.logit) best = Place{logit, Word(index)};
+    for_segments([&](int, int from, const float(&logits)[8]) {
+      if (best_of(logits) > best.logit) {
+#pragma unroll
+        for (int n = 0; n < 8; n++) {
+          if (logits[n] > best.logit) best = Place{logits[n], Word(from + n)};
+        }
+      }
     });
     reduce(best);
     if (lane == 0) {
@@ -146,17 +195,17 @@ struct Sample {
     __syncthreads();
   }
 
-  // From `shared.bins`, times `factor(bin)`: the first bin, counted from the first or the last, at which `before` and the
-  // bins so far reach the target; else the last one that has anything. `share` makes the target that share of all.
+  // From `shared.bins`, times `factor(bin)`: the first bin at which `before` and the bins so far reach the target; else the
+  // last one that has anything. `share` makes the target that share of all.
   template <typename Factor>
-  __device__ __forceinline__ void find_bin(bool from_last, double before, double target, bool share, Factor factor) {
+  __device__ __forceinline__ void find_bin(double before, double target, bool share, Factor factor) {
     __syncthreads();
     const int lane = threadIdx.x % 32;
     if (threadIdx.x < BINS) {
       double total = 0.0;
 #pragma unroll 8
       for (int n = 0; n < 32; n++) total += double(shared.bins[threadIdx.x][(n + lane) % 32]);
-      shared.totals[from_last ? BINS - 1 - threadIdx.x : threadIdx.x] = total * factor(threadIdx.x);
+      shared.totals[threadIdx.x] = total * factor(threadIdx.x);
     }
     __syncthreads();
     if (threadIdx.x < 32) {
@@ -205,22 +254,21 @@ struct Sample {
   }
 
   // The first of what is left, in the order of ids, at which the sum of measure(logit, token) exceeds the target, or that
-  // share of the whole sum; else the last with any.
+  // share of the whole sum; else the last with any. Logits below the floor measure 0.
   template <typename Measure>
-  __device__ __forceinline__ int find_in_order(double target, bool share, Measure measure) {
+  __device__ __forceinline__ int find_in_order(double target, bool share, float floor, Measure measure) {
     const int warp = threadIdx.x / 32, lane = threadIdx.x % 32;
     const int segments = (left() + SEGMENT - 1) / SEGMENT;
-    for (int segment = warp; segment < segments; segment += WARPS) {
-      const int from = segment * SEGMENT + lane * 8;
-      float logits[8], sum = 0.0f;
-      read(from, logits);
+    for_segments([&](int segment, int from, const float(&logits)[8]) {
+      float sum = 0.0f;
+      const float best = best_of(logits);
+      if (__any_sync(0xFFFFFFFFu, best > below_all() && best >= floor)) {
 #pragma unroll
-      for (int n = 0; n < 8; n++) {
-        if (logits[n] > below_all()) sum += measure(logits[n], from + n);
+        for (int n = 0; n < 8; n++) sum += measure(logits[n], from + n);
+        sum = sum_of_warp(sum);
       }
-      sum = sum_of_warp(sum);
       if (lane == 0) shared.segments[segment] = sum;
-    }
+    });
     __syncthreads();
     if (warp == 0) {
       const int each = (segments + 31) / 32;
@@ -251,7 +299,7 @@ struct Sample {
       own = 0.0;
 #pragma unroll
       for (int n = 0; n < 8; n++) {
-        if (logits[n] > below_all()) own += double(measure(logits[n], from + n));
+        own += double(measure(logits[n], from + n));
       }
       so_far = before + sum_before(own);
       lanes = __ballot_sync(0xFFFFFFFFu, so_far + own > target && own > 0.0);
@@ -262,7 +310,7 @@ struct Sample {
         bool done = false;
 #pragma unroll
         for (int n = 0; n < 8; n++) {
-          const float mass = logits[n] > below_all() ? measure(logits[n], from + n) : 0.0f;
+          const float mass = measure(logits[n], from + n);
           if (!done && mass > 0.0f) {
             index = from + n;
             so_far += double(mass);
@@ -281,15 +329,16 @@ struct Sample {
   // Lists what is left in bins up to `bin`, if it fits, in the order of ids.
   __device__ __forceinline__ void list(int bin) {
     const int warp = threadIdx.x / 32, lane = threadIdx.x % 32;
-    for (int segment = warp; segment < SEGMENTS; segment += WARPS) {
-      float logits[8];
-      read(segment * SEGMENT + lane * 8, logits);
+    for_segments([&](int segment, int, const float(&logits)[8]) {
       int own = 0;
+      const float best = best_of(logits);
+      if (__any_sync(0xFFFFFFFFu, best > below_all() && bin_of(distance(best)) <= bin)) {
 #pragma unroll
-      for (int n = 0; n < 8; n++) own += logits[n] > below_all() && bin_of(distance(logits[n])) <= bin;
-      own = __reduce_add_sync(0xFFFFFFFFu, own);
+        for (int n = 0; n < 8; n++) own += logits[n] > below_all() && bin_of(distance(logits[n])) <= bin;
+        own = __reduce_add_sync(0xFFFFFFFFu, own);
+      }
       if (lane == 0) shared.segments[segment] = float(own);
-    }
+    });
     __syncthreads();
     if (warp == 0) {
       constexpr int EACH = (SEGMENTS + 31) / 32;
@@ -339,6 +388,13 @@ struct Sample {
     count = size;
   }
 
+  // Whether this thread's bin alone has more than the list can hold.
+  __device__ __forceinline__ bool too_many(bool by_weight) const {
+    float total = 0.0f;
+    for (int n = 0; n < 32; n++) total += float(shared.bins[threadIdx.x][(n + threadIdx.x) % 32]);
+    return total > (by_weight ? 1.1f * FIXED : 1.0f) * LISTED;
+  }
+
   // Finds the place at which the best tokens' number (or, of their weights, the share of all) reaches the target.
   __device__ __forceinline__ void limit(bool by_weight, double target) {
     const int lane = threadIdx.x % 32;
@@ -347,11 +403,11 @@ struct Sample {
       const float at = distance(logit);
       const int bin = bin_of(at);
       if (bin < BINS - 1 && keeps(logit, token_at(index))) {
-        const Word unit = by_weight ? Word(weight_of(at - float(bin)) * FIXED + 0.5f) : 1u;
+        const Word unit = by_weight ? unit_of(at) : 1u;
         atomicAdd(&shared.bins[bin][lane], unit);
       }
     });
-    find_bin(false, 0.0, target, by_weight, [&](int bin) { return by_weight ? double(weight_of(float(bin))) / FIXED : 1.0; });
+    find_bin(0.0, target, by_weight, [&](int bin) { return by_weight ? double(weight_of(float(bin))) / FIXED : 1.0; });
     int bin = shared.found;
     double before = shared.found_before;
     if (by_weight) {
@@ -361,34 +417,41 @@ struct Sample {
       before = shared.totals[0];
       bin = BINS - 1;
     }
-    __syncthreads();
-    if (!listed) list(bin);
+    // No list if these are more already, each counted as at most 1.
+    const int more = __syncthreads_or(threadIdx.x < BINS && threadIdx.x <= unsigned(bin) && too_many(by_weight));
+    if (!listed && more == 0) list(bin);
 
     const double factor = by_weight ? double(weight_of(float(bin))) / FIXED : 1.0;
+    // Digits of the distance from the highest key that the bin can have, of which a narrow bin needs few.
     constexpr int LOWEST = Same<T, __nv_bfloat16>::value ? 16 : Same<T, __half>::value ? 8 : 0;
+    const float highest = bin == 0 ? largest : largest - (float(bin) - 0.51f) / per_bin;
+    const float lowest = bin == BINS - 1 ? -3.402823466e38f : largest - (float(bin) + 0.51f) / per_bin;
+    const Word top = key_of(fminf(highest, largest)) >> LOWEST;
+    const Word span = top - (key_of(fmaxf(lowest, -3.402823466e38f)) >> LOWEST);
     Word prefix = 0;
 #pragma unroll 1
-    for (int shift = 24; shift >= LOWEST; shift -= 8) {
+    for (int shift = span < 256 ? 0 : span < 65536 ? 8 : span < 16777216 ? 16 : 24; shift >= 0; shift -= 8) {
       clear_bins();
       for_each([&](float logit, int index) {
         const float at = distance(logit);
-        const Word key = key_of(logit);
-        if (logit > below_all() && bin_of(at) == bin && (shift == 24 || key >> (shift + 8) == prefix) &&
+        const Word digits = top - (key_of(logit) >> LOWEST);
+        if (bin_of(at) == bin && logit > below_all() && (shift == 24 || digits >> (shift + 8) == prefix) &&
             keeps(logit, token_at(index))) {
-          const Word unit = by_weight ? Word(weight_of(at - float(bin)) * FIXED + 0.5f) : 1u;
-          atomicAdd(&shared.bins[key >> shift & 0xFF][lane], unit);
+          atomicAdd(&shared.bins[digits >> shift & 0xFF][lane], by_weight ? unit_of(at) : 1u);
         }
       });
-      find_bin(true, before, target, false, [&](int) { return factor; });
-      prefix = prefix << 8 | Word(BINS - 1 - shared.found);
+      find_bin(before, target, false, [&](int) { return factor; });
+      prefix = prefix << 8 | Word(shared.found);
       before = shared.found_before;
       __syncthreads();
     }
-    const float logit = logit_of(prefix << LOWEST);
+    // Bits that T does not have are 0 in the logit, so 1 in a negative one's key.
+    const Word key = (top - prefix) << LOWEST;
+    const float logit = logit_of(key >> 31 ? key : key | ((1u << LOWEST) - 1));
     // Of equal logits the first so many.
     double needed = target - before;
     if (by_weight) needed = ceil(needed / double(weight_of(distance(logit))) * (1.0 - 1e-7));
-    const int index = find_in_order(fmax(needed, 1.0) - 1.0, false, [&](float other, int) {
+    const int index = find_in_order(fmax(needed, 1.0) - 1.0, false, logit, [&](float other, int) {
       return other == logit ? 1.0f : 0.0f;
     });
     const Word token = token_at(index);
@@ -402,7 +465,15 @@ struct Sample {
     per_bin = fminf(1.0f / temperature, 1e30f) * float(BINS_PER_E);
     if (top_k > 0 && top_k < Word(VOCAB)) limit(false, double(top_k));
     if (top_p < 1.0f) limit(true, double(top_p));
-    const int index = find_in_order(double(uniform), true, [&](float logit, int index) {
+    if (last.logit == below_all() && min_p <= 0.0f) {
+      const float shift = largest * per_bin;
+      if (fabsf(shift) < 2000.0f) {  // else the difference would be of numbers too large for it
+        return token_at(find_in_order(double(uniform), true, below_all(), [&](float logit, int) {
+          return power_of_two((shift - logit * per_bin) * (-LOG2_E / BINS_PER_E));
+        }));
+      }
+    }
+    const int index = find_in_order(double(uniform), true, last.logit, [&](float logit, int index) {
       const float weight = weight_of(distance(logit));
       return weight >= min_p && keeps(logit, token_at(index)) ? weight : 0.0f;
     });
