@@ -61,7 +61,7 @@ struct Project {
   // x in shared memory: 16-byte units in the order [chunk, pair of steps, lane of the row]. Neighbouring rows lie half of
   // the banks apart.
   static constexpr int X_ROW_BYTES = (CHUNKS * CHUNK * 2) / 128 * 128 + 64 + ((CHUNKS * CHUNK * 2) % 128 > 64 ? 128 : 0);
-  static constexpr int X_BYTES = ROWS * X_ROW_BYTES;
+  static constexpr int X_BYTES = ROWS * X_ROW_BYTES + (BITS < 16 ? (ROWS * CHUNKS * GROUPS * 4 + 15) / 16 * 16 : 0);
   static constexpr int PARTIAL_BYTES = 2 * WARPS * TILES * 16 * ROWS * 4;
   static constexpr int NORM_BYTES = (4 * (WARPS >= ROWS ? WARPS : ROWS) + 15) / 16 * 16;
   static constexpr int ROW_BYTES = IN * BITS / 8;
@@ -69,10 +69,14 @@ struct Project {
   static constexpr int ITEM_BYTES = TILES * 16 * (ROW_BYTES + 2 * SCALE_BYTES);
   static constexpr int MOST_BYTES = 226 * 1024;
   static constexpr int BARRIER_BYTES = DEPTH == 0 ? 1024 : 0;
+  // Sums of x over what one accumulator covers, [ROWS, CHUNKS * GROUPS], behind the staged rows.
+  static constexpr int SPAN = CHUNK / GROUPS, SPANS = CHUNKS * GROUPS;
   static constexpr int OTHER_BYTES = PARTIAL_BYTES + NORM_BYTES + BARRIER_BYTES;
   static constexpr bool BULK = DEPTH == 0 && sizeof(T) == 2 && OUT0 % 16 == 0 && OUT1 % 16 == 0 && OUT2 % 16 == 0 &&
                                TEAMS * ITEM_BYTES + OTHER_BYTES + (NORM != 0 ? X_BYTES : 0) <= MOST_BYTES;
   static constexpr bool STAGED = X_BYTES + OTHER_BYTES + (BULK ? TEAMS : 0) * ITEM_BYTES <= MOST_BYTES;
+  // For more rows there are not enough registers, and the tensor cores add x up as well.
+  static constexpr bool SUMMED = QUANTISED && STAGED && ROWS <= 4;
   static constexpr int BEFORE_BYTES = (STAGED ? X_BYTES : 0) + OTHER_BYTES;
   static constexpr int FIT = (MOST_BYTES - BEFORE_BYTES) / ITEM_BYTES;
   // A stage always belongs to the same team, which therefore never waits for a copy two ahead of the last.
@@ -211,16 +215,35 @@ struct Project {
     return rsqrtf(sum / IN + __int_as_float(EPS_BITS));
   }
 
+  // Called by whole warps, whose lanes have neighbouring eights of a row.
+  static __device__ __forceinline__ void stage_sum(const uint4& values, int row, int i, bool inside, unsigned char* staged) {
+    if constexpr (SUMMED) {
+      const Word words[4] = {values.x, values.y, values.z, values.w};
+      float sum = 0.0f;
+#pragma unroll
+      for (int word = 0; word < 4; word++) {
+        const float2 pair = widen_pair<T>(words[word]);
+        sum += pair.x + pair.y;
+      }
+#pragma unroll
+      for (int distance = 1; distance < SPAN / 8; distance *= 2) sum += __shfl_xor_sync(0xFFFFFFFFu, sum, distance);
+      float* sums = reinterpret_cast<float*>(staged + ROWS * X_ROW_BYTES);
+      if (inside && i % SPAN == 0) sums[row * SPANS + i / SPAN] = sum;
+    }
+  }
+
   static __device__ __forceinline__ void stage_rows(const T* x, const T* norm_weight, unsigned char* staged,
                                                     float* squares) {
     const int thread = threadIdx.x;
     constexpr int UNITS = CHUNKS * CHUNK / 8;
     if constexpr (NORM == 0) {
-      for (int unit = thread; unit < ROWS * UNITS; unit += WARPS * 32) {
+      for (int unit = thread; unit < (ROWS * UNITS + 31) / 32 * 32; unit += WARPS * 32) {
         const int row = unit / UNITS, i = unit % UNITS * 8;
+        const bool inside = row < ROWS;
         uint4 values = make_uint4(0, 0, 0, 0);
-        if (i < IN) values = *reinterpret_cast<const uint4*>(x + size_t(row) * IN + i);
-        *reinterpret_cast<uint4*>(staged + row * X_ROW_BYTES + unit_of(i)) = ordered(values);
+        if (inside && i < IN) values = *reinterpret_cast<const uint4*>(x + size_t(row) * IN + i);
+        if (inside) *reinterpret_cast<uint4*>(staged + row * X_ROW_BYTES + unit_of(i)) = ordered(values);
+        stage_sum(values, row, i, inside, staged);
       }
     } else {
       // Some warps take a row, or a warp takes some rows.
@@ -242,7 +265,7 @@ struct Project {
           if (!FOLDED) pair = make_float2(rounded<T>(pair.x * factor), rounded<T>(pair.y * factor));
           results[word] = narrow_pair<T>(pair.x * by.x, pair.y * by.y);
         }
-        return ordered(make_uint4(results[0], results[1], results[2], results[3]));
+        return make_uint4(results[0], results[1], results[2], results[3]);
       };
 #pragma unroll 1
       for (int row = warp / PARTS; row < ROWS && warp / PARTS < AT_ONCE; row += AT_ONCE) {
@@ -250,7 +273,7 @@ struct Project {
 #pragma unroll(AHEAD)
         for (int n = 0; n < HELD; n++) {
           const int i = ((n * PARTS + part) * 32 + lane) * 8;
-          if (i >= CHUNKS * CHUNK) break;
+          const bool inside = i < CHUNKS * CHUNK;
           uint4 values = make_uint4(0, 0, 0, 0), weight = values;
           if (i < IN) {
             values = *reinterpret_cast<const uint4*>(x + size_t(row) * IN + i);
@@ -262,8 +285,12 @@ struct Project {
             const float2 pair = widen_pair<T>(words[word]);
             sum += pair.x * pair.x + pair.y * pair.y;
           }
-          if (FOLDED) values = normed(values, weight, 1.0f);
-          *reinterpret_cast<uint4*>(staged + row * X_ROW_BYTES + unit_of(i)) = values;
+          if (FOLDED) {
+            values = normed(values, weight, 1.0f);
+            stage_sum(values, row, i, inside, staged);
+            values = ordered(values);
+          }
+          if (inside) *reinterpret_cast<uint4*>(staged + row * X_ROW_BYTES + unit_of(i)) = values;
         }
         sum = sum_of_warp(sum);
         if (lane == 0) squares[row * PARTS + part] = sum;
@@ -276,9 +303,12 @@ struct Project {
 #pragma unroll 1
           for (int n = 0; n < HELD; n++) {
             const int i = ((n * PARTS + part) * 32 + lane) * 8;
-            if (i >= IN) break;
-            uint4* unit = reinterpret_cast<uint4*>(staged + row * X_ROW_BYTES + unit_of(i));
-            *unit = normed(*unit, *reinterpret_cast<const uint4*>(norm_weight + i), factor);
+            const bool inside = i < CHUNKS * CHUNK;
+            uint4* unit = reinterpret_cast<uint4*>(staged + row * X_ROW_BYTES + unit_of(inside ? i : 0));
+            uint4 values = make_uint4(0, 0, 0, 0);
+            if (i < IN) values = normed(*unit, *reinterpret_cast<const uint4*>(norm_weight + i), factor);
+            stage_sum(values, row, i, inside, staged);
+            if (inside) *unit = ordered(values);
           }
         }
       }
@@ -291,7 +321,9 @@ struct Project {
                                                    int lane, const unsigned char* staged, const T* x) {
     const int g = lane / 4, t = lane % 4;
     const bool mine = GROUPS == 1 || g / COLUMN_ROWS == t * GROUPS / 4;
-    float partial[TILES][COLUMN_TILES][4] = {}, sums[COLUMN_TILES][4] = {};
+    // Short chains of products: each waits for the one before it.
+    constexpr int CHAINS = SUMMED && TILES * COLUMN_TILES <= 2 ? 2 : 1;
+    float partial[CHAINS][TILES][COLUMN_TILES][4] = {}, sums[COLUMN_TILES][4] = {};
 #pragma unroll
     for (int pair = 0; pair < PAIRS; pair++) {
       uint4 right[COLUMN_TILES];
@@ -322,12 +354,23 @@ struct Project {
             const Word b0 = step == 0 ? right[column].x : right[column].z;
             const Word b1 = step == 0 ? right[column].y : right[column].w;
             if constexpr (QUANTISED) {
-              multiply<T>(partial[tile][column], low.x, high.x, low.y, high.y, b0, b1);
-              if (tile == 0) multiply<T>(sums[column], ONES, ONES, ONES, ONES, b0, b1);
+              multiply<T>(partial[step % CHAINS][tile][column], low.x, high.x, low.y, high.y, b0, b1);
+              if (!SUMMED && tile == 0) multiply<T>(sums[column], ONES, ONES, ONES, ONES, b0, b1);
             } else {
               multiply<T>(totals[tile][column], low.x, high.x, low.y, high.y, b0, b1);
             }
           }
+        }
+      }
+    }
+    if constexpr (SUMMED) {
+      const float* of_rows = reinterpret_cast<const float*>(staged + ROWS * X_ROW_BYTES) + chunk * GROUPS + t * GROUPS / 4;
+#pragma unroll
+      for (int column = 0; column < COLUMN_TILES; column++) {
+#pragma unroll
+        for (int n = 0; n < 2; n++) {
+          const int row = column * COLUMN_ROWS + (t * 2 + n) % COLUMN_ROWS;
+          sums[column][n] = sums[column][2 + n] = of_rows[min(row, ROWS - 1) * SPANS];
         }
       }
     }
@@ -340,7 +383,9 @@ struct Project {
           const float bias = widen(stage.biases[tile][n / 2]) - OFFSET * scale;
 #pragma unroll
           for (int column = 0; column < COLUMN_TILES; column++) {
-            totals[tile][column][n] += scale * partial[tile][column][n] + bias * sums[column][n];
+            float product = partial[0][tile][column][n];
+            if constexpr (CHAINS == 2) product += partial[CHAINS - 1][tile][column][n];
+            totals[tile][column][n] += scale * product + bias * sums[column][n];
           }
         }
       }
