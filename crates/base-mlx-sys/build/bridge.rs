@@ -3,22 +3,27 @@
 
 use std::path::{Path, PathBuf};
 use std::process::{Command, Output};
-use std::{env, fs, io};
+use std::{fs, io};
 
 use sha2::{Digest, Sha256};
 
 use crate::find::Mlx;
 
-/// What both sides of the table are written in.
-const SOURCES: [&str; 3] = ["src/bridge.h", "src/bridge.cc", "src/table.rs"];
+#[path = "../src/version.rs"]
+mod version;
+
+/// What both sides of the table are written in, in the order of `table.rs`.
+const SOURCES: [&str; 5] =
+    ["src/bridge.h", "src/bridge.cc", "src/cuda.h", "src/cuda.cc", "src/table.rs"];
 
 pub(crate) fn build(mlx: &Mlx) -> Result<(), String> {
-    let mut sources = Sha256::new();
+    let mut sources = Vec::new();
     for source in SOURCES {
         println!("cargo::rerun-if-changed={source}");
-        sources.update(fs::read(source).map_err(|error| format!("cannot read {source}: {error}"))?);
+        sources.push(fs::read(source).map_err(|error| format!("cannot read {source}: {error}"))?);
     }
-    let version = &hexadecimal(sources)[..16];
+    let texts: Vec<&[u8]> = sources.iter().map(Vec::as_slice).collect();
+    let version = version::version(&texts);
     let macos = cfg!(target_os = "macos");
     let name = if macos { "libbase-mlx-bridge.dylib" } else { "libbase-mlx-bridge.so" };
     let lib = mlx.lib.to_str().ok_or("the path of MLX is not UTF-8")?;
@@ -26,18 +31,16 @@ pub(crate) fn build(mlx: &Mlx) -> Result<(), String> {
     let mut build = cc::Build::new();
     build.cpp(true).std("c++20").pic(true).opt_level(2).debug(false).warnings(false);
     build.flag("-fvisibility=hidden").flag("-isystem").flag(&mlx.include);
-    build.define("BASE_MLX_BRIDGE_VERSION", format!("0x{version}").as_str());
+    build.define("BASE_MLX_BRIDGE_VERSION", format!("0x{version:x}").as_str());
     let compiler = build.try_get_compiler().map_err(|error| {
         format!("found no C++ compiler: {error}\nhint: install one, or name it in CXX")
     })?;
     let mut compile = compiler.to_command();
-    compile.args([
-        if macos { "-dynamiclib" } else { "-shared" },
-        "src/bridge.cc",
-        "-L",
-        lib,
-        "-lmlx",
-    ]);
+    compile.args([if macos { "-dynamiclib" } else { "-shared" }, "src/bridge.cc"]);
+    if cfg!(feature = "cuda") {
+        compile.args(["-DBASE_MLX_CUDA", "src/cuda.cc"]);
+    }
+    compile.args(["-L", lib, "-lmlx"]);
     if macos {
         compile.args(["-Wl,-rpath,@loader_path", &format!("-Wl,-rpath,{lib}")]);
         compile.arg(format!("-Wl,-install_name,@rpath/{name}"));
@@ -70,11 +73,6 @@ pub(crate) fn build(mlx: &Mlx) -> Result<(), String> {
     // Built again if somebody tidies the cache.
     println!("cargo::rerun-if-changed={}", folder.join(name).display());
     println!("cargo::rustc-env=BASE_MLX_BRIDGE_DIR={}", folder.display());
-    println!("cargo::rustc-env=BASE_MLX_BRIDGE_VERSION={version}");
-    println!(
-        "cargo::rustc-env=BASE_MLX_CUDA={}",
-        env::var("BASE_MLX_MLX_CUDA").unwrap_or_default()
-    );
     Ok(())
 }
 

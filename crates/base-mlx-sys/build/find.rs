@@ -84,7 +84,8 @@ pub(crate) fn mlx() -> Result<Mlx, String> {
             None => Err(format!("{named} does not say its version in include/mlx/version.h")),
         };
     }
-    if let Some(mlx) = homebrew(&cache) {
+    // On Linux it would be one for CPUs.
+    if let Some(mlx) = homebrew(&cache).filter(|_| cfg!(target_os = "macos")) {
         return Ok(mlx);
     }
     wheel(&cache)

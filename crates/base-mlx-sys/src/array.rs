@@ -3,7 +3,7 @@
 use std::ptr::NonNull;
 
 use crate::Result;
-use crate::library::loaded;
+use crate::library::{loaded, table};
 use crate::runtime::owned;
 use crate::table::{RawArray, Table};
 
@@ -67,11 +67,13 @@ pub(crate) fn build(operation: impl FnOnce(&Table) -> Option<Array>) -> Result<A
 }
 
 impl Array {
-    /// Copies little-endian elements, row by row. Panics if their number is not the shape's.
+    /// Copies little-endian elements, row by row, from any thread. Panics if their number is not the shape's.
     pub fn from_bytes(bytes: &[u8], shape: &[usize], dtype: Dtype) -> Result<Self> {
         let elements: usize = shape.iter().product();
         assert_eq!(bytes.len(), elements * dtype.size(), "bytes of {shape:?} {dtype:?}");
-        build(|mlx| (mlx.from_bytes)(bytes.into(), shape.into(), dtype))
+        // Memory and a copy, no stream: MLX's allocator has its own lock.
+        let mlx = table()?;
+        (mlx.from_bytes)(bytes.into(), shape.into(), dtype).ok_or_else(|| mlx.error())
     }
 
     pub fn from_f32(values: &[f32], shape: &[usize]) -> Result<Self> {
@@ -106,21 +108,26 @@ impl Array {
     /// Computes the array and copies its elements, little-endian, row by row.
     pub fn to_bytes(&self) -> Result<Vec<u8>> {
         let mut bytes = Vec::with_capacity(self.nbytes());
-        self.copy(bytes.as_mut_ptr(), bytes.capacity().min(self.nbytes()))?;
-        // SAFETY: as many as there is room for, and the copy has succeeded.
-        unsafe { bytes.set_len(self.nbytes()) };
+        // SAFETY: there is room for so many, and they are there when the copy has succeeded.
+        unsafe {
+            self.copy(bytes.as_mut_ptr(), self.nbytes())?;
+            bytes.set_len(self.nbytes());
+        }
         Ok(bytes)
     }
 
     /// As [`Array::to_bytes`], into a place that is there. Panics if it is not as long as the array.
     pub fn copy_to(&self, bytes: &mut [u8]) -> Result<()> {
         assert_eq!(bytes.len(), self.nbytes(), "bytes of {self:?}");
-        self.copy(bytes.as_mut_ptr(), bytes.len())
+        // SAFETY: a place of that length.
+        unsafe { self.copy(bytes.as_mut_ptr(), bytes.len()) }
     }
 
-    fn copy(&self, to: *mut u8, length: usize) -> Result<()> {
+    /// # Safety
+    /// There is room for `length` bytes.
+    unsafe fn copy(&self, to: *mut u8, length: usize) -> Result<()> {
         let mlx = owned()?;
-        // SAFETY: both callers give a place of that length, and the bridge refuses any other than the array's.
+        // SAFETY: the caller's, and the bridge refuses any length but the array's.
         mlx.check(unsafe { (mlx.copy_to)(self, to, length) })
     }
 

@@ -8,6 +8,10 @@
 
 #include "mlx/backend/cuda/cuda.h"
 
+#ifdef BASE_MLX_CUDA
+#include "cuda.h"
+#endif
+
 namespace base_mlx {
 
 namespace mx = mlx::core;
@@ -191,7 +195,10 @@ bool copy_from_cuda(const mx::array& a, uint8_t* bytes) {
     return false;
   }
   auto from = reinterpret_cast<unsigned long long>(buffer->data) + a.offset();
-  return copy(bytes, from, a.nbytes()) == 0;
+  if (int error = copy(bytes, from, a.nbytes()); error != 0) {
+    throw std::runtime_error("copying from the device failed with CUDA's error " + std::to_string(error));
+  }
+  return true;
 }
 
 void copy_to(mx::array a, uint8_t* bytes, size_t length) {
@@ -374,7 +381,7 @@ Text device_info(bool gpu, Text key) {
   return {kept.data(), kept.size()};
 }
 
-size_t memory(Memory which) {
+size_t mlx_memory(Memory which) {
   switch (which) {
     case Memory::Active: return mx::get_active_memory();
     case Memory::Peak: return mx::get_peak_memory();
@@ -383,9 +390,38 @@ size_t memory(Memory which) {
   return 0;
 }
 
+// MLX's, and what own kernels have beside it.
+size_t memory(Memory which) {
+#ifdef BASE_MLX_CUDA
+  return mlx_memory(which) + cuda_memory(which);
+#else
+  return mlx_memory(which);
+#endif
+}
+
+mx::array swiglu(const mx::array& gate, const mx::array& up) {
+  // By thread, as MLX's cache of compiled functions is.
+  thread_local const auto compiled = mx::compile(
+      [](const std::vector<mx::array>& in) {
+        return std::vector<mx::array>{mx::multiply(mx::multiply(in[0], mx::sigmoid(in[0])), in[1])};
+      },
+      true);
+  return compiled({gate, up})[0];
+}
+
+#ifndef BASE_MLX_CUDA
+[[noreturn]] void no_cuda() {
+  throw std::runtime_error("this build of the bridge has no CUDA");
+}
+#endif
+
 size_t set_limit(Limit which, size_t bytes) {
   switch (which) {
-    case Limit::Cache: return mx::set_cache_limit(bytes);
+    case Limit::Cache:
+#ifdef BASE_MLX_CUDA
+      cuda_set_cache_limit(bytes);
+#endif
+      return mx::set_cache_limit(bytes);
     case Limit::Memory: return mx::set_memory_limit(bytes);
     case Limit::Wired: return mx::set_wired_limit(bytes);
   }
@@ -508,6 +544,8 @@ const Table table = {
           return make([&] { return attention(q, k, v, scale, causal, mask); });
         },
 
+    .swiglu = [](In gate, In up) { return make([&] { return swiglu(**gate, **up); }); },
+
     .metal_kernel =
         [](const KernelText* text) {
           return guard<Kernel*>(nullptr, [&] {
@@ -540,6 +578,32 @@ const Table table = {
         },
     .drop_compiled = [](Compiled* compiled) { delete compiled; },
 
+#ifdef BASE_MLX_CUDA
+    .cuda_compile =
+        [](Text source, Text expression, Slice<Text> options, Text* code, Text* name) {
+          return done([&] { cuda_compile(source, expression, options, code, name); });
+        },
+    .cuda_function =
+        [](Text code, Text name, uint32_t shared_memory) {
+          return guard<void*>(nullptr, [&] { return cuda_function(code, name, shared_memory); });
+        },
+    .cuda_launch =
+        [](void* function, Arrays inputs, const CudaLaunch* launch, Array** arrays) {
+          return done([&] { hand_out(cuda_launch(function, list(inputs), *launch), arrays); });
+        },
+    .cuda_empty = [](Dims dims, Type type) { return make([&] { return cuda_empty(dims, type); }); },
+    .cuda_pinned =
+        [](Slice<uint8_t> bytes, Dims dims, Type type) {
+          return make([&] { return cuda_pinned(bytes, dims, type); });
+        },
+#else
+    .cuda_compile = [](Text, Text, Slice<Text>, Text*, Text*) { return done([] { no_cuda(); }); },
+    .cuda_function = [](Text, Text, uint32_t) { return guard<void*>(nullptr, []() -> void* { no_cuda(); }); },
+    .cuda_launch = [](void*, Arrays, const CudaLaunch*, Array**) { return done([] { no_cuda(); }); },
+    .cuda_empty = [](Dims, Type) { return make([]() -> mx::array { no_cuda(); }); },
+    .cuda_pinned = [](Slice<uint8_t>, Dims, Type) { return make([]() -> mx::array { no_cuda(); }); },
+#endif
+
     .eval = [](Arrays arrays) { return done([&] { mx::eval(list(arrays)); }); },
     .async_eval = [](Arrays arrays) { return done([&] { mx::async_eval(list(arrays)); }); },
     .synchronize = [] { return done([] { mx::synchronize(); }); },
@@ -551,13 +615,35 @@ const Table table = {
     .mlx_version = [] { return Text{mx::version(), std::strlen(mx::version())}; },
 
     .memory = [](Memory which) { return guard<size_t>(0, [&] { return memory(which); }); },
-    .reset_peak_memory = [] { done([] { mx::reset_peak_memory(); }); },
-    .clear_cache = [] { done([] { mx::clear_cache(); }); },
+    .reset_peak_memory =
+        [] {
+          done([] {
+            mx::reset_peak_memory();
+#ifdef BASE_MLX_CUDA
+            cuda_reset_peak();
+#endif
+          });
+        },
+    .clear_cache =
+        [] {
+          done([] {
+            mx::clear_cache();
+#ifdef BASE_MLX_CUDA
+            cuda_clear_cache();
+#endif
+          });
+        },
     .set_limit =
         [](Limit which, size_t bytes, size_t* before) { return done([&] { *before = set_limit(which, bytes); }); },
 };
 
 } // namespace
+
+#ifdef BASE_MLX_CUDA
+mx::Dtype dtype_of(Type type) {
+  return dtype(type);
+}
+#endif
 
 } // namespace base_mlx
 

@@ -103,6 +103,16 @@ struct Function {
   size_t count;
 };
 
+// One call of a kernel that the driver compiled. It takes the addresses of inputs, `addresses`, those of outputs, `numbers`.
+struct CudaLaunch {
+  uint32_t grid[3]; // blocks
+  uint32_t block[3]; // threads of a block
+  uint32_t shared_memory; // dynamic, in bytes
+  Slice<uint64_t> addresses;
+  Slice<uint32_t> numbers;
+  Slice<Output> outputs;
+};
+
 struct Table {
   uint64_t version;
   Text (*last_error)();
@@ -163,6 +173,8 @@ struct Table {
   Array* (*layer_norm)(In x, In w, In b, float eps);
   Array* (*rope)(In x, int32_t dims, float scale, In offset, In freqs);
   Array* (*attention)(In q, In k, In v, float scale, bool causal, In mask);
+  // silu(gate) * up, in one kernel where MLX compiles.
+  Array* (*swiglu)(In gate, In up);
 
   // Own kernels
   Kernel* (*metal_kernel)(const KernelText* text);
@@ -175,6 +187,13 @@ struct Table {
   Compiled* (*compile)(const Function* function);
   bool (*call_compiled)(const Compiled* compiled, Arrays inputs, Array** arrays);
   void (*drop_compiled)(Compiled* compiled);
+
+  // Own CUDA kernels by the driver. The machine code and the name lie in the bridge until the next call on this thread.
+  bool (*cuda_compile)(Text source, Text expression, Slice<Text> options, Text* code, Text* name);
+  void* (*cuda_function)(Text code, Text name, uint32_t shared_memory);
+  bool (*cuda_launch)(void* function, Arrays inputs, const CudaLaunch* launch, Array** arrays);
+  Array* (*cuda_empty)(Dims shape, Type dtype);
+  Array* (*cuda_pinned)(Slice<uint8_t> bytes, Dims shape, Type dtype);
 
   // Running
   bool (*eval)(Arrays arrays);

@@ -31,9 +31,24 @@ impl fmt::Display for Error {
                 let folders: Vec<_> =
                     folders.iter().map(|folder| folder.display().to_string()).collect();
                 write!(f, "{name} is in none of {}", folders.join(", "))?;
-                f.write_str("\nhint: install again, or name its folder in BASE_MLX_MLX_LIB")
+                f.write_str(match crate::BUILT {
+                    true => "\nhint: install again, or name its folder in BASE_MLX_MLX_LIB",
+                    false => {
+                        "\nhint: this build has no MLX; build with --features cuda, or name the folder of another \
+                         build's bridge in BASE_MLX_MLX_LIB"
+                    }
+                })
             }
-            Self::Load { file, reason } => write!(f, "cannot open {}: {reason}", file.display()),
+            Self::Load { file, reason } => {
+                write!(f, "cannot open {}: {reason}", file.display())?;
+                if reason.contains("cannot open shared object file") {
+                    f.write_str(
+                        "\nhint: MLX for CUDA wants NVIDIA's driver and the CUDA 13 libraries, which PyTorch brings too; \
+                         name the Python site-packages that hold them in BASE_MLX_CUDA_LIBS",
+                    )?;
+                }
+                Ok(())
+            }
         }
     }
 }

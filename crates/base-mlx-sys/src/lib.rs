@@ -12,31 +12,26 @@
 //!
 //! What reads where its data says (indices, own kernels) is `unsafe`: MLX looks at no bound there.
 //!
-//! Without MLX ([`BUILT`] is false) nothing else is here. macOS always has it, Linux with the feature `mlx` or `cuda`.
+//! The Rust side is always there and needs no C++. The build makes the other side on macOS, and on Linux with the feature
+//! `mlx` or `cuda`; any build uses one that it finds beside its program.
 
-#[cfg(has_mlx)]
 mod array;
-#[cfg(has_mlx)]
 mod compile;
-#[cfg(all(has_mlx, feature = "cuda", target_os = "linux"))]
 mod cuda;
-#[cfg(has_mlx)]
+#[cfg(target_os = "linux")]
+mod cuda_libraries;
 mod error;
-#[cfg(has_mlx)]
 mod kernel;
-#[cfg(has_mlx)]
 mod library;
-#[cfg(has_mlx)]
 mod operations;
-#[cfg(has_mlx)]
 mod runtime;
-#[cfg(has_mlx)]
 mod table;
+mod version;
 
-#[cfg(has_mlx)]
 pub use {
     array::{Array, Dtype, Quantized},
     compile::Compiled,
+    cuda::{CudaFunction, CudaLaunch},
     error::{Error, Result},
     kernel::{Constant, Kernel, Launch},
     library::load,
@@ -48,5 +43,5 @@ pub use {
     },
 };
 
-/// Whether this build can use MLX, if the machine it runs on lets it.
-pub const BUILT: bool = cfg!(has_mlx);
+/// Whether this build made a bridge for itself.
+pub const BUILT: bool = option_env!("BASE_MLX_BRIDGE_DIR").is_some();

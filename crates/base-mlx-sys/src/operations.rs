@@ -152,6 +152,11 @@ impl Array {
         Ok(unsafe { quantized.assume_init() })
     }
 
+    /// `silu(self) * up`, elementwise, in one kernel where the device compiles them.
+    pub fn swiglu(&self, up: &Self) -> Result<Self> {
+        build(|mlx| (mlx.swiglu)(self, up))
+    }
+
     /// `x / sqrt(mean(x²) + eps) * w` over the last axis.
     pub fn rms_norm(&self, w: &Self, eps: f32) -> Result<Self> {
         build(|mlx| (mlx.rms_norm)(self, w, eps))

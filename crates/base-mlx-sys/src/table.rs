@@ -9,11 +9,14 @@ use std::ptr::NonNull;
 use crate::array::{Array, Dtype, Quantized};
 use crate::{Error, Result};
 
-/// The hash of `bridge.h`, `bridge.cc` and this file, by the build script.
-pub(crate) const VERSION: u64 = match u64::from_str_radix(env!("BASE_MLX_BRIDGE_VERSION"), 16) {
-    Ok(version) => version,
-    Err(_) => panic!("the build script writes a number"),
-};
+/// Of what both sides of the table are written in. The build script gives the bridge the same number.
+pub(crate) const VERSION: u64 = crate::version::version(&[
+    include_bytes!("bridge.h"),
+    include_bytes!("bridge.cc"),
+    include_bytes!("cuda.h"),
+    include_bytes!("cuda.cc"),
+    include_bytes!("table.rs"),
+]);
 
 /// `const T*` and a length.
 #[repr(C)]
@@ -163,6 +166,20 @@ pub(crate) struct RawFunction {
     pub(crate) count: usize,
 }
 
+/// A kernel that the driver compiled.
+#[repr(C)]
+pub(crate) struct RawCudaFunction([u8; 0]);
+
+#[repr(C)]
+pub(crate) struct RawCudaLaunch<'a> {
+    pub(crate) grid: [u32; 3],
+    pub(crate) block: [u32; 3],
+    pub(crate) shared_memory: u32,
+    pub(crate) addresses: Slice<'a, u64>,
+    pub(crate) numbers: Slice<'a, u32>,
+    pub(crate) outputs: Slice<'a, RawOutput<'a>>,
+}
+
 /// A pointer to a new array, null if there is none.
 type New = Option<Array>;
 type Dims<'a> = Slice<'a, usize>;
@@ -221,6 +238,8 @@ pub(crate) struct Table {
     pub(crate) rope: extern "C" fn(&Array, i32, f32, &Array, &Array) -> New,
     pub(crate) attention: extern "C" fn(&Array, &Array, &Array, f32, bool, Option<&Array>) -> New,
 
+    pub(crate) swiglu: extern "C" fn(&Array, &Array) -> New,
+
     pub(crate) metal_kernel: extern "C" fn(&KernelText) -> Option<NonNull<RawKernel>>,
     pub(crate) cuda_kernel: extern "C" fn(&KernelText, i32) -> Option<NonNull<RawKernel>>,
     pub(crate) call_kernel:
@@ -231,6 +250,14 @@ pub(crate) struct Table {
     pub(crate) call_compiled:
         unsafe extern "C" fn(NonNull<RawCompiled>, Arrays, *mut Array) -> bool,
     pub(crate) drop_compiled: unsafe extern "C" fn(NonNull<RawCompiled>),
+
+    pub(crate) cuda_compile: extern "C" fn(Text, Text, Slice<Text>, &mut Text, &mut Text) -> bool,
+    pub(crate) cuda_function:
+        unsafe extern "C" fn(Text, Text, u32) -> Option<NonNull<RawCudaFunction>>,
+    pub(crate) cuda_launch:
+        unsafe extern "C" fn(NonNull<RawCudaFunction>, Arrays, &RawCudaLaunch, *mut Array) -> bool,
+    pub(crate) cuda_empty: extern "C" fn(Dims, Dtype) -> New,
+    pub(crate) cuda_pinned: extern "C" fn(Slice<u8>, Dims, Dtype) -> New,
 
     pub(crate) eval: extern "C" fn(Arrays) -> bool,
     pub(crate) async_eval: extern "C" fn(Arrays) -> bool,

@@ -1,0 +1,24 @@
+// Own kernels on CUDA, and their memory; see `cuda.cc`. All throw.
+#pragma once
+
+#include <vector>
+
+#include "bridge.h"
+
+namespace base_mlx {
+
+mlx::core::Dtype dtype_of(Type type);
+
+void cuda_compile(Text source, Text expression, Slice<Text> options, Text* code, Text* name);
+void* cuda_function(Text code, Text name, uint32_t shared_memory);
+std::vector<mlx::core::array> cuda_launch(
+    void* function, std::vector<mlx::core::array> inputs, const CudaLaunch& launch);
+mlx::core::array cuda_empty(Dims shape, Type type);
+mlx::core::array cuda_pinned(Slice<uint8_t> bytes, Dims shape, Type type);
+
+size_t cuda_memory(Memory which);
+void cuda_reset_peak();
+void cuda_clear_cache();
+void cuda_set_cache_limit(size_t bytes);
+
+} // namespace base_mlx
