@@ -1,10 +1,12 @@
 //! Settings come from three places: a flag beats a variable, a variable beats the config file. The first two are
 //! clap's; the file is read here. Its keys are the flags' names.
 
+use std::io::Write;
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result, bail};
-use base_mlx_core::engine::{DeviceOptions, EngineOptions};
+use base_mlx_core::engine::{Device, DeviceKind, DeviceOptions, EngineOptions};
+use base_mlx_core::store::Store;
 use clap::{Args, Command, ValueEnum};
 use etcetera::BaseStrategy;
 use serde::de::Error;
@@ -30,11 +32,29 @@ pub(crate) struct Compute {
     /// Compute threads [default: one for each core]
     #[arg(long, env = "BASE_MLX_THREADS", value_name = "N", value_parser = count)]
     pub(crate) threads: Option<usize>,
+    /// What computes [default: auto]
+    #[arg(long, env = "BASE_MLX_DEVICE", value_name = "DEVICE")]
+    pub(crate) device: Option<DeviceName>,
+    /// Compute with MLX's own operations alone, for comparing: no kernels of ours on CUDA
+    #[arg(long, env = "BASE_MLX_STOCK_KERNELS", value_name = "BOOL", num_args = 0..=1)]
+    #[arg(require_equals = true, default_missing_value = "true")]
+    #[arg(value_parser = clap::builder::BoolishValueParser::new())]
+    pub(crate) stock_kernels: Option<bool>,
 }
 
 impl Compute {
-    pub(crate) fn device(&self, file: &ConfigFile) -> DeviceOptions {
-        DeviceOptions { threads: self.threads.or(file.threads.map(Count::get)) }
+    /// Starts the device; says on stderr if it is not the one that could be expected.
+    pub(crate) fn start_device(&self, file: &ConfigFile, store: &Store) -> Result<Device> {
+        let device = Device::start(DeviceOptions {
+            kind: self.device.or(file.device).unwrap_or_default().kind(),
+            threads: self.threads.or(file.threads.map(Count::get)),
+            stock_kernels: self.stock_kernels.or(file.stock_kernels).unwrap_or(false),
+            kernel_cache: Some(store.options().home.join("kernels")),
+        })?;
+        if let Some(warning) = device.warning() {
+            writeln!(std::io::stderr(), "warning: {warning}")?;
+        }
+        Ok(device)
     }
 
     pub(crate) fn engine(&self, file: &ConfigFile) -> EngineOptions {
@@ -53,6 +73,8 @@ pub(crate) struct ConfigFile {
     pub(crate) models_dir: Option<PathBuf>,
     pub(crate) ctx: Option<Count>,
     pub(crate) threads: Option<Count>,
+    pub(crate) device: Option<DeviceName>,
+    pub(crate) stock_kernels: Option<bool>,
     pub(crate) parallel: Option<Count>,
     pub(crate) allow_host: Option<Vec<String>>,
     pub(crate) cors: Option<Vec<String>>,
@@ -100,6 +122,35 @@ impl ConfigFile {
                     error.message()
                 )
             }
+        }
+    }
+}
+
+/// The engine's devices as users call them.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize, ValueEnum)]
+#[serde(rename_all = "kebab-case")]
+pub(crate) enum DeviceName {
+    /// A GPU if one can be used, else the CPU
+    #[default]
+    Auto,
+    /// A Mac's GPU, through MLX
+    Metal,
+    /// An NVIDIA GPU, through MLX
+    Cuda,
+    /// The CPU, with kernels of our own
+    Cpu,
+    /// MLX's own CPU device: slow, for checking
+    MlxCpu,
+}
+
+impl DeviceName {
+    fn kind(self) -> DeviceKind {
+        match self {
+            Self::Auto => DeviceKind::Auto,
+            Self::Metal => DeviceKind::Metal,
+            Self::Cuda => DeviceKind::Cuda,
+            Self::Cpu => DeviceKind::Cpu,
+            Self::MlxCpu => DeviceKind::MlxCpu,
         }
     }
 }
@@ -185,6 +236,8 @@ mod tests {
             models-dir = "/m"
             ctx = 2
             threads = 3
+            device = "mlx-cpu"
+            stock-kernels = true
             parallel = 4
             allow-host = ["a.example"]
             cors = ["https://a.example"]
@@ -196,6 +249,7 @@ mod tests {
         let file = ConfigFile::parse(text, Path::new("c.toml")).unwrap();
         assert_eq!((file.port, file.ctx.map(Count::get)), (Some(1), Some(2)));
         assert_eq!(file.log_format, Some(LogFormat::Json));
+        assert_eq!((file.device, file.stock_kernels), (Some(DeviceName::MlxCpu), Some(true)));
         assert_eq!(file.api_key, Some(vec!["k".to_owned()]));
     }
 

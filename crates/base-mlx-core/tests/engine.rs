@@ -8,15 +8,17 @@ mod support;
 use std::sync::LazyLock;
 
 use base_mlx_core::engine::{
-    Device, DeviceOptions, Engine, EngineOptions, Event, FinishReason, GenerateError,
+    Device, DeviceKind, DeviceOptions, Engine, EngineOptions, Event, FinishReason, GenerateError,
     GenerateRequest, Generation, Usage,
 };
 use base_mlx_core::sample::SamplingParams;
 use base_mlx_core::text::AddSpecial;
 use support::test_models::test_model;
 
-static DEVICE: LazyLock<Device> =
-    LazyLock::new(|| Device::start(DeviceOptions::default()).unwrap());
+static DEVICE: LazyLock<Device> = LazyLock::new(|| {
+    let kind = DeviceKind::Cpu;
+    Device::start(DeviceOptions { kind, ..DeviceOptions::default() }).unwrap()
+});
 
 /// Plenty of room: nobody waits and nobody is preempted.
 static SMOLLM2: LazyLock<Engine> = LazyLock::new(|| smollm2(EngineOptions::default()));
@@ -136,7 +138,7 @@ fn whatever_the_company_and_the_room_an_answer_is_that_of_running_alone() {
     assert_ne!(alone[1].texts[0], alone[1].texts[1], "choices have their own random numbers");
     assert_eq!(alone[7].prompt_logprobs.len(), mixed_requests()[7].prompt.len());
 
-    let crowded = EngineOptions { step_tokens: 13, parallel: 3, ..EngineOptions::default() };
+    let crowded = EngineOptions { step_tokens: Some(13), parallel: 3, ..EngineOptions::default() };
     // 30 layers, 3 heads of 64, keys and values, 4 bytes each: room for 300 tokens, the longest prompt and a little.
     let tight =
         EngineOptions { kv_bytes: Some(300 * 30 * 2 * 192 * 4), ..EngineOptions::default() };

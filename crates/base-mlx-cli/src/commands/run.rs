@@ -1,7 +1,7 @@
 use std::io::{self, IsTerminal, Read, Write};
 
 use anyhow::{Context, Result, bail};
-use base_mlx_core::engine::{Device, Engine, EngineOptions};
+use base_mlx_core::engine::{Engine, EngineOptions};
 use base_mlx_core::store::Store;
 use clap::Args;
 
@@ -29,7 +29,7 @@ pub(crate) struct Arguments {
 pub(crate) fn run(arguments: Arguments, file: &ConfigFile, store: &Store) -> Result<()> {
     let prompt = arguments.prompt()?;
     let model = models::find_or_pull(store, &arguments.model)?;
-    let device = Device::start(arguments.compute.device(file))?;
+    let device = arguments.compute.start_device(file, store)?;
     let options = EngineOptions { parallel: 1, ..arguments.compute.engine(file) };
     let engine = Engine::start(&model.path, &model.name, &device, options)?;
     let mut conversation = Conversation::new(engine, arguments.parameters);

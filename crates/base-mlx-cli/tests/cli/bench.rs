@@ -23,7 +23,7 @@ fn bench_prints_a_table_for_people() {
         ["bench", "--prompt", "16", "--generate", "4", "--repeat", "1", "--threads", "1"];
     let (success, stdout, stderr) = output(&mut user.command_with_models(&arguments));
     assert!(success, "{stderr}");
-    for part in ["prefill", "decode", "tok/s", "cpu, 1 thread", "peak memory"] {
+    for part in ["prefill", "decode", "tok/s", "cpu, 1 thread", "peak host memory"] {
         assert!(stdout.contains(part), "no {part} in {stdout}");
     }
 }

@@ -44,6 +44,7 @@ impl User {
         command.args(arguments).current_dir(home).stdin(Stdio::null());
         command.env("BASE_MLX_CONFIG", config).env("BASE_MLX_HOME", home.join("models"));
         command.env("XDG_STATE_HOME", home.join("state")).env("HF_HOME", home.join("hub"));
+        command.env("BASE_MLX_DEVICE", "cpu");
         // Nothing listens there.
         command.env("HF_ENDPOINT", "http://127.0.0.1:9");
         command

@@ -1,14 +1,16 @@
 //! What a device can do. Models are written once over [`Backend`]; `reference` is the plain judge, `cpu` the fast
-//! one for machines without a GPU. The two mirror each other operation by operation, and `tests/ops.rs` compares
-//! every row of its table on all of them.
+//! one for machines without a GPU, `mlx` runs Apple's MLX on Metal and CUDA. They mirror each other operation by
+//! operation, and every row of the table in `tests/support/ops.rs` is compared on all of them.
 //!
-//! May import `tensor` and `base-mlx-simd`; nothing here knows a model, a tokenizer or a request.
+//! May import `tensor`, `base-mlx-simd` and `base-mlx-sys`; nothing here knows a model, a tokenizer or a request.
 
 mod cpu;
+mod mlx;
 mod reference;
 mod rope;
 
 pub use cpu::{CpuArray, CpuBackend, CpuKv};
+pub use mlx::{MlxArray, MlxBackend, MlxDevice, MlxKv, MlxOptions};
 pub use reference::{ReferenceArray, ReferenceBackend, ReferenceKv};
 pub use rope::Rope;
 
@@ -16,30 +18,62 @@ use std::ops::Range;
 
 use crate::tensor::{Dtype, HostArray, HostWeight, Tensor, Weight};
 
-/// What a device can do. Building work cannot fail, running it can: only `upload`, `upload_weight`, `download` and a
-/// new cache return errors. Shapes live on the host; a wrong one is our bug and panics at the family's line.
+/// What a device can do. Building work cannot fail, running it can: only uploads, `download`, a new cache and the
+/// layout of a batch return errors. Shapes live on the host; a wrong one is our bug and panics at the family's line.
 ///
-/// A row's result never depends on which other rows share the call: the same bits alone and in company.
+/// On `reference` and `cpu` a row's result never depends on which other rows share the call: the same bits alone and
+/// in company. MLX chooses its kernels by the number of rows, so there it is the same but for rounding.
 pub trait Backend: Clone + Send + Sync + 'static {
     /// CPU: a shared buffer. A lazy backend: a node of its graph.
     type Array: Clone + Send + Sync;
     /// One sequence's memory, all layers.
     type Kv: KvCache;
+    /// What attention wants to know of a whole step, made once for all layers.
+    type Layout;
+    /// Whether [`Backend::choose`] chooses.
+    const CHOOSES: bool = false;
+
+    /// The same device, for a model whose checkpoint is in this float type.
+    fn for_model(&self, _dtype: Dtype) -> Self {
+        self.clone()
+    }
 
     fn upload(&self, data: HostArray) -> Result<Self::Array, DeviceError>;
     /// Lays a weight out the way this device's products read it.
     fn upload_weight(&self, data: HostWeight) -> Result<Weight<Self>, DeviceError>;
     fn download(&self, x: &Self::Array) -> Result<HostArray, DeviceError>;
     /// Starts the work behind these arrays without waiting for it. An eager backend has already finished.
-    fn start(&self, _: &[&Self::Array]) {}
+    fn start(&self, _: &[&Self::Array]) -> Result<(), DeviceError> {
+        Ok(())
+    }
+    /// Waits for all that was started.
+    fn finish(&self) {}
     fn new_kv(&self, layers: &[LayerSpec]) -> Result<Self::Kv, DeviceError>;
     /// The type that keys and values are kept in.
     fn kv_dtype(&self) -> Dtype {
         Dtype::F32
     }
+    /// Bytes that all models on this device hold, where the device counts them itself.
+    fn active_bytes(&self) -> Option<usize> {
+        None
+    }
     /// Bytes that are free but kept for reuse.
     fn cached_bytes(&self) -> usize {
         0
+    }
+    /// Bytes that keys and values could still get, where the device has memory of its own.
+    fn free_bytes(&self) -> Option<usize> {
+        None
+    }
+    /// Most tokens of one step: more of them share the reading of the weights, fewer let running answers wait less
+    /// for a prompt beside them.
+    fn step_tokens(&self) -> usize {
+        128
+    }
+    /// Numbers of sequences that a model steps with once when it is loaded, last one first: a device that compiles its
+    /// kernels when they are first used does it then.
+    fn warm_ups(&self) -> &[usize] {
+        &[]
     }
 
     /// Rows of `table` `[vocab_size, hidden_size]` by token: U32 `[tokens]` → `[tokens, hidden_size]`.
@@ -59,15 +93,56 @@ pub trait Backend: Clone + Send + Sync + 'static {
     fn swiglu(&self, gate: &Tensor<Self>, up: &Tensor<Self>) -> Self::Array;
     fn add(&self, a: &Tensor<Self>, b: &Tensor<Self>) -> Self::Array;
     fn take_rows(&self, x: &Tensor<Self>, rows: &[u32]) -> Self::Array;
+    /// Called once a step, before the first layer attends.
+    fn layout(&self, spans: &mut [Span<Self>]) -> Result<Self::Layout, DeviceError>;
     /// Appends k and v to every span's cache at `layer`, then lets each query look at its own sequence: the query
     /// at position p sees the keys at positions 0..=p. Returns `[tokens, heads, head_dim]`.
     fn attend(
         &self,
         layer: usize,
         qkv: Qkv<Self>,
-        spans: &mut [Span<Self>],
+        batch: &mut Batch<Self>,
         how: Attend,
     ) -> Self::Array;
+    /// Chooses a token from each row of logits `[rows, vocab_size]`, among its first `vocab_size` entries: U32 `[rows]`,
+    /// [`NO_TOKEN`] where none is left. Asked only where [`Backend::CHOOSES`]; elsewhere choosing is the host's affair.
+    fn choose(&self, _logits: &Tensor<Self>, _vocab_size: usize, _rows: &[Draw]) -> Self::Array {
+        unreachable!("this backend leaves choosing to the host")
+    }
+}
+
+/// How [`Backend::choose`] chooses from one row; see `sample::choose` for what the parameters mean.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct Draw {
+    /// 0 takes the best token, the lowest id among equals.
+    pub temperature: f32,
+    /// 0 keeps all.
+    pub top_k: u32,
+    pub top_p: f32,
+    pub min_p: f32,
+    /// The random number, in [0, 1).
+    pub uniform: f32,
+}
+
+impl Draw {
+    pub const GREEDY: Self =
+        Self { temperature: 0.0, top_k: 0, top_p: 1.0, min_p: 0.0, uniform: 0.0 };
+}
+
+/// No row of logits has so many entries.
+pub const NO_TOKEN: u32 = u32::MAX;
+
+/// All sequences of a step, laid end to end.
+pub struct Batch<'a, B: Backend> {
+    pub spans: Vec<Span<'a, B>>,
+    pub layout: B::Layout,
+}
+
+impl<'a, B: Backend> Batch<'a, B> {
+    pub fn new(backend: &B, mut spans: Vec<Span<'a, B>>) -> Result<Self, DeviceError> {
+        let layout = backend.layout(&mut spans)?;
+        Ok(Self { spans, layout })
+    }
 }
 
 /// The three inputs of attention, already normed and rotated.
@@ -129,6 +204,9 @@ pub trait KvCache: Send {
 /// What a device can fail at.
 #[derive(Debug, Clone, thiserror::Error)]
 pub enum DeviceError {
+    /// It is not there, or this build cannot use it.
+    #[error("{0}")]
+    Unavailable(String),
     #[error("not enough memory on {device}: {bytes} bytes were asked for")]
     OutOfMemory { device: String, bytes: usize },
     #[error("the device failed: {0}")]

@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 
-use super::{Attend, Backend, DeviceError, KvCache, LayerSpec, Qkv, Rope, Span};
+use super::{Attend, Backend, Batch, DeviceError, KvCache, LayerSpec, Qkv, Rope, Span};
 use crate::tensor::{Dtype, HostArray, HostWeight, Shape, Tensor, Weight};
 
 #[derive(Clone, Copy, Debug, Default)]
@@ -84,6 +84,7 @@ impl KvCache for ReferenceKv {
 impl Backend for ReferenceBackend {
     type Array = ReferenceArray;
     type Kv = ReferenceKv;
+    type Layout = ();
 
     fn upload(&self, data: HostArray) -> Result<ReferenceArray, DeviceError> {
         Ok(match data.dtype {
@@ -196,17 +197,21 @@ impl Backend for ReferenceBackend {
         ReferenceArray::new(rows.iter().flat_map(row).collect())
     }
 
+    fn layout(&self, _: &mut [Span<Self>]) -> Result<(), DeviceError> {
+        Ok(())
+    }
+
     fn attend(
         &self,
         layer: usize,
         Qkv { q, k, v }: Qkv<Self>,
-        spans: &mut [Span<Self>],
+        batch: &mut Batch<Self>,
         how: Attend,
     ) -> ReferenceArray {
         let [heads, head_dim] = [q.shape().dim(1), q.width()];
         let q = q.array().as_f32();
         let mut out = vec![0.0; q.len()];
-        for span in spans {
+        for span in &mut batch.spans {
             let cache = &mut span.kv.layers[layer];
             let (start, width) = (cache.len(), cache.width());
             assert_eq!(k.shape().dim(1) * k.width(), width, "attend: k {:?}", k.shape());

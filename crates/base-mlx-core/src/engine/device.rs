@@ -12,34 +12,42 @@ use std::sync::{Arc, Mutex};
 use std::thread::JoinHandle;
 
 use super::runner::Submission;
+use super::start::{AnyBackend, DeviceOptions, Opened};
 use super::{Event, GenerateError};
-use crate::backend::{CpuBackend, DeviceError};
-
-/// How a device is set up.
-#[derive(Clone, Debug, Default)]
-pub struct DeviceOptions {
-    /// Compute threads; `None` is one for each core that this process may use.
-    pub threads: Option<usize>,
-}
+use crate::backend::DeviceError;
 
 /// A handle to one device thread. The thread ends when the last handle, engine and generation are gone.
 #[derive(Clone)]
 pub struct Device {
-    backend: CpuBackend,
+    backend: AnyBackend,
+    warning: Option<String>,
     thread: DeviceThread,
 }
 
 impl Device {
-    /// Starts the compute threads and the device thread.
+    /// Starts the device thread, and on it the device.
     pub fn start(options: DeviceOptions) -> Result<Self, DeviceError> {
-        let cores = std::thread::available_parallelism().map_or(1, |cores| cores.get());
-        let threads = options.threads.unwrap_or(cores).clamp(1, cores);
-        let thread = DeviceThread::spawn()
-            .map_err(|error| DeviceError::Failed(format!("cannot start a thread: {error}")))?;
-        Ok(Self { backend: CpuBackend::new(threads), thread })
+        let (sender, receiver) = channel();
+        let thread = DeviceThread::spawn(move || {
+            let opened = AnyBackend::open(&options);
+            let works = opened.is_ok();
+            // Nobody waits for it only if the process is ending.
+            let _ = sender.send(opened);
+            works
+        });
+        let cannot = |why: String| DeviceError::Failed(format!("cannot start a thread: {why}"));
+        let thread = thread.map_err(|error| cannot(error.to_string()))?;
+        let opened = receiver.recv().map_err(|_| cannot("it ended at once".to_owned()))??;
+        let Opened { backend, warning } = opened;
+        Ok(Self { backend, warning, thread })
     }
 
-    /// For logs and people: `cpu, 8 threads, avx2`.
+    /// Why it is not the device that one could expect, if so.
+    pub fn warning(&self) -> Option<&str> {
+        self.warning.as_deref()
+    }
+
+    /// For logs and people: `cpu, 8 threads, avx2` or `cuda, NVIDIA H100 80GB HBM3, mlx 0.32.4`.
     pub fn describe(&self) -> String {
         self.backend.describe()
     }
@@ -55,7 +63,7 @@ impl Device {
         self.thread.stop();
     }
 
-    pub(super) fn backend(&self) -> &CpuBackend {
+    pub(super) fn backend(&self) -> &AnyBackend {
         &self.backend
     }
 
@@ -100,11 +108,14 @@ pub(super) struct DeviceThread {
 }
 
 impl DeviceThread {
-    fn spawn() -> std::io::Result<Self> {
+    /// `open` runs on the new thread, which ends at once if it says false.
+    fn spawn(open: impl FnOnce() -> bool + Send + 'static) -> std::io::Result<Self> {
         let (commands, receiver) = channel();
-        let join = std::thread::Builder::new()
-            .name("device".to_owned())
-            .spawn(move || Loop { commands: receiver, runners: BTreeMap::new() }.run())?;
+        let join = std::thread::Builder::new().name("device".to_owned()).spawn(move || {
+            if open() {
+                Loop { commands: receiver, runners: BTreeMap::new() }.run();
+            }
+        })?;
         Ok(Self { commands, next_id: Arc::default(), join: Arc::new(Mutex::new(Some(join))) })
     }
 
@@ -297,7 +308,7 @@ mod tests {
 
     #[test]
     fn a_model_that_panics_takes_only_itself_along() {
-        let thread = DeviceThread::spawn().unwrap();
+        let thread = DeviceThread::spawn(|| true).unwrap();
         let broken = thread.add(Box::new(Fake { waiting: Vec::new(), panics: true }));
         let sound = thread.add(Box::new(Fake { waiting: Vec::new(), panics: false }));
         assert_eq!(ask(&broken).unwrap().blocking_recv(), None);
@@ -307,7 +318,7 @@ mod tests {
 
     #[test]
     fn a_stopped_device_takes_no_more() {
-        let thread = DeviceThread::spawn().unwrap();
+        let thread = DeviceThread::spawn(|| true).unwrap();
         let port = thread.add(Box::new(Fake { waiting: Vec::new(), panics: false }));
         assert!(thread.is_running());
         thread.stop();

@@ -5,6 +5,7 @@
 //! everything else in this crate but `store`.
 
 mod answer;
+mod compute;
 mod defaults;
 mod device;
 mod event;
@@ -17,17 +18,18 @@ mod scheduler;
 mod sequence;
 #[cfg(test)]
 mod simulation;
+mod start;
 mod stop;
 
 pub use defaults::SamplingDefaults;
-pub use device::{Device, DeviceOptions};
+pub use device::Device;
 pub use event::{Event, FinishReason, GenerateError, TokenLogprob, TopLogprob, Usage};
 pub use generation::Generation;
 pub use request::GenerateRequest;
 pub use scheduler::{Finished, Fork, Limits, Outcome, Plan, PlannedSpan, Refused, Scheduler};
 pub use sequence::{Sequence, SequenceId};
+pub use start::{DeviceKind, DeviceOptions};
 
-use std::panic::resume_unwind;
 use std::path::Path;
 use std::sync::Arc;
 
@@ -35,11 +37,9 @@ use tokio::sync::mpsc::unbounded_channel;
 
 use self::device::Port;
 use self::log::RequestLog;
-use self::runner::{ModelRunner, Submission};
-use crate::backend::{Backend, LayerSpec};
-use crate::models;
+use self::runner::Submission;
 use crate::text::Text;
-use crate::weights::{Checkpoint, LoadError};
+use crate::weights::LoadError;
 
 /// How a model is run.
 #[derive(Clone, Debug)]
@@ -49,8 +49,8 @@ pub struct EngineOptions {
     /// Most sequences computed at once; more wait.
     pub parallel: usize,
     /// Most tokens computed in one step. More of them share the reading of the weights, fewer let running answers
-    /// wait less for a prompt beside them.
-    pub step_tokens: usize,
+    /// wait less for a prompt beside them. `None` is what suits the device.
+    pub step_tokens: Option<usize>,
     /// Most bytes of keys and values over all sequences; `None` is what `parallel` full contexts need, at most half
     /// of the memory that is free when the model is loaded.
     pub kv_bytes: Option<usize>,
@@ -58,7 +58,7 @@ pub struct EngineOptions {
 
 impl Default for EngineOptions {
     fn default() -> Self {
-        Self { context: None, parallel: 8, step_tokens: 128, kv_bytes: None }
+        Self { context: None, parallel: 8, step_tokens: None, kv_bytes: None }
     }
 }
 
@@ -94,38 +94,7 @@ impl Engine {
         device: &Device,
         options: EngineOptions,
     ) -> Result<Self, LoadError> {
-        let checkpoint = Checkpoint::open(path)?;
-        let backend = device.backend();
-        // A large vocabulary takes as long to read as the weights of a small model.
-        let (text, model) = std::thread::scope(|scope| {
-            let text = scope.spawn(|| Text::load(&checkpoint));
-            let model = models::load(&checkpoint, backend);
-            (text.join().unwrap_or_else(|panic| resume_unwind(panic)), model)
-        });
-        let (text, model) = (Arc::new(text?), model?);
-        let config = checkpoint.config();
-        let trained = config.count("max_position_embeddings")?;
-        let context = options.context.map_or(trained, |context| context.min(trained));
-        let kv_tokens = kv_tokens(&options, context, kv_bytes_per_token(backend, &model.layers()));
-        let bytes = checkpoint.tensors().map(|tensor| tensor.bytes as u64).sum();
-        let info = ModelInfo {
-            name: name.to_owned(),
-            family: config.model_type()?.to_owned(),
-            // One sequence must always fit, or nothing could ever run.
-            context: context.min(kv_tokens),
-            vocab_size: model.vocab_size(),
-            bytes,
-            sampling: SamplingDefaults::load(path)?,
-        };
-        let limits = Limits {
-            running: options.parallel.max(1),
-            step_tokens: options.step_tokens.max(1),
-            kv_tokens,
-            context: info.context,
-        };
-        let runner = ModelRunner::new(backend.clone(), model, text.clone(), bytes as usize, limits);
-        let port = device.thread().add(Box::new(runner));
-        Ok(Self { port, text, info: Arc::new(info) })
+        start::engine(path, name, device, options)
     }
 
     /// Starts an answer. Errors known before the first token are returned here.
@@ -155,43 +124,4 @@ impl Engine {
     pub fn info(&self) -> &ModelInfo {
         &self.info
     }
-}
-
-fn kv_bytes_per_token<B: Backend>(backend: &B, layers: &[LayerSpec]) -> usize {
-    let values: usize = layers.iter().map(|layer| 2 * layer.kv_heads * layer.head_dim).sum();
-    values * backend.kv_dtype().size()
-}
-
-/// How many tokens all sequences together may keep.
-fn kv_tokens(options: &EngineOptions, context: usize, bytes_per_token: usize) -> usize {
-    let wanted = context.saturating_mul(options.parallel.max(1));
-    let bytes = options.kv_bytes.or_else(|| free_bytes().map(|free| free / 2));
-    bytes.map_or(wanted, |bytes| wanted.min(bytes / bytes_per_token)).max(1)
-}
-
-/// Memory that this process could still get, where the system says so: free memory, and what a cgroup leaves.
-fn free_bytes() -> Option<usize> {
-    let cgroup = || {
-        let read = |name: &str| std::fs::read_to_string(format!("/sys/fs/cgroup/{name}")).ok();
-        let limit: usize = read("memory.max")?.trim().parse().ok()?;
-        let used: usize = read("memory.current")?.trim().parse().ok()?;
-        Some(limit.saturating_sub(used))
-    };
-    [system_free_bytes(), cgroup()].into_iter().flatten().min()
-}
-
-#[cfg(not(target_os = "macos"))]
-fn system_free_bytes() -> Option<usize> {
-    let text = std::fs::read_to_string("/proc/meminfo").ok()?;
-    let line = text.lines().find_map(|line| line.strip_prefix("MemAvailable:"))?;
-    let kib: usize = line.trim().strip_suffix("kB")?.trim().parse().ok()?;
-    Some(kib * 1024)
-}
-
-/// A Mac gives memory back from its caches late, so its size says more than what is free at the moment.
-#[cfg(target_os = "macos")]
-fn system_free_bytes() -> Option<usize> {
-    let output = std::process::Command::new("sysctl").args(["-n", "hw.memsize"]).output().ok()?;
-    let bytes: usize = String::from_utf8(output.stdout).ok()?.trim().parse().ok()?;
-    Some(bytes / 2)
 }

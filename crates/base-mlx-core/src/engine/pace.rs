@@ -12,9 +12,10 @@ impl Pace {
         Self { seconds_per_token: 0.0 }
     }
 
-    /// Takes note of a step of `tokens`. Small steps say nothing: reading the weights is most of their time.
-    pub(super) fn measured(&mut self, tokens: usize, took: Duration) {
-        if tokens < LEAST_TOKENS {
+    /// Takes note of a step of `tokens`, of which `prompt_tokens` are parts of prompts. Steps of answers alone and small
+    /// ones say nothing: reading the weights is most of their time.
+    pub(super) fn measured(&mut self, tokens: usize, prompt_tokens: usize, took: Duration) {
+        if prompt_tokens < LEAST_TOKENS {
             return;
         }
         let now = took.as_secs_f64() / tokens as f64;
@@ -51,10 +52,10 @@ mod tests {
     fn a_step_takes_about_as_long_as_answers_may_wait() {
         let mut pace = Pace::new();
         assert_eq!(pace.beside_answers(), FIRST_TOKENS);
-        pace.measured(100, Duration::from_millis(200));
+        pace.measured(100, 100, Duration::from_millis(200));
         assert_eq!(pace.beside_answers(), 50);
         for _ in 0..20 {
-            pace.measured(50, Duration::from_millis(400));
+            pace.measured(50, 49, Duration::from_millis(400));
         }
         assert!((12..=13).contains(&pace.beside_answers()), "{}", pace.beside_answers());
     }
@@ -62,9 +63,10 @@ mod tests {
     #[test]
     fn prompts_always_move_and_single_tokens_are_no_measure() {
         let mut pace = Pace::new();
-        pace.measured(1, Duration::from_secs(1));
+        pace.measured(1, 1, Duration::from_secs(1));
+        pace.measured(64, 0, Duration::from_secs(1));
         assert_eq!(pace.beside_answers(), FIRST_TOKENS);
-        pace.measured(64, Duration::from_secs(60));
+        pace.measured(64, 60, Duration::from_secs(60));
         assert_eq!(pace.beside_answers(), LEAST_TOKENS);
     }
 }

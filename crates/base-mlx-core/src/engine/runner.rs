@@ -3,23 +3,21 @@
 use std::collections::HashMap;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
-use std::time::Instant;
 
 use tokio::sync::mpsc::UnboundedSender;
 
 use super::answer::Answer;
-use super::device::{RequestId, Runner, panic_message};
+use super::compute::{Begun, flatten};
+use super::device::{RequestId, Runner};
 use super::log::{Memory, RequestLog};
 use super::pace::Pace;
-use super::scheduler::{Limits, Outcome, Plan, PlannedSpan, Scheduler};
+use super::scheduler::{Limits, Outcome, Plan, Scheduler};
 use super::sequence::{Sequence, SequenceId};
 use super::{Event, FinishReason, GenerateError, GenerateRequest, TokenLogprob, TopLogprob, Usage};
 use crate::TokenId;
-use crate::backend::{Backend, DeviceError, KvCache, LayerSpec};
+use crate::backend::{Backend, KvCache, LayerSpec};
 use crate::models::LanguageModel;
-use crate::sample::{History, Logprob, NoTokenLeft, SamplingParams, choice_seed, choose, score};
-use crate::step::Step;
-use crate::tensor::Tensor;
+use crate::sample::{History, Logprob, NoTokenLeft, SamplingParams, choice_seed};
 use crate::text::{Decoder, Text};
 
 /// A request on its way to the device thread.
@@ -30,37 +28,43 @@ pub(super) struct Submission {
 }
 
 pub(super) struct ModelRunner<B: Backend> {
-    backend: B,
-    model: Box<dyn LanguageModel<B>>,
-    text: Arc<Text>,
-    layers: Vec<LayerSpec>,
-    weight_bytes: usize,
+    pub(super) backend: B,
+    pub(super) model: Box<dyn LanguageModel<B>>,
+    pub(super) text: Arc<Text>,
+    pub(super) layers: Vec<LayerSpec>,
+    pub(super) weight_bytes: usize,
     /// Logits beyond the tokenizer's vocabulary are padding and never chosen.
-    vocab_size: usize,
-    scheduler: Scheduler,
-    pace: Pace,
-    caches: HashMap<SequenceId, B::Kv>,
-    choices: HashMap<SequenceId, Choice>,
-    requests: HashMap<RequestId, Request>,
-    next_sequence: u64,
+    pub(super) vocab_size: usize,
+    pub(super) scheduler: Scheduler,
+    pub(super) pace: Pace,
+    pub(super) caches: HashMap<SequenceId, B::Kv>,
+    pub(super) choices: HashMap<SequenceId, Choice>,
+    pub(super) requests: HashMap<RequestId, Request>,
+    pub(super) next_sequence: u64,
+    /// The step that was begun before the one before it was read.
+    pub(super) ahead: Option<Begun<B>>,
+    /// Of sequences that are gone while a step may be under way that still writes to them.
+    pub(super) retired: Vec<B::Kv>,
+    /// Batch sizes that are still to be tried before the first request.
+    pub(super) warm_ups: Vec<usize>,
 }
 
 /// One answer of a request.
-struct Choice {
-    request: RequestId,
-    params: SamplingParams,
-    history: History,
-    answer: Answer<Decoder>,
+pub(super) struct Choice {
+    pub(super) request: RequestId,
+    pub(super) params: SamplingParams,
+    pub(super) history: History,
+    pub(super) answer: Answer<Decoder>,
     /// Of the prompt's tokens, until they are sent; `None` when nobody asked or they were sent.
-    prompt_scores: Option<Vec<TokenLogprob>>,
+    pub(super) prompt_scores: Option<Vec<TokenLogprob>>,
 }
 
-struct Request {
-    events: UnboundedSender<Event>,
+pub(super) struct Request {
+    pub(super) events: UnboundedSender<Event>,
     /// Of the choices that are not finished.
-    sequences: Vec<SequenceId>,
-    usage: Usage,
-    log: RequestLog,
+    pub(super) sequences: Vec<SequenceId>,
+    pub(super) usage: Usage,
+    pub(super) log: RequestLog,
 }
 
 impl<B: Backend> ModelRunner<B> {
@@ -80,110 +84,13 @@ impl<B: Backend> ModelRunner<B> {
             choices: HashMap::new(),
             requests: HashMap::new(),
             next_sequence: 0,
+            ahead: None,
+            retired: Vec::new(),
+            warm_ups: warm_ups(&backend, &limits),
             backend,
             model,
             text,
             weight_bytes,
-        }
-    }
-
-    /// Runs the plan: the hidden states of all its tokens, span after span, `[tokens, hidden_size]`.
-    fn forward(&mut self, plan: &Plan) -> Result<Tensor<B>, DeviceError> {
-        for span in &plan.spans {
-            if let Some(cache) = self.caches.get_mut(&span.sequence) {
-                // Rejected drafts disappear here.
-                cache.truncate(span.range.start);
-            }
-        }
-        for span in &plan.spans {
-            let Some(fork) = span.fork else { continue };
-            let mut cache = self.caches[&fork.from].fork();
-            cache.truncate(fork.len);
-            self.caches.insert(span.sequence, cache);
-        }
-        let mut caches = Vec::with_capacity(plan.spans.len());
-        for span in &plan.spans {
-            let cache = match self.caches.remove(&span.sequence) {
-                Some(cache) => cache,
-                None => self.backend.new_kv(&self.layers)?,
-            };
-            assert_eq!(cache.len(), span.range.start, "a span starts where its cache ends");
-            caches.push(cache);
-        }
-        let batch = caches.iter_mut().zip(&plan.spans).map(|(kv, span)| (kv, &span.tokens[..]));
-        let mut step = Step::new(&self.backend, batch.collect())?;
-        let hidden = self.model.hidden(&mut step);
-        drop(step);
-        for (cache, span) in caches.into_iter().zip(&plan.spans) {
-            self.caches.insert(span.sequence, cache);
-        }
-        Ok(hidden)
-    }
-
-    /// Chooses the tokens of all spans from their wanted rows, and sends what becomes visible by them.
-    fn choose_all(
-        &mut self,
-        plan: &Plan,
-        hidden: &Tensor<B>,
-    ) -> Result<Vec<Result<Outcome, NoTokenLeft>>, DeviceError> {
-        let mut turns: Vec<Turn> = plan.spans.iter().map(|_| Turn::default()).collect();
-        let wanted = wanted_rows(&plan.spans);
-        for slice in wanted.chunks(LOGITS_ROWS) {
-            let rows: Vec<u32> = slice.iter().map(|wanted| wanted.row).collect();
-            let logits = self.model.logits(&hidden.take_rows(&rows));
-            let logits = self.backend.download(logits.array())?.to_f32();
-            for (wanted, logits) in slice.iter().zip(logits.chunks_exact(self.model.vocab_size())) {
-                let span = &plan.spans[wanted.span];
-                let logits = &logits[..self.vocab_size];
-                if wanted.position < span.choose_from {
-                    self.score(span, wanted.position, logits);
-                } else if !turns[wanted.span].over {
-                    self.choose(span, wanted.position, logits, &mut turns[wanted.span]);
-                }
-            }
-        }
-        Ok(turns.into_iter().map(|turn| turn.outcome).collect())
-    }
-
-    /// Scores the prompt's token after `position`.
-    fn score(&mut self, span: &PlannedSpan, position: usize, logits: &[f32]) {
-        let choice = self.choices.get_mut(&span.sequence).expect("a planned sequence has a choice");
-        let Some(scores) = &mut choice.prompt_scores else { return };
-        let token = self.scheduler.sequence(span.sequence).expect("planned").tokens[position + 1];
-        let top = choice.params.logprobs.unwrap_or(0);
-        scores.push(token_logprob(&self.text, token, score(logits, token, top)));
-    }
-
-    /// Chooses the token after `position`.
-    fn choose(&mut self, span: &PlannedSpan, position: usize, logits: &[f32], turn: &mut Turn) {
-        let choice = self.choices.get_mut(&span.sequence).expect("a planned sequence has a choice");
-        let request = self.requests.get_mut(&choice.request).expect("a choice has its request");
-        if let Some(logprobs) = choice.prompt_scores.take() {
-            // A receiver that is gone has sent its cancellation already, here and below.
-            let _ = request.events.send(Event::Prompt { choice: 0, logprobs });
-        }
-        let next = position + 1;
-        let chosen = match choose(logits, &choice.params, &choice.history, next, None) {
-            Ok(chosen) => chosen,
-            Err(error) => {
-                *turn = Turn { outcome: Err(error), over: true };
-                return;
-            }
-        };
-        choice.history.push(chosen.token);
-        request.log.first_token();
-        request.usage.completion_tokens += 1;
-        let logprob = chosen.logprob.map(|found| token_logprob(&self.text, chosen.token, found));
-        let added = choice.answer.push(chosen.token, logprob);
-        if let Some(event) = added.event {
-            let _ = request.events.send(event);
-        }
-        // The next row counts only if it was computed with this token as its draft.
-        let drafted = span.tokens.get(next - span.range.start);
-        turn.over = added.ended.is_some() || drafted != Some(&chosen.token);
-        if let Ok(outcome) = &mut turn.outcome {
-            outcome.tokens.push(chosen.token);
-            outcome.ended = added.ended;
         }
     }
 
@@ -204,7 +111,7 @@ impl<B: Backend> ModelRunner<B> {
 
     /// Ends one choice, and its request with the last one.
     fn finish(&mut self, id: SequenceId, reason: FinishReason) {
-        self.caches.remove(&id);
+        self.retire(id);
         let mut choice = self.choices.remove(&id).expect("a finished sequence had a choice");
         let request = self.requests.get_mut(&choice.request).expect("a choice has its request");
         if let Some(logprobs) = choice.prompt_scores.take() {
@@ -222,8 +129,8 @@ impl<B: Backend> ModelRunner<B> {
     /// The sequences of the plan get an error; their requests end with it, siblings included.
     fn fail(&mut self, plan: &Plan, message: &str) {
         tracing::error!("a step failed: {message}");
-        let mut requests: Vec<RequestId> =
-            plan.spans.iter().map(|span| self.choices[&span.sequence].request).collect();
+        let choices = plan.spans.iter().filter_map(|span| self.choices.get(&span.sequence));
+        let mut requests: Vec<RequestId> = choices.map(|choice| choice.request).collect();
         requests.sort_unstable();
         requests.dedup();
         for request in requests {
@@ -238,7 +145,7 @@ impl<B: Backend> ModelRunner<B> {
         for sequence in &request.sequences {
             self.scheduler.cancel(*sequence);
             self.choices.remove(sequence);
-            self.caches.remove(sequence);
+            self.retire(*sequence);
         }
         if let Some(event) = last(&request) {
             let _ = request.events.send(event);
@@ -246,12 +153,42 @@ impl<B: Backend> ModelRunner<B> {
         request.log.write(outcome, request.usage, self.memory());
     }
 
+    fn next_plan(&mut self) -> Plan {
+        self.scheduler.set_beside_answers(self.pace.beside_answers());
+        let plan = self.scheduler.plan();
+        for id in &plan.dropped {
+            self.retire(*id);
+        }
+        for span in &plan.spans {
+            let request = self.choices[&span.sequence].request;
+            if let Some(request) = self.requests.get_mut(&request) {
+                request.log.started();
+            }
+        }
+        plan
+    }
+
+    /// Gives up a sequence's cache, at once unless a step is under way.
+    fn retire(&mut self, id: SequenceId) {
+        self.retired.extend(self.caches.remove(&id));
+    }
+
     fn memory(&self) -> Memory {
-        let caches: usize = self.caches.values().map(KvCache::bytes).sum();
+        let counted = || {
+            let caches: usize = self.caches.values().map(KvCache::bytes).sum();
+            self.weight_bytes + caches
+        };
         Memory {
-            active_bytes: self.weight_bytes + caches,
+            active_bytes: self.backend.active_bytes().unwrap_or_else(counted),
             cache_bytes: self.backend.cached_bytes(),
         }
+    }
+}
+
+impl<B: Backend> Drop for ModelRunner<B> {
+    /// A step may still be under way that nobody will read, and it reads the weights.
+    fn drop(&mut self) {
+        self.backend.finish();
     }
 }
 
@@ -294,37 +231,61 @@ impl<B: Backend> Runner for ModelRunner<B> {
 
     fn cancel(&mut self, request: RequestId) {
         self.end(request, "cancelled", |_| None);
+        if self.ahead.is_none() {
+            self.retired.clear();
+        }
     }
 
     fn is_idle(&self) -> bool {
-        self.scheduler.is_idle()
+        self.scheduler.is_idle() && self.warm_ups.is_empty() && self.ahead.is_none()
     }
 
     fn step(&mut self) {
-        let began = Instant::now();
-        self.scheduler.set_beside_answers(self.pace.beside_answers());
-        let plan = self.scheduler.plan();
-        for id in &plan.dropped {
-            self.caches.remove(id);
+        if let Some(rows) = self.warm_ups.pop() {
+            self.warm_up(rows);
+            return;
         }
-        for span in &plan.spans {
-            let request = self.choices[&span.sequence].request;
-            if let Some(request) = self.requests.get_mut(&request) {
-                request.log.started();
+        let begun = match self.ahead.take() {
+            Some(begun) => begun,
+            None => {
+                let plan = self.next_plan();
+                match self.begin(plan, None) {
+                    Ok(begun) => begun,
+                    Err(failed) => return self.fail(&failed.plan, &failed.message),
+                }
             }
-        }
-        // Our bug in one step must not take the process down: its batch fails, everyone else goes on.
-        let outcome = catch_unwind(AssertUnwindSafe(|| {
-            let hidden = self.forward(&plan).map_err(|error| error.to_string())?;
-            self.choose_all(&plan, &hidden).map_err(|error| error.to_string())
-        }));
-        match outcome.unwrap_or_else(|panic| Err(panic_message(&*panic))) {
+        };
+        // While the device computes this step, the next is built from tokens that nobody has read yet.
+        let ahead = match &begun.chosen {
+            Some(tokens) => {
+                self.scheduler.ahead(&begun.plan).map(|p| self.begin(p, Some(tokens.clone())))
+            }
+            None => None,
+        };
+        // What was given up before this step was read, this step may have used; what is given up from here on, the next.
+        let unused = std::mem::take(&mut self.retired);
+        let outcome = catch_unwind(AssertUnwindSafe(|| self.choose_all(&begun)));
+        drop(unused);
+        match flatten(outcome) {
             Ok(outcomes) => {
-                let tokens = plan.spans.iter().map(|span| span.range.len()).sum();
-                self.pace.measured(tokens, began.elapsed());
-                self.commit(&plan, outcomes);
+                let lengths = || begun.plan.spans.iter().map(|span| span.range.len());
+                let prompts = lengths().filter(|length| *length > 1).sum();
+                self.pace.measured(lengths().sum(), prompts, begun.began.elapsed());
+                self.commit(&begun.plan, outcomes);
+                match ahead {
+                    Some(Ok(ahead)) => self.ahead = Some(ahead),
+                    Some(Err(failed)) => self.fail(&failed.plan, &failed.message),
+                    None => {}
+                }
             }
-            Err(message) => self.fail(&plan, &message),
+            Err(message) => {
+                // The step begun ahead of this one is thrown away, and it may still be writing to the caches that go now.
+                self.backend.finish();
+                self.fail(&begun.plan, &message);
+            }
+        }
+        if self.ahead.is_none() {
+            self.retired.clear();
         }
     }
 
@@ -336,43 +297,13 @@ impl<B: Backend> Runner for ModelRunner<B> {
     }
 }
 
-/// What one span's rows have come to so far.
-struct Turn {
-    outcome: Result<Outcome, NoTokenLeft>,
-    /// The rows that follow were computed for nothing.
-    over: bool,
+/// Batch sizes that so many sequences can come to, and no others.
+fn warm_ups<B: Backend>(backend: &B, limits: &Limits) -> Vec<usize> {
+    let possible = |rows: &&usize| **rows < 2 * limits.running;
+    backend.warm_ups().iter().filter(possible).copied().collect()
 }
 
-impl Default for Turn {
-    fn default() -> Self {
-        Self { outcome: Ok(Outcome::default()), over: false }
-    }
-}
-
-/// A row of the ragged batch whose logits are wanted.
-struct WantedRow {
-    row: u32,
-    /// The number of its span in the plan.
-    span: usize,
-    /// Its place in its sequence.
-    position: usize,
-}
-
-fn wanted_rows(spans: &[PlannedSpan]) -> Vec<WantedRow> {
-    let mut rows = Vec::new();
-    let mut first = 0;
-    for (index, span) in spans.iter().enumerate() {
-        rows.extend(span.wanted.clone().map(|position| WantedRow {
-            row: (first + position - span.range.start) as u32,
-            span: index,
-            position,
-        }));
-        first += span.range.len();
-    }
-    rows
-}
-
-fn token_logprob(text: &Text, token: TokenId, found: Logprob) -> TokenLogprob {
+pub(super) fn token_logprob(text: &Text, token: TokenId, found: Logprob) -> TokenLogprob {
     let top = found.top.into_iter().map(|(token, logprob)| TopLogprob {
         token,
         bytes: bytes_of(text, token),
@@ -384,6 +315,3 @@ fn token_logprob(text: &Text, token: TokenId, found: Logprob) -> TokenLogprob {
 fn bytes_of(text: &Text, token: TokenId) -> Vec<u8> {
     text.tokenizer.token_bytes(token).to_vec()
 }
-
-/// Most rows of logits in memory at once: 150,000 floats each are 40 MB. Scoring a prompt wants them by hundreds.
-const LOGITS_ROWS: usize = 64;

@@ -63,7 +63,7 @@ pub struct PlannedSpan {
     pub sequence: SequenceId,
     /// The positions computed in this step, drafts included.
     pub range: Range<usize>,
-    /// The tokens at these positions.
+    /// The tokens at these positions; none in a plan made ahead, where nobody knows them yet.
     pub tokens: Vec<TokenId>,
     /// The positions whose rows of logits are wanted. The row of a position is about the token that follows it: of
     /// those before `choose_from` that token is known, and the row scores it.
@@ -193,6 +193,42 @@ impl Scheduler {
             })
             .collect();
         Plan { spans, dropped }
+    }
+
+    /// The plan after `plan`, before it is known what `plan` chooses: every sequence gets one token and goes on. `None`
+    /// where that is not all that can happen, so that a caller who waits for the outcome loses nothing but time. Its
+    /// spans are those of `plan` in their order, and their tokens are left out.
+    ///
+    /// It stands whatever `plan` chooses: `commit` it with the outcomes after those of `plan`; a sequence that has ended
+    /// meanwhile is skipped.
+    pub fn ahead(&self, plan: &Plan) -> Option<Plan> {
+        let longest = self.limits.longest();
+        // Who waits should not wait a step longer than needed.
+        let full = self.running.len() == self.limits.running;
+        let grown = self.reserved() + plan.spans.len();
+        if !(self.waiting.is_empty() || full)
+            || self.running.len() != plan.spans.len()
+            || grown > self.limits.kv_tokens
+        {
+            return None;
+        }
+        let spans = plan.spans.iter().zip(self.running.values()).map(|(span, sequence)| {
+            let chooses_one = span.wanted.len() == 1 && span.choose_from == span.wanted.start;
+            let after = sequence.tokens.len() + 1;
+            let goes_on = sequence.answer().len() + 1 < sequence.max_tokens && after < longest;
+            (span.sequence == sequence.id && chooses_one && goes_on).then(|| {
+                let position = span.range.end;
+                PlannedSpan {
+                    sequence: sequence.id,
+                    range: position..position + 1,
+                    tokens: Vec::new(),
+                    wanted: position..position + 1,
+                    choose_from: position,
+                    fork: None,
+                }
+            })
+        });
+        Some(Plan { spans: spans.collect::<Option<_>>()?, dropped: Vec::new() })
     }
 
     /// Takes what came out of a plan, one outcome for each span. A sequence that was cancelled since is skipped.

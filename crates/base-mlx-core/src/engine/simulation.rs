@@ -44,6 +44,8 @@ struct Seen {
     drafts_rejected: usize,
     scored: usize,
     steps_with_prompts_and_answers: usize,
+    ahead: usize,
+    ahead_for_nothing: usize,
 }
 
 impl Seen {
@@ -57,6 +59,8 @@ impl Seen {
         self.drafts_rejected += other.drafts_rejected;
         self.scored += other.scored;
         self.steps_with_prompts_and_answers += other.steps_with_prompts_and_answers;
+        self.ahead += other.ahead;
+        self.ahead_for_nothing += other.ahead_for_nothing;
     }
 
     fn all(&self) -> bool {
@@ -64,7 +68,8 @@ impl Seen {
             [self.finished, self.cancelled, self.refused, self.preempted, self.forks, self.scored];
         let common =
             [self.drafts_accepted, self.drafts_rejected, self.steps_with_prompts_and_answers];
-        rare.into_iter().chain(common).all(|times| times > 100)
+        let ahead = [self.ahead, self.ahead_for_nothing];
+        rare.into_iter().chain(common).chain(ahead).all(|times| times > 100)
     }
 }
 
@@ -164,14 +169,33 @@ impl World {
             assert_eq!(plan.spans.is_empty(), self.scheduler.is_idle(), "an idle step");
             self.check_fairness(&plan);
             let outcomes = self.compute(&plan);
-            if !plan.spans.is_empty() && self.dice.below(8) == 0 {
-                self.cancel_in_flight(&plan);
-            }
-            self.commit(&plan, &outcomes);
+            self.settle(plan, outcomes);
         }
         assert!(self.live.is_empty(), "unfinished: {:?}", self.live.keys());
         assert!(self.caches.is_empty(), "left behind: {:?}", self.caches.keys());
         self.seen
+    }
+
+    /// Commits a step; as the dice will, after the next was begun without knowing what this one chose.
+    fn settle(&mut self, plan: Plan, outcomes: Vec<Outcome>) {
+        let ahead = if self.dice.below(2) == 0 { self.scheduler.ahead(&plan) } else { None };
+        let ahead = ahead.map(|mut ahead| {
+            for (span, outcome) in ahead.spans.iter_mut().zip(&outcomes) {
+                span.tokens.clone_from(&outcome.tokens);
+            }
+            let outcomes = self.compute(&ahead);
+            (ahead, outcomes)
+        });
+        if !plan.spans.is_empty() && self.dice.below(8) == 0 {
+            self.cancel_in_flight(&plan);
+        }
+        self.commit(&plan, &outcomes);
+        if let Some((ahead, outcomes)) = ahead {
+            self.seen.ahead += 1;
+            let gone = |span: &PlannedSpan| self.scheduler.sequence(span.sequence).is_none();
+            self.seen.ahead_for_nothing += ahead.spans.iter().filter(|span| gone(span)).count();
+            self.settle(ahead, outcomes);
+        }
     }
 
     fn arrive(&mut self, step: usize) {
@@ -207,7 +231,7 @@ impl World {
     /// The client goes away while the device computes.
     fn cancel_in_flight(&mut self, plan: &Plan) {
         let span = &plan.spans[self.dice.below(plan.spans.len())];
-        if self.live[&span.sequence].cancel_at.is_some() {
+        if self.live.get(&span.sequence).is_some_and(|live| live.cancel_at.is_some()) {
             self.forget(span.sequence);
         }
     }
@@ -301,6 +325,7 @@ impl World {
             cache.push(next_hash(cache.last().copied(), token));
         }
         let token_at = |position: usize| span.tokens[position - span.range.start];
+        // A sequence that ended in the step before may still be computed ahead.
         let expected = self.live.get_mut(&span.sequence).unwrap();
         let sequence = self.scheduler.sequence(span.sequence).unwrap();
         let rows = |positions: std::ops::Range<usize>| positions.clone().zip(&cache[positions]);

@@ -20,4 +20,4 @@ pub use history::History;
 pub use logprob::{Logprob, score};
 pub use mask::Mask;
 pub use params::SamplingParams;
-pub use random::choice_seed;
+pub use random::{choice_seed, uniform};

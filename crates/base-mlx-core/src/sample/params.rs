@@ -25,6 +25,17 @@ pub struct SamplingParams {
     pub logprobs: Option<usize>,
 }
 
+impl SamplingParams {
+    /// Whether temperature and filters are all that decides, and nobody asks about probabilities.
+    pub fn is_plain(&self) -> bool {
+        self.repetition_penalty == 1.0
+            && self.presence_penalty == 0.0
+            && self.frequency_penalty == 0.0
+            && self.logit_bias.is_empty()
+            && self.logprobs.is_none()
+    }
+}
+
 impl Default for SamplingParams {
     fn default() -> Self {
         Self {

@@ -3,7 +3,7 @@
 //! Dror and Shaw, "Parallel random numbers: as easy as 1, 2, 3" (SC 2011).
 
 /// A number in [0, 1), uniform over multiples of 2⁻⁵³.
-pub(super) fn uniform(seed: u64, position: usize) -> f64 {
+pub fn uniform(seed: u64, position: usize) -> f64 {
     let bits = philox(counter(Stream::Tokens, position), words(seed));
     (join(bits[0], bits[1]) >> 11) as f64 / (1u64 << 53) as f64
 }

@@ -4,7 +4,7 @@
 //! May import `tensor` and `backend`.
 
 use crate::TokenId;
-use crate::backend::{Attend, Backend, DeviceError, KvCache, Qkv, Span};
+use crate::backend::{Attend, Backend, Batch, DeviceError, KvCache, Qkv, Span};
 use crate::tensor::{HostArray, Shape, Tensor};
 
 /// The batch of one forward pass.
@@ -13,7 +13,7 @@ pub struct Step<'a, B: Backend> {
     pub tokens: Tensor<B>,
     /// U32 `[tokens]`: each token's place in its own sequence.
     pub positions: Tensor<B>,
-    spans: Vec<Span<'a, B>>,
+    batch: Batch<'a, B>,
 }
 
 impl<'a, B: Backend> Step<'a, B> {
@@ -22,22 +22,30 @@ impl<'a, B: Backend> Step<'a, B> {
         backend: &B,
         sequences: Vec<(&'a mut B::Kv, &[TokenId])>,
     ) -> Result<Self, DeviceError> {
-        let mut tokens = Vec::new();
-        let mut positions = Vec::new();
+        let tokens: Vec<u32> = sequences.iter().flat_map(|(_, new)| *new).copied().collect();
+        let spans = sequences.into_iter().map(|(kv, new)| (kv, new.len())).collect();
+        let tokens = upload(backend, &tokens)?;
+        Self::with_tokens(backend, tokens, spans)
+    }
+
+    /// The same with the tokens on the device already, U32 `[tokens]`: each sequence brings its cache and how many
+    /// of them are its own.
+    pub fn with_tokens(
+        backend: &B,
+        tokens: Tensor<B>,
+        sequences: Vec<(&'a mut B::Kv, usize)>,
+    ) -> Result<Self, DeviceError> {
+        let mut positions = Vec::with_capacity(tokens.rows());
         let mut spans = Vec::with_capacity(sequences.len());
-        for (kv, new) in sequences {
-            let rows = tokens.len()..tokens.len() + new.len();
+        for (kv, count) in sequences {
+            let rows = positions.len()..positions.len() + count;
             let start = kv.len();
-            positions.extend((start..start + new.len()).map(|position| position as u32));
-            tokens.extend_from_slice(new);
+            positions.extend((start..start + count).map(|position| position as u32));
             spans.push(Span { kv, rows });
         }
-        let shape = Shape::new(&[tokens.len()]);
-        let upload = |values: &[u32]| {
-            let array = backend.upload(HostArray::from_u32(&[values.len()], values))?;
-            Ok(Tensor::new(backend, array, shape))
-        };
-        Ok(Self { tokens: upload(&tokens)?, positions: upload(&positions)?, spans })
+        assert_eq!(tokens.rows(), positions.len(), "every token belongs to a sequence");
+        let positions = upload(backend, &positions)?;
+        Ok(Self { tokens, positions, batch: Batch::new(backend, spans)? })
     }
 
     /// Appends `k` and `v` to the caches at `layer` and attends: `[tokens, heads, head_dim]`.
@@ -50,7 +58,12 @@ impl<'a, B: Backend> Step<'a, B> {
         how: Attend,
     ) -> Tensor<B> {
         let backend = q.backend();
-        let array = backend.attend(layer, Qkv { q, k, v }, &mut self.spans, how);
+        let array = backend.attend(layer, Qkv { q, k, v }, &mut self.batch, how);
         Tensor::new(backend, array, q.shape())
     }
+}
+
+fn upload<B: Backend>(backend: &B, values: &[u32]) -> Result<Tensor<B>, DeviceError> {
+    let array = backend.upload(HostArray::from_u32(&[values.len()], values))?;
+    Ok(Tensor::new(backend, array, Shape::new(&[values.len()])))
 }

@@ -70,6 +70,31 @@ pub enum HostWeight {
 }
 
 impl HostWeight {
+    /// The values themselves as F32, for devices that do not know the groups.
+    pub fn dequantize(&self) -> HostArray {
+        let (packed, scales, biases, bits, group_size) = match self {
+            Self::Dense(array) => return HostArray::from_f32(&array.shape, &array.to_f32()),
+            Self::Affine { packed, scales, biases, bits, group_size } => {
+                (packed, scales.to_f32(), biases.to_f32(), *bits as usize, *group_size)
+            }
+        };
+        let [out, inner] = self.shape();
+        let row_bytes = inner * bits / 8;
+        let mut values = Vec::with_capacity(out * inner);
+        for row in 0..out {
+            let row_packed = &packed.data[row * row_bytes..][..row_bytes];
+            for column in 0..inner {
+                let (byte, shift) = (column * bits / 8, column * bits % 8);
+                let low = u32::from(row_packed[byte]);
+                let high = row_packed.get(byte + 1).map_or(0, |high| u32::from(*high));
+                let q = ((high << 8 | low) >> shift) & ((1 << bits) - 1);
+                let group = (row * inner + column) / group_size;
+                values.push(scales[group] * q as f32 + biases[group]);
+            }
+        }
+        HostArray::from_f32(&[out, inner], &values)
+    }
+
     /// `[out, in]`
     pub fn shape(&self) -> [usize; 2] {
         match self {

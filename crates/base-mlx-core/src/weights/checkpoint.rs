@@ -169,6 +169,17 @@ impl Checkpoint {
         })
     }
 
+    /// The float type that the checkpoint's model computes in: that of its embedding. F16 for GGUF's blocks, whose scales
+    /// are.
+    pub fn dtype(&self) -> Dtype {
+        let names = ["model.embed_tokens.scales", "model.embed_tokens.weight"];
+        match names.into_iter().find_map(|name| self.find(name)).map(|stored| stored.storage) {
+            Some(Storage::Plain(dtype @ (Dtype::F32 | Dtype::F16 | Dtype::BF16))) => dtype,
+            Some(Storage::Blocks(_)) => Dtype::F16,
+            _ => Dtype::F32,
+        }
+    }
+
     /// `None` for the scales and biases of a quantised weight, which speaks for them.
     fn info(&self, stored: &Stored) -> Option<TensorInfo> {
         let parts = |stem: &str| {

@@ -7,7 +7,7 @@ use std::sync::{LazyLock, Mutex};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
-use base_mlx_core::engine::{Device, DeviceOptions};
+use base_mlx_core::engine::{Device, DeviceKind, DeviceOptions};
 use base_mlx_core::store::{Store, StoreOptions};
 use base_mlx_core::text::Text;
 use base_mlx_core::weights::Checkpoint;
@@ -29,8 +29,11 @@ pub(crate) static TEXT: LazyLock<Text> = LazyLock::new(|| {
 });
 
 /// One for all servers, as compute threads of several devices would fight.
-static DEVICE: LazyLock<Device> =
-    LazyLock::new(|| Device::start(DeviceOptions::default()).unwrap());
+static DEVICE: LazyLock<Device> = LazyLock::new(|| {
+    // The contract's bits are the CPU's.
+    let kind = DeviceKind::Cpu;
+    Device::start(DeviceOptions { kind, ..DeviceOptions::default() }).unwrap()
+});
 
 pub(crate) struct TestServer {
     pub(crate) address: SocketAddr,

@@ -17,7 +17,7 @@ use std::sync::Arc;
 use base_mlx_simd::{Isa, Pool};
 
 use self::rope::RopeTables;
-use super::{Attend, Backend, DeviceError, LayerSpec, Qkv, Rope, Span};
+use super::{Attend, Backend, Batch, DeviceError, LayerSpec, Qkv, Rope, Span};
 use crate::tensor::{HostArray, HostWeight, Shape, Tensor, Weight};
 
 /// The CPU as a device: its threads, and the instructions it was found to have.
@@ -63,6 +63,7 @@ impl CpuBackend {
 impl Backend for CpuBackend {
     type Array = CpuArray;
     type Kv = CpuKv;
+    type Layout = ();
 
     fn upload(&self, data: HostArray) -> Result<CpuArray, DeviceError> {
         Ok(CpuArray::from_host(data))
@@ -119,13 +120,17 @@ impl Backend for CpuBackend {
         elementwise::take_rows(x, rows)
     }
 
+    fn layout(&self, _: &mut [Span<Self>]) -> Result<(), DeviceError> {
+        Ok(())
+    }
+
     fn attend(
         &self,
         layer: usize,
         qkv: Qkv<Self>,
-        spans: &mut [Span<Self>],
+        batch: &mut Batch<Self>,
         how: Attend,
     ) -> CpuArray {
-        attention::attend(self, layer, qkv, spans, how)
+        attention::attend(self, layer, qkv, &mut batch.spans, how)
     }
 }

@@ -232,7 +232,7 @@ struct Project {
     }
   }
 
-  static __device__ __forceinline__ void stage_rows(const T* x, const T* norm_weight, unsigned char* staged,
+  static __device__ __forceinline__ void stage_rows(const T* x, int live, const T* norm_weight, unsigned char* staged,
                                                     float* squares) {
     const int thread = threadIdx.x;
     constexpr int UNITS = CHUNKS * CHUNK / 8;
@@ -241,7 +241,7 @@ struct Project {
         const int row = unit / UNITS, i = unit % UNITS * 8;
         const bool inside = row < ROWS;
         uint4 values = make_uint4(0, 0, 0, 0);
-        if (inside && i < IN) values = *reinterpret_cast<const uint4*>(x + size_t(row) * IN + i);
+        if (inside && i < IN) values = *reinterpret_cast<const uint4*>(x + size_t(min(row, live - 1)) * IN + i);
         if (inside) *reinterpret_cast<uint4*>(staged + row * X_ROW_BYTES + unit_of(i)) = ordered(values);
         stage_sum(values, row, i, inside, staged);
       }
@@ -276,7 +276,7 @@ struct Project {
           const bool inside = i < CHUNKS * CHUNK;
           uint4 values = make_uint4(0, 0, 0, 0), weight = values;
           if (i < IN) {
-            values = *reinterpret_cast<const uint4*>(x + size_t(row) * IN + i);
+            values = *reinterpret_cast<const uint4*>(x + size_t(min(row, live - 1)) * IN + i);
             if (FOLDED) weight = *reinterpret_cast<const uint4*>(norm_weight + i);
           }
           const Word words[4] = {values.x, values.y, values.z, values.w};
@@ -318,7 +318,7 @@ struct Project {
 
   // Adds a chunk to the totals: [tile][column tile][4], as `multiply` lays them out.
   static __device__ __forceinline__ void add_chunk(float (&totals)[TILES][COLUMN_TILES][4], const Stage& stage, int chunk,
-                                                   int lane, const unsigned char* staged, const T* x) {
+                                                   int lane, const unsigned char* staged, const T* x, int live) {
     const int g = lane / 4, t = lane % 4;
     const bool mine = GROUPS == 1 || g / COLUMN_ROWS == t * GROUPS / 4;
     // Short chains of products: each waits for the one before it.
@@ -339,7 +339,8 @@ struct Project {
         } else {
           const int from = chunk * CHUNK + t * LANE + pair * 8;
           if (mine && row < ROWS && from < IN) {
-            right[column] = ordered(__ldg(reinterpret_cast<const uint4*>(x + size_t(row) * IN + from)));
+            const size_t own = min(row, live - 1);
+            right[column] = ordered(__ldg(reinterpret_cast<const uint4*>(x + own * IN + from)));
           }
         }
       }
@@ -411,7 +412,7 @@ struct Project {
   // Adds up what the team's warps have of an item and writes it.
   static __device__ __forceinline__ void finish(float (&totals)[TILES][COLUMN_TILES][4], int item, int team, int member,
                                                 int lane, float* slots, const float* squares, const Matrix<T>* matrices,
-                                                const T* residual, T* out) {
+                                                const T* residual, T* out, int live) {
 #pragma unroll
     for (int tile = 0; tile < TILES; tile++) {
 #pragma unroll
@@ -436,7 +437,7 @@ struct Project {
       const int index = (n * TEAM + member) * 32 + lane;
       const int row = index / 16, output = index % 16;
       const Place at = place(item, 0, matrices);
-      if (row >= ROWS || at.row + output >= at.out) continue;
+      if (row >= ROWS || row >= live || at.row + output >= at.out) continue;
       const size_t to = size_t(row) * OUT + at.column + output;
       float before = 0.0f;
       if constexpr (EPILOGUE == EPILOGUE_ADD) before = widen(residual[to]);
@@ -458,8 +459,8 @@ struct Project {
     if constexpr (TEAM == 1) __syncwarp();
   }
 
-  static __device__ __forceinline__ void run(const T* x, const T* norm_weight, const Matrix<T>* matrices, const T* residual,
-                                             T* out, unsigned char* shared) {
+  static __device__ __forceinline__ void run(const T* x, int live, const T* norm_weight, const Matrix<T>* matrices,
+                                             const T* residual, T* out, unsigned char* shared) {
     const int warp = threadIdx.x / 32, lane = threadIdx.x % 32;
     const int team = warp / TEAM, member = warp % TEAM;
     // Tiles go to all blocks before a block gets a second one.
@@ -490,7 +491,7 @@ struct Project {
       load_next(ring[depth]);
     }
     if constexpr (STAGED) {
-      stage_rows(x, norm_weight, staged, squares);
+      stage_rows(x, live, norm_weight, staged, squares);
     }
 
     float totals[TILES][COLUMN_TILES][4] = {};
@@ -500,11 +501,11 @@ struct Project {
       for (int depth = 0; depth < RING; depth++) {
         if (item >= ITEMS) break;
         const int chunk = turn * TEAM + member;
-        if (CHUNKS % TEAM == 0 || chunk < CHUNKS) add_chunk(totals, ring[depth], chunk, lane, staged, x);
+        if (CHUNKS % TEAM == 0 || chunk < CHUNKS) add_chunk(totals, ring[depth], chunk, lane, staged, x, live);
         load_next(ring[depth]);
         if (++turn == TURNS) {
           float* slots = partials + (parity * WARPS + team * TEAM) * (TILES * 16 * ROWS);
-          finish(totals, item, team, member, lane, slots, squares, matrices, residual, out);
+          finish(totals, item, team, member, lane, slots, squares, matrices, residual, out, live);
           parity ^= 1;
           turn = 0;
           item += stride;
@@ -559,7 +560,7 @@ struct Project {
         : "memory");
   }
 
-  static __device__ __forceinline__ void run_bulk(const T* x, const T* norm_weight, const Matrix<T>* matrices,
+  static __device__ __forceinline__ void run_bulk(const T* x, int live, const T* norm_weight, const Matrix<T>* matrices,
                                                   const T* residual, T* out, unsigned char* shared) {
     const int warp = threadIdx.x / 32, lane = threadIdx.x % 32;
     const int team = warp / TEAM, member = warp % TEAM;
@@ -596,7 +597,7 @@ struct Project {
       return;
     }
     if constexpr (STAGED) {
-      stage_rows(x, norm_weight, staged, squares);
+      stage_rows(x, live, norm_weight, staged, squares);
     } else {
       wait_for_all();
     }
@@ -631,12 +632,12 @@ struct Project {
             }
           }
         }
-        add_chunk(totals, values, chunk, lane, staged, x);
+        add_chunk(totals, values, chunk, lane, staged, x, live);
       }
       __syncwarp();
       if (lane == 0) asm volatile("mbarrier.arrive.shared::cta.b64 _, [%0];" ::"r"(empty + stage * 8) : "memory");
       float* slots = partials + (parity * WARPS + team * TEAM) * (TILES * 16 * ROWS);
-      finish(totals, item, team, member, lane, slots, squares, matrices, residual, out);
+      finish(totals, item, team, member, lane, slots, squares, matrices, residual, out, live);
       parity ^= 1;
     }
   }
@@ -653,10 +654,11 @@ struct Project {
     }
   }
 
-  static __device__ void run_plainly(const T* x, const T* norm_weight, const Matrix<T>* matrices, const T* residual, T* out) {
+  static __device__ void run_plainly(const T* x, int live, const T* norm_weight, const Matrix<T>* matrices,
+                                     const T* residual, T* out) {
     const int lane = threadIdx.x % 32;
     for (int column = blockIdx.x * WARPS + threadIdx.x / 32; column < OUT; column += gridDim.x * WARPS) {
-      for (int row = 0; row < ROWS; row++) {
+      for (int row = 0; row < live; row++) {
         float factor = 1.0f;
         if (NORM != 0) {
           float squares = 0.0f;
@@ -687,31 +689,31 @@ struct Project {
   }
 };
 
-// x [ROWS, IN], norm_weight [IN], residual [ROWS, OUT] and out [ROWS, OUT] of T; what is not used is null. OUT1 and OUT2
-// are 0 where there are fewer matrices, EPS_BITS the bits of an f32.
+// x [live, IN], norm_weight [IN], residual [live, OUT] and out [live, OUT] of T with 1 to ROWS live rows; what is not used
+// is null. OUT1 and OUT2 are 0 where there are fewer matrices, EPS_BITS the bits of an f32.
 template <typename T, int ROWS, int IN, int BITS, int GROUP, int OUT0, int OUT1, int OUT2, int NORM, int EPS_BITS, int BIAS,
           int EPILOGUE, int WARPS, int TEAM, int DEPTH>
-__device__ __forceinline__ void project(const T* x, const T* norm_weight, Matrix<T> first, Matrix<T> second,
+__device__ __forceinline__ void project(const T* x, int live, const T* norm_weight, Matrix<T> first, Matrix<T> second,
                                         Matrix<T> third, const T* residual, T* out) {
   using Plan =
       Project<T, ROWS, IN, BITS, GROUP, OUT0, OUT1, OUT2, NORM, EPS_BITS, BIAS, EPILOGUE, WARPS, TEAM, DEPTH>;
   const Matrix<T> matrices[3] = {first, second, third};
   if constexpr (Same<T, float>::value) {
-    Plan::run_plainly(x, norm_weight, matrices, residual, out);
+    Plan::run_plainly(x, live, norm_weight, matrices, residual, out);
   } else if constexpr (Plan::BULK) {
     if constexpr (Plan::DYNAMIC_BYTES == 0) {
       __shared__ __align__(128) unsigned char shared[Plan::SHARED_BYTES];
-      Plan::run_bulk(x, norm_weight, matrices, residual, out, shared);
+      Plan::run_bulk(x, live, norm_weight, matrices, residual, out, shared);
     } else {
       extern __shared__ __align__(128) unsigned char dynamic[];
-      Plan::run_bulk(x, norm_weight, matrices, residual, out, dynamic);
+      Plan::run_bulk(x, live, norm_weight, matrices, residual, out, dynamic);
     }
   } else if constexpr (Plan::DYNAMIC_BYTES == 0) {
     __shared__ __align__(128) unsigned char shared[Plan::SHARED_BYTES];
-    Plan::run(x, norm_weight, matrices, residual, out, shared);
+    Plan::run(x, live, norm_weight, matrices, residual, out, shared);
   } else {
     extern __shared__ __align__(128) unsigned char dynamic[];
-    Plan::run(x, norm_weight, matrices, residual, out, dynamic);
+    Plan::run(x, live, norm_weight, matrices, residual, out, dynamic);
   }
 }
 

@@ -153,7 +153,7 @@ template <typename S, int WARPS, int TEAM, int DEPTH, typename T = typename S::S
 __global__ void project_kernel(const T* x, const T* norm_weight, Matrix<T> first, Matrix<T> second, Matrix<T> third,
                                const T* residual, T* out) {
   project<T, S::ROWS, S::IN, S::BITS, S::GROUP, S::OUT0, S::OUT1, S::OUT2, S::NORM, EPS_BITS, S::BIAS, S::EPILOGUE, WARPS,
-          TEAM, DEPTH>(x, norm_weight, first, second, third, residual, out);
+          TEAM, DEPTH>(x, S::ROWS, norm_weight, first, second, third, residual, out);
 }
 
 template <typename S>
@@ -754,6 +754,17 @@ static void check_all() {
   check_project<Shape<Bf16, 2, 32, 4, 32, 3, 3, 0, 0, 0, EPILOGUE_SWIGLU>, 4, 2, 2>();
   check_project<Shape<Bf16, 3, 224, 8, 32, 19, 0, 0, 1, 0, EPILOGUE_ADD>, 4, 1, 3>();
   check_project<Shape<Bf16, 2, 40, 16, 32, 19, 0, 0, 1, 0, EPILOGUE_ADD>, 4, 1, 3>();
+  check_project<Shape<Bf16, 1, 64, 16, 64, 128, 64, 64, 1, 0, EPILOGUE_NONE>, 16, 8, 4>();
+  check_project<Shape<Bf16, 1, 64, 16, 64, 96, 96, 0, 1, 0, EPILOGUE_SWIGLU>, 16, 8, 4>();
+  check_project<Shape<Bf16, 4, 96, 16, 64, 64, 0, 0, 0, 0, EPILOGUE_ADD>, 16, 8, 4>();
+  check_project<Shape<Bf16, 8, 64, 16, 64, 96, 0, 0, 1, 0, EPILOGUE_NONE>, 16, 8, 4>();
+  check_project<Shape<Half, 2, 64, 16, 64, 128, 64, 64, 1, 1, EPILOGUE_NONE>, 16, 8, 4>();
+  check_project<Shape<Bf16, 1, 128, 8, 32, 128, 64, 64, 1, 0, EPILOGUE_NONE>, 16, 8, 0>();
+  check_project<Shape<Bf16, 1, 320, 4, 32, 33, 0, 0, 0, 0, EPILOGUE_NONE>, 16, 8, 0>();
+  check_project<Shape<Bf16, 8, 640, 4, 64, 64, 0, 0, 0, 1, EPILOGUE_NONE>, 16, 8, 0>();
+  check_project<Shape<Half, 4, 1280, 8, 128, 7, 0, 0, 0, 1, EPILOGUE_NONE>, 16, 8, 0>();
+  check_project<Shape<Bf16, 1, 576, 8, 32, 2050, 0, 0, 0, 0, EPILOGUE_NONE>, 16, 8, 0>();
+  check_project<Shape<Bf16, 16, 9728, 4, 32, 5, 0, 0, 0, 0, EPILOGUE_NONE>, 8, 4, 2>();
   check_project<Shape<float, 3, 96, 4, 32, 37, 5, 1, 1, 1, EPILOGUE_NONE>>();
   check_project<Shape<float, 2, 256, 8, 64, 100, 100, 0, 1, 0, EPILOGUE_SWIGLU>>();
   check_project<Shape<float, 2, 256, 16, 64, 100, 0, 0, 0, 1, EPILOGUE_ADD>>();
@@ -768,11 +779,16 @@ static void check_all() {
   check_attend<Heads<Bf16, 32, 32, 96>, 2, 4>(lengths, positions, spans, 0);
   check_attend<Heads<Bf16, 8, 4, 256>, 4, 4>(lengths, positions, spans, 0);
   check_attend<Heads<Bf16, 24, 2, 128>, 4, 4>(lengths, positions, spans, 0);
+  check_attend<Heads<Bf16, 4, 2, 32>, 16, 4>(lengths, positions, spans, 0);
+  check_attend<Heads<Bf16, 4, 2, 32>, 1, 2>(lengths, positions, spans, 40);
+  check_attend<Heads<Half, 4, 4, 16>, 4, 4>(lengths, positions, spans, 0);
+  check_attend<Heads<Half, 9, 3, 64>, 16, 4>(lengths, positions, spans, 1);
   check_attend<Heads<float, 8, 2, 128>, 4, 4>(lengths, positions, spans, 50);
   check_attend<Heads<float, 8, 2, 80>, 1, 4>(lengths, positions, spans, 0);
 
   check_place<Heads<Bf16, 32, 8, 128>, 128, 1, 1>();
   check_place<Heads<Half, 14, 2, 64>, 64, 0, 0>();
+  check_place<Heads<Bf16, 4, 2, 32>, 32, 1, 1>();
   check_place<Heads<Bf16, 8, 2, 80>, 32, 0, 1>();
   check_place<Heads<float, 4, 1, 256>, 256, 1, 1>();
 

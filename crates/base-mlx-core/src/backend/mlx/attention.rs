@@ -1,0 +1,118 @@
+use base_mlx_sys::{Array, Mask};
+
+use super::device::{Device, built};
+use super::kv::Store;
+use super::{MlxArray, MlxBackend};
+use crate::backend::{Attend, Batch, Qkv};
+
+pub(super) fn attend(
+    backend: &MlxBackend,
+    layer: usize,
+    qkv: Qkv<MlxBackend>,
+    batch: &mut Batch<MlxBackend>,
+    how: Attend,
+) -> MlxArray {
+    let device = backend.device();
+    let Qkv { q, k, v } = &qkv;
+    assert_eq!(k.shape(), v.shape(), "attend: k and v");
+    assert_eq!((k.rows(), k.width()), (q.rows(), q.width()), "attend: q {:?}", q.shape());
+    if let Some(pages) = &batch.layout {
+        return MlxArray::known(pages.attend(device, layer, qkv, &batch.spans, how));
+    }
+    let [tokens, heads, head_dim] = [q.rows(), q.shape().dim(1), q.width()];
+    let kv_heads = k.shape().dim(1);
+    let shaped =
+        |array: &MlxArray, heads| built(array.value(device).reshape(&[tokens, heads, head_dim]));
+    let (q, k, v) =
+        (shaped(q.array(), heads), shaped(k.array(), kv_heads), shaped(v.array(), kv_heads));
+    let mut out = Vec::with_capacity(batch.spans.len());
+    for span in &mut batch.spans {
+        let rows = span.rows.clone();
+        if rows.is_empty() {
+            continue;
+        }
+        let Store::Growing(kv) = &mut span.kv.0 else {
+            unreachable!("without a layout of pages the keys lie in arrays")
+        };
+        let layer = kv.layer(layer);
+        assert_eq!((kv_heads, head_dim), (layer.spec().kv_heads, layer.spec().head_dim), "attend");
+        // [tokens, heads, head_dim] to [1, heads, rows, head_dim]
+        let of_span = |x: &Array, heads: usize| {
+            let whole = rows.len() == tokens;
+            let end = [rows.end, heads, head_dim];
+            let x = if whole { x.clone() } else { built(x.slice(&[rows.start, 0, 0], &end)) };
+            let x = built(x.reshape(&[1, rows.len(), heads, head_dim]));
+            built(x.transpose(&[0, 2, 1, 3]))
+        };
+        layer.append(&of_span(&k, kv_heads), &of_span(&v, kv_heads));
+        // What no query sees is not read.
+        let first_query = layer.len() - rows.len();
+        let first = how.window.map_or(0, |window| (first_query + 1).saturating_sub(window));
+        let seen = look(device, &of_span(&q, heads), layer.from(first), how);
+        let seen = built(seen.transpose(&[0, 2, 1, 3]));
+        out.push(built(seen.reshape(&[rows.len(), heads, head_dim])));
+    }
+    MlxArray::known(match &out[..] {
+        [] => q,
+        [one] => one.clone(),
+        many => built(Array::concatenate(&many.iter().collect::<Vec<_>>(), 0)),
+    })
+}
+
+/// Queries at the last of the keys' positions: `[1, heads, rows, head_dim]` over `[1, kv_heads, keys, head_dim]` each.
+pub(super) fn look(
+    device: &Device,
+    q: &Array,
+    [keys, values]: [Array; 2],
+    Attend { scale, window }: Attend,
+) -> Array {
+    let [heads, rows, head_dim] = [q.shape()[1], q.shape()[2], q.shape()[3]];
+    let seen = keys.shape()[2];
+    if rows == 1 {
+        return built(q.scaled_dot_product_attention(&keys, &values, scale, Mask::All));
+    }
+    // Rows of no sequence, before and after: a query sees no key after its own, so the others notice nothing.
+    let unit = device.attention_unit();
+    let before = (seen - rows) % unit;
+    let after = (before + rows).next_multiple_of(unit) - before - rows;
+    let q = padded(q, before, after);
+    let (keys, values) = (padded(&keys, 0, after), padded(&values, 0, after));
+    let attended = match window.filter(|window| seen > *window) {
+        None => q.scaled_dot_product_attention(&keys, &values, scale, Mask::Causal),
+        Some(window) => {
+            let mask = window_mask(before + rows + after, seen + after, window);
+            q.scaled_dot_product_attention(&keys, &values, scale, Mask::Array(&mask))
+        }
+    };
+    let end = [1, heads, before + rows, head_dim];
+    built(built(attended).slice(&[0, 0, before, 0], &end))
+}
+
+/// `[1, heads, before + rows + after, head_dim]`
+fn padded(x: &Array, before: usize, after: usize) -> Array {
+    let shape = x.shape();
+    let zeros = |rows| {
+        let shape = [1, shape[1], rows, shape[3]];
+        built(Array::full(&shape, 0.0, built(x.dtype())))
+    };
+    match (before, after) {
+        (0, 0) => x.clone(),
+        (0, after) => built(Array::concatenate(&[x, &zeros(after)], 2)),
+        (before, 0) => built(Array::concatenate(&[&zeros(before), x], 2)),
+        (before, after) => built(Array::concatenate(&[&zeros(before), x, &zeros(after)], 2)),
+    }
+}
+
+/// Bool `[rows, keys]`: the last query is at the last key, and each sees `window` keys up to its own.
+fn window_mask(rows: usize, keys: usize, window: usize) -> Array {
+    let line = |start: usize, end: usize, shape: [usize; 2]| {
+        let places = built(Array::arange(start as f32, end as f32, 1.0, base_mlx_sys::Dtype::I32));
+        built(places.reshape(&shape))
+    };
+    let queries = line(keys - rows, keys, [rows, 1]);
+    let keys = line(0, keys, [1, keys]);
+    let window = built(Array::full(&[], window as f32, base_mlx_sys::Dtype::I32));
+    let past = built(keys.less_equal(&queries));
+    let near = built(queries.less(&built(keys.add(&window))));
+    built(past.logical_and(&near))
+}

@@ -1,0 +1,192 @@
+use std::path::PathBuf;
+use std::sync::{Mutex, MutexGuard, PoisonError};
+
+use base_mlx_sys::{self as mlx, Array};
+
+use super::array::{MlxArray, Recipe};
+use super::kernels::{self, Kernels};
+use super::linear::MOST_ROWS;
+use super::rope::Frequencies;
+use crate::backend::DeviceError;
+
+/// What MLX can compute on.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum MlxDevice {
+    Metal,
+    Cuda,
+    /// MLX's own CPU device: for checking what runs on the others, not for users.
+    Cpu,
+}
+
+/// How MLX is set up.
+#[derive(Clone, Debug)]
+pub struct MlxOptions {
+    pub device: MlxDevice,
+    /// Our kernels where we have them (CUDA), or MLX's stock operations alone.
+    pub own_kernels: bool,
+    /// Most bytes that MLX keeps for reuse; `None` is a quarter of the device's memory, at most 16 GiB.
+    pub cache_bytes: Option<usize>,
+    /// A folder where compiled kernels are kept between runs.
+    pub kernel_cache: Option<PathBuf>,
+}
+
+/// The one device of the process, owned by one thread.
+pub(super) struct Device {
+    pub(super) kind: MlxDevice,
+    name: String,
+    memory_bytes: Option<usize>,
+    pub(super) kernels: Option<Kernels>,
+    pub(super) frequencies: Frequencies,
+    /// The same as own kernels want them.
+    pub(super) radians: Frequencies,
+    /// GPUs before the M3 compute with bfloat16 by detours, and with float16 directly.
+    pub(super) avoids_bfloat: bool,
+}
+
+impl Device {
+    /// The thread that calls this owns MLX from then on.
+    pub(super) fn open(options: MlxOptions) -> Result<Self, DeviceError> {
+        mlx::load().map_err(|error| DeviceError::Unavailable(error.to_string()))?;
+        let MlxOptions { device: kind, own_kernels, cache_bytes, .. } = options;
+        let device = kind.mlx();
+        if !kind.is_available() {
+            let what = format!("MLX {} finds no {} device here", mlx::version(), kind.name());
+            return Err(DeviceError::Unavailable(what));
+        }
+        mlx::set_default_device(device).map_err(failed)?;
+        let info = |key| mlx::device_info(device, key).unwrap_or_default();
+        let memory_bytes = ["max_recommended_working_set_size", "total_memory", "memory_size"]
+            .into_iter()
+            .find_map(|key| info(key).parse::<usize>().ok())
+            .filter(|_| kind != MlxDevice::Cpu);
+        let share = memory_bytes.map_or(CACHE_BYTES, |bytes| bytes / 4);
+        let cache_bytes = cache_bytes.unwrap_or(share.min(CACHE_BYTES));
+        mlx::set_cache_limit(cache_bytes).map_err(failed)?;
+        if let (MlxDevice::Metal, Some(bytes)) = (kind, memory_bytes) {
+            // Else the system may page out weights that are in use.
+            mlx::set_wired_limit(bytes).map_err(failed)?;
+        }
+        let kernels = match kind {
+            // They use what Hopper has and no one before it, and have run on nothing else.
+            MlxDevice::Cuda if own_kernels && info("architecture") == "sm_90" => {
+                Kernels::new(options.kernel_cache, kernels::machine(device))
+            }
+            _ => None,
+        };
+        let name = match kind {
+            MlxDevice::Cpu => "cpu".to_owned(),
+            _ => info("device_name"),
+        };
+        let avoids_bfloat = kind == MlxDevice::Metal
+            && ["Apple M1", "Apple M2"].iter().any(|old| name.starts_with(old));
+        let (frequencies, radians) = Default::default();
+        Ok(Self { kind, name, memory_bytes, kernels, frequencies, radians, avoids_bfloat })
+    }
+
+    /// For people: `cuda, NVIDIA H100 80GB HBM3, mlx 0.32.4`.
+    pub(super) fn describe(&self) -> String {
+        let kernels = match (self.kind, &self.kernels) {
+            (MlxDevice::Cuda, None) => ", stock operations alone",
+            _ => "",
+        };
+        format!("{}, {}, mlx {}{kernels}", self.kind.name(), self.name, mlx::version())
+    }
+
+    /// Bytes that could still be had if nobody else used the device.
+    pub(super) fn free_bytes(&self) -> Option<usize> {
+        Some(self.memory_bytes?.saturating_sub(mlx::active_memory()))
+    }
+
+    /// A recipe that waits for who wants it, where own kernels can make something of it; else its values.
+    pub(super) fn offer(&self, recipe: Recipe) -> MlxArray {
+        if self.kernels.is_some() {
+            return MlxArray::later(recipe);
+        }
+        // Not kept: who holds the inputs keeps MLX from writing over them.
+        MlxArray::known(match &recipe {
+            Recipe::Norm(norm) => self.rms_norm(norm),
+            Recipe::Linear(product) => self.product(product),
+            Recipe::Rope(turned) => self.rope(turned),
+            Recipe::Known | Recipe::Host(_) | Recipe::Parameter(_) => {
+                unreachable!("made by operations only")
+            }
+        })
+    }
+
+    /// A parameter where the device reads it best. CUDA's host can only write to memory that moves between the two.
+    pub(super) fn settled(&self, written: &Mutex<Option<Array>>) -> Array {
+        let mut written = locked(written);
+        let array = written.as_ref().expect("a parameter settles once").clone();
+        if self.kind != MlxDevice::Cuda {
+            *written = None;
+            return array;
+        }
+        let dtype = built(array.dtype());
+        let copy = built(array.add(&built(Array::full(&[], 0.0, dtype))));
+        // If memory is short this fails, and what was written is still there.
+        built(mlx::eval(&[&copy]));
+        *written = None;
+        copy
+    }
+
+    /// Prompts attend in multiples of so many rows and keys. On CUDA MLX has a plan made for every size, which takes longer
+    /// than attending, so it is asked for few. The CPU device does the same, so that it is checked.
+    pub(super) fn attention_unit(&self) -> usize {
+        match self.kind {
+            MlxDevice::Cuda => 256,
+            MlxDevice::Cpu => 16,
+            MlxDevice::Metal => 1,
+        }
+    }
+
+    /// From so many rows on a product is computed with its weight expanded first, once for all of them.
+    pub(super) fn dequantize_from_rows(&self) -> usize {
+        match (self.kind, &self.kernels) {
+            // Where ours end. MLX's products of many rows are compiled when first used, which takes ten seconds and more a
+            // shape in the middle of an answer; expanding costs a few microseconds more up to 64 rows, and is faster from
+            // 256 on: an H100 takes 974 and 370 µs for 2,048 rows by a 9728×2560 weight.
+            (MlxDevice::Cuda, Some(_)) => MOST_ROWS + 1,
+            (MlxDevice::Cuda, None) => 256,
+            (MlxDevice::Metal | MlxDevice::Cpu, _) => usize::MAX,
+        }
+    }
+}
+
+impl MlxDevice {
+    fn mlx(self) -> mlx::Device {
+        match self {
+            Self::Metal => mlx::Device::Metal,
+            Self::Cuda => mlx::Device::Cuda,
+            Self::Cpu => mlx::Device::Cpu,
+        }
+    }
+
+    pub(super) fn is_available(self) -> bool {
+        self.mlx().is_available()
+    }
+
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Metal => "metal",
+            Self::Cuda => "cuda",
+            Self::Cpu => "mlx-cpu",
+        }
+    }
+}
+
+/// What MLX built of arguments that we have checked.
+#[track_caller]
+pub(super) fn built<T>(result: mlx::Result<T>) -> T {
+    result.unwrap_or_else(|error| panic!("MLX refuses an operation: {error}"))
+}
+
+pub(super) fn failed(error: mlx::Error) -> DeviceError {
+    DeviceError::Failed(error.to_string())
+}
+
+/// No state here can be left half changed by a panic.
+pub(super) fn locked<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+const CACHE_BYTES: usize = 16 << 30;

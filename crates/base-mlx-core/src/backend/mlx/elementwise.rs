@@ -1,0 +1,69 @@
+use base_mlx_sys::{Array, Dtype};
+
+use super::MlxBackend;
+use super::array::{MlxArray, Recipe};
+use super::device::{Device, built};
+use super::linear;
+use crate::tensor::Tensor;
+
+pub(super) fn swiglu(
+    backend: &MlxBackend,
+    gate: &Tensor<MlxBackend>,
+    up: &Tensor<MlxBackend>,
+) -> MlxArray {
+    assert_eq!(gate.shape(), up.shape(), "swiglu");
+    let device = backend.device();
+    if let (Some(Recipe::Linear(gate)), Some(Recipe::Linear(up))) =
+        (gate.array().recipe(), up.array().recipe())
+        && let Some(gated) = linear::gated_in_one(device, gate, up)
+    {
+        return MlxArray::known(gated);
+    }
+    let (gate, up) = (gate.array().value(device), up.array().value(device));
+    MlxArray::known(built(gate.swiglu(up)))
+}
+
+pub(super) fn add(
+    backend: &MlxBackend,
+    a: &Tensor<MlxBackend>,
+    b: &Tensor<MlxBackend>,
+) -> MlxArray {
+    assert_eq!(a.shape(), b.shape(), "add");
+    let device = backend.device();
+    if let Some(Recipe::Linear(product)) = b.array().recipe()
+        && let Some(sum) = linear::added_in_one(device, product, a.array())
+    {
+        return MlxArray::known(sum);
+    }
+    let shape = a.shape();
+    let a = built(a.array().value(device).reshape(shape.dims()));
+    let b = built(b.array().value(device).reshape(shape.dims()));
+    MlxArray::known(built(a.add(&b)))
+}
+
+pub(super) fn take_rows(backend: &MlxBackend, x: &Tensor<MlxBackend>, rows: &[u32]) -> MlxArray {
+    // Decoding wants every row, in order.
+    if rows.len() == x.rows() && rows.iter().enumerate().all(|(place, row)| place == *row as usize)
+    {
+        return x.array().clone();
+    }
+    let width = x.shape().elements() / x.rows().max(1);
+    assert!(rows.iter().all(|row| (*row as usize) < x.rows()), "take_rows of {:?}", x.shape());
+    let device = backend.device();
+    if rows.is_empty() {
+        let dtype = built(x.array().value(device).dtype());
+        return MlxArray::known(built(Array::full(&[0, width], 0.0, dtype)));
+    }
+    let x = built(x.array().value(device).reshape(&[x.rows(), width]));
+    MlxArray::known(device.rows_of(&x, &built(Array::from_u32(rows, &[rows.len()]))))
+}
+
+impl Device {
+    /// The rows of `x` `[rows, width]` that `indices` names. The caller has seen that there are such rows.
+    pub(super) fn rows_of(&self, x: &Array, indices: &Array) -> Array {
+        debug_assert_eq!(built(indices.dtype()), Dtype::U32, "indices");
+        #[allow(unsafe_code)]
+        // SAFETY: both callers compared the indices with the rows, or have cut them off.
+        built(unsafe { x.take(indices, 0) })
+    }
+}

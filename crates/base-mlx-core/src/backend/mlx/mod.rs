@@ -1,0 +1,272 @@
+//! Computing with Apple's MLX: Metal on Macs, CUDA on NVIDIA, and MLX's CPU device for checking the others. Lazy: an
+//! operation builds a node of MLX's graph, and downloading or starting an array runs it.
+//!
+//! On CUDA own kernels compute what MLX is slow at (`kernels.rs`, `cuda/`); they see several operations of a family at
+//! once because arrays stay recipes until their values are wanted (`array.rs`).
+//!
+//! MLX belongs to one thread, the one that opened the backend. Only uploads may come from others.
+
+mod array;
+mod attention;
+mod device;
+mod elementwise;
+mod kernels;
+mod kv;
+mod linear;
+mod norm;
+mod paged;
+mod rope;
+mod sample;
+
+pub use array::MlxArray;
+pub use device::{MlxDevice, MlxOptions};
+pub use kv::MlxKv;
+
+use std::sync::{Arc, Mutex};
+
+use base_mlx_sys::{self as mlx, Array};
+
+use self::array::{Recipe, mlx_dtype};
+use self::device::{Device, failed};
+use self::kv::{Growing, Store};
+use self::paged::{Paged, Pages};
+use super::{Attend, Backend, Batch, DeviceError, Draw, LayerSpec, Qkv, Rope, Span};
+use crate::tensor::{Dtype, HostArray, HostWeight, Shape, Tensor, Weight};
+
+/// MLX as a device, computing in the type of one model's checkpoint.
+#[derive(Clone)]
+pub struct MlxBackend {
+    device: Arc<Device>,
+    /// Of activations, keys and values.
+    dtype: Dtype,
+}
+
+impl MlxBackend {
+    /// Loads MLX and takes its device. The calling thread owns MLX from then on; activations are F32 until
+    /// [`Backend::for_model`] says otherwise.
+    pub fn open(options: MlxOptions) -> Result<Self, DeviceError> {
+        Ok(Self { device: Arc::new(Device::open(options)?), dtype: Dtype::F32 })
+    }
+
+    /// Whether this program has MLX and MLX has that device. An error if it should have, and the machine lacks something.
+    pub fn is_there(device: MlxDevice) -> Result<bool, DeviceError> {
+        match mlx::load() {
+            Ok(()) => Ok(device.is_available()),
+            Err(mlx::Error::NotFound { .. }) => Ok(false),
+            Err(error) => Err(DeviceError::Unavailable(error.to_string())),
+        }
+    }
+
+    /// What it computes with, for people: "cuda, NVIDIA H100 80GB HBM3, mlx 0.32.4".
+    pub fn describe(&self) -> String {
+        self.device.describe()
+    }
+
+    fn device(&self) -> &Device {
+        &self.device
+    }
+
+    /// Written where the host can write, from any thread.
+    fn parameter(&self, data: HostArray) -> Result<MlxArray, DeviceError> {
+        let array = Array::from_bytes(&data.data, &data.shape, mlx_dtype(data.dtype));
+        let written = Mutex::new(Some(array.map_err(failed)?));
+        Ok(MlxArray::later(Recipe::Parameter(written)))
+    }
+
+    /// In the type that this device computes the model in, so that nothing is kept twice.
+    fn floats(&self, data: HostArray) -> Result<HostArray, DeviceError> {
+        if data.dtype == self.dtype { Ok(data) } else { converted(&data, self.dtype) }
+    }
+}
+
+impl Backend for MlxBackend {
+    type Array = MlxArray;
+    type Kv = MlxKv;
+    type Layout = Option<Pages>;
+    const CHOOSES: bool = true;
+
+    fn for_model(&self, dtype: Dtype) -> Self {
+        let dtype = match dtype {
+            Dtype::BF16 if self.device.avoids_bfloat => Dtype::F16,
+            dtype => dtype,
+        };
+        Self { device: self.device.clone(), dtype }
+    }
+
+    fn upload(&self, data: HostArray) -> Result<MlxArray, DeviceError> {
+        Ok(MlxArray::later(Recipe::Host(data)))
+    }
+
+    fn upload_weight(&self, data: HostWeight) -> Result<Weight<Self>, DeviceError> {
+        let shape = Shape::new(&data.shape());
+        Ok(match data {
+            HostWeight::Affine { packed, scales, biases, bits, group_size }
+                if GROUP_SIZES.contains(&group_size) =>
+            {
+                Weight::Affine {
+                    packed: self.parameter(packed)?,
+                    scales: self.parameter(self.floats(scales)?)?,
+                    biases: self.parameter(self.floats(biases)?)?,
+                    bits,
+                    group_size,
+                    shape,
+                }
+            }
+            HostWeight::Affine { .. } => {
+                let dense = self.floats(data.dequantize())?;
+                Weight::Dense { array: self.parameter(dense)?, shape }
+            }
+            HostWeight::Dense(array) => {
+                Weight::Dense { array: self.parameter(self.floats(array)?)?, shape }
+            }
+        })
+    }
+
+    fn download(&self, x: &MlxArray) -> Result<HostArray, DeviceError> {
+        let value = x.value(&self.device);
+        let dtype = match value.dtype().map_err(failed)? {
+            mlx::Dtype::F32 => Dtype::F32,
+            mlx::Dtype::F16 => Dtype::F16,
+            mlx::Dtype::BF16 => Dtype::BF16,
+            mlx::Dtype::U32 => Dtype::U32,
+            other => panic!("a result of {other:?}"),
+        };
+        let data = value.to_bytes().map_err(failed)?;
+        Ok(HostArray { dtype, shape: value.shape(), data: data.into() })
+    }
+
+    fn start(&self, arrays: &[&MlxArray]) -> Result<(), DeviceError> {
+        let values: Vec<&Array> = arrays.iter().map(|array| array.value(&self.device)).collect();
+        mlx::async_eval(&values).map_err(failed)
+    }
+
+    fn finish(&self) {
+        if let Err(error) = mlx::synchronize() {
+            tracing::debug!("waiting for MLX: {error}");
+        }
+    }
+
+    fn new_kv(&self, layers: &[LayerSpec]) -> Result<MlxKv, DeviceError> {
+        Ok(MlxKv(match &self.device.kernels {
+            Some(kernels) if self.dtype != Dtype::F32 && kernels.can_attend(layers) => {
+                Store::Paged(Paged::new(layers, mlx_dtype(self.dtype)))
+            }
+            _ => Store::Growing(Growing::new(layers)),
+        }))
+    }
+
+    fn kv_dtype(&self) -> Dtype {
+        self.dtype
+    }
+
+    fn active_bytes(&self) -> Option<usize> {
+        Some(mlx::active_memory())
+    }
+
+    fn cached_bytes(&self) -> usize {
+        mlx::cache_memory()
+    }
+
+    fn free_bytes(&self) -> Option<usize> {
+        self.device.free_bytes()
+    }
+
+    fn step_tokens(&self) -> usize {
+        match self.device.kind {
+            MlxDevice::Metal | MlxDevice::Cuda => 2048,
+            MlxDevice::Cpu => 128,
+        }
+    }
+
+    fn warm_ups(&self) -> &[usize] {
+        match (&self.device.kernels, self.device.kind) {
+            // 64 for what takes over where the kernels of few rows end.
+            (Some(_), _) => &[64, 32, 16, 8, 4, 2, 1],
+            (None, MlxDevice::Cpu) => &[],
+            (None, _) => &[1],
+        }
+    }
+
+    fn embed(&self, table: &Weight<Self>, tokens: &Tensor<Self>) -> MlxArray {
+        linear::embed(self, table, tokens)
+    }
+
+    fn linear(&self, x: &Tensor<Self>, w: &Weight<Self>, bias: Option<&Tensor<Self>>) -> MlxArray {
+        linear::linear(self, x, w, bias)
+    }
+
+    fn rms_norm(&self, x: &Tensor<Self>, w: &Tensor<Self>, eps: f32) -> MlxArray {
+        norm::rms_norm(self, x, w, eps)
+    }
+
+    fn rope(&self, x: &Tensor<Self>, positions: &Tensor<Self>, rope: &Rope) -> MlxArray {
+        rope::rope(self, x, positions, rope)
+    }
+
+    fn swiglu(&self, gate: &Tensor<Self>, up: &Tensor<Self>) -> MlxArray {
+        elementwise::swiglu(self, gate, up)
+    }
+
+    fn add(&self, a: &Tensor<Self>, b: &Tensor<Self>) -> MlxArray {
+        elementwise::add(self, a, b)
+    }
+
+    fn take_rows(&self, x: &Tensor<Self>, rows: &[u32]) -> MlxArray {
+        elementwise::take_rows(self, x, rows)
+    }
+
+    fn layout(&self, spans: &mut [Span<Self>]) -> Result<Option<Pages>, DeviceError> {
+        Pages::of(&self.device, spans)
+    }
+
+    fn attend(
+        &self,
+        layer: usize,
+        qkv: Qkv<Self>,
+        batch: &mut Batch<Self>,
+        how: Attend,
+    ) -> MlxArray {
+        attention::attend(self, layer, qkv, batch, how)
+    }
+
+    fn choose(&self, logits: &Tensor<Self>, vocab_size: usize, rows: &[Draw]) -> MlxArray {
+        sample::choose(self, logits, vocab_size, rows)
+    }
+}
+
+/// Fails if a value is beyond the type: float16 ends at 65,504.
+fn converted(data: &HostArray, dtype: Dtype) -> Result<HostArray, DeviceError> {
+    let values = data.to_f32();
+    let bytes: Vec<u8> = match dtype {
+        Dtype::F32 => values.iter().flat_map(|value| value.to_le_bytes()).collect(),
+        Dtype::BF16 => values.iter().flat_map(|x| half::bf16::from_f32(*x).to_le_bytes()).collect(),
+        Dtype::F16 => {
+            if let Some(beyond) = values.iter().find(|x| x.abs() > half::f16::MAX.to_f32()) {
+                let what = format!(
+                    "a weight is {beyond}, beyond float16, which this model is computed in\nhint: use --device cpu"
+                );
+                return Err(DeviceError::Unavailable(what));
+            }
+            values.iter().flat_map(|x| half::f16::from_f32(*x).to_le_bytes()).collect()
+        }
+        other => panic!("a model computed in {other}"),
+    };
+    Ok(HostArray { dtype, shape: data.shape.clone(), data: bytes.into() })
+}
+
+/// The groups that MLX's products know. GGUF's smaller ones are expanded.
+const GROUP_SIZES: [usize; 3] = [32, 64, 128];
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_weight_beyond_float16_is_an_error_that_says_so() {
+        let within = HostArray::from_f32(&[2], &[1.5, -65_504.0]);
+        assert_eq!(converted(&within, Dtype::F16).unwrap().to_f32(), [1.5, -65_504.0]);
+        let beyond = converted(&HostArray::from_f32(&[1], &[1e5]), Dtype::F16).unwrap_err();
+        assert!(beyond.to_string().starts_with("a weight is 100000, beyond float16"), "{beyond}");
+        assert!(converted(&HostArray::from_f32(&[1], &[1e5]), Dtype::BF16).is_ok());
+    }
+}

@@ -1,0 +1,205 @@
+//! Where a device and a model are chosen, and the only place that knows both backends by name.
+
+use std::panic::resume_unwind;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+use super::device::{Device, Runner};
+use super::runner::ModelRunner;
+use super::scheduler::Limits;
+use super::{Engine, EngineOptions, ModelInfo, SamplingDefaults};
+use crate::backend::{
+    Backend, CpuBackend, DeviceError, LayerSpec, MlxBackend, MlxDevice, MlxOptions,
+};
+use crate::models;
+use crate::text::Text;
+use crate::weights::{Checkpoint, LoadError};
+
+/// How a device is set up.
+#[derive(Clone, Debug, Default)]
+pub struct DeviceOptions {
+    pub kind: DeviceKind,
+    /// Compute threads of the CPU; `None` is one for each core that this process may use.
+    pub threads: Option<usize>,
+    /// Compute with MLX's stock operations where own kernels would be faster. For comparing.
+    pub stock_kernels: bool,
+    /// A folder where compiled kernels are kept between runs.
+    pub kernel_cache: Option<PathBuf>,
+}
+
+/// What computes.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum DeviceKind {
+    /// The best that works: a GPU if there is one that this build can use, else the CPU.
+    #[default]
+    Auto,
+    Metal,
+    Cuda,
+    Cpu,
+    /// MLX's own CPU device: for checking what runs on the others, not for users.
+    MlxCpu,
+}
+
+/// A backend, whichever it is.
+#[derive(Clone)]
+pub(super) enum AnyBackend {
+    Cpu(CpuBackend),
+    Mlx(MlxBackend),
+}
+
+impl AnyBackend {
+    /// The device that was asked for, or an error; with [`DeviceKind::Auto`] the best that works. Runs on the thread
+    /// that will own the device.
+    pub(super) fn open(options: &DeviceOptions) -> Result<Opened, DeviceError> {
+        let gpu = if cfg!(target_os = "macos") { MlxDevice::Metal } else { MlxDevice::Cuda };
+        let mlx = |device| {
+            let own_kernels = !options.stock_kernels;
+            let kernel_cache = options.kernel_cache.clone();
+            MlxBackend::open(MlxOptions { device, own_kernels, cache_bytes: None, kernel_cache })
+        };
+        let wanted = |backend| Ok(Opened { backend, warning: None });
+        match options.kind {
+            DeviceKind::Cpu => wanted(cpu(options)),
+            DeviceKind::Metal => wanted(Self::Mlx(mlx(MlxDevice::Metal)?)),
+            DeviceKind::Cuda => wanted(Self::Mlx(mlx(MlxDevice::Cuda)?)),
+            DeviceKind::MlxCpu => wanted(Self::Mlx(mlx(MlxDevice::Cpu)?)),
+            DeviceKind::Auto => match MlxBackend::is_there(gpu).and_then(|there| match there {
+                true => mlx(gpu).map(Some),
+                false => Ok(None),
+            }) {
+                Ok(None) => wanted(cpu(options)),
+                Ok(Some(backend)) => wanted(Self::Mlx(backend)),
+                Err(error) => {
+                    let warning =
+                        format!("computing on the CPU, because no GPU can be used: {error}");
+                    Ok(Opened { backend: cpu(options), warning: Some(warning) })
+                }
+            },
+        }
+    }
+
+    pub(super) fn describe(&self) -> String {
+        match self {
+            Self::Cpu(backend) => backend.describe(),
+            Self::Mlx(backend) => backend.describe(),
+        }
+    }
+}
+
+/// What was opened, and what its user should know of it.
+pub(super) struct Opened {
+    pub(super) backend: AnyBackend,
+    pub(super) warning: Option<String>,
+}
+
+fn cpu(options: &DeviceOptions) -> AnyBackend {
+    let cores = std::thread::available_parallelism().map_or(1, |cores| cores.get());
+    let threads = options.threads.unwrap_or(cores).clamp(1, cores);
+    AnyBackend::Cpu(CpuBackend::new(threads))
+}
+
+/// Behind [`Engine::start`].
+pub(super) fn engine(
+    path: &Path,
+    name: &str,
+    device: &Device,
+    options: EngineOptions,
+) -> Result<Engine, LoadError> {
+    let Loaded { runner, text, info } = match device.backend() {
+        AnyBackend::Cpu(backend) => load(path, name, backend, options)?,
+        AnyBackend::Mlx(backend) => load(path, name, backend, options)?,
+    };
+    Ok(Engine { port: device.thread().add(runner), text, info: Arc::new(info) })
+}
+
+/// A model that is ready for its device.
+struct Loaded {
+    runner: Box<dyn Runner>,
+    text: Arc<Text>,
+    info: ModelInfo,
+}
+
+fn load<B: Backend>(
+    path: &Path,
+    name: &str,
+    backend: &B,
+    options: EngineOptions,
+) -> Result<Loaded, LoadError> {
+    let checkpoint = Checkpoint::open(path)?;
+    let backend = backend.for_model(checkpoint.dtype());
+    // A large vocabulary takes as long to read as the weights of a small model.
+    let (text, model) = std::thread::scope(|scope| {
+        let text = scope.spawn(|| Text::load(&checkpoint));
+        let model = models::load(&checkpoint, &backend);
+        (text.join().unwrap_or_else(|panic| resume_unwind(panic)), model)
+    });
+    let (text, model) = (Arc::new(text?), model?);
+    let config = checkpoint.config();
+    let trained = config.count("max_position_embeddings")?;
+    let context = options.context.map_or(trained, |context| context.min(trained));
+    let free = backend.free_bytes().or_else(free_bytes);
+    let bytes_per_token = kv_bytes_per_token(&backend, &model.layers());
+    let kv_tokens = kv_tokens(&options, context, bytes_per_token, free);
+    let bytes: u64 = checkpoint.tensors().map(|tensor| tensor.bytes as u64).sum();
+    let info = ModelInfo {
+        name: name.to_owned(),
+        family: config.model_type()?.to_owned(),
+        // One sequence must always fit, or nothing could ever run.
+        context: context.min(kv_tokens),
+        vocab_size: model.vocab_size(),
+        bytes,
+        sampling: SamplingDefaults::load(path)?,
+    };
+    let limits = Limits {
+        running: options.parallel.max(1),
+        step_tokens: options.step_tokens.unwrap_or_else(|| backend.step_tokens()).max(1),
+        kv_tokens,
+        context: info.context,
+    };
+    let runner = ModelRunner::new(backend, model, text.clone(), bytes as usize, limits);
+    Ok(Loaded { runner: Box::new(runner), text, info })
+}
+
+fn kv_bytes_per_token<B: Backend>(backend: &B, layers: &[LayerSpec]) -> usize {
+    let values: usize = layers.iter().map(|layer| 2 * layer.kv_heads * layer.head_dim).sum();
+    values * backend.kv_dtype().size()
+}
+
+/// How many tokens all sequences together may keep.
+fn kv_tokens(
+    options: &EngineOptions,
+    context: usize,
+    bytes_per_token: usize,
+    free: Option<usize>,
+) -> usize {
+    let wanted = context.saturating_mul(options.parallel.max(1));
+    let bytes = options.kv_bytes.or_else(|| free.map(|free| free / 2));
+    bytes.map_or(wanted, |bytes| wanted.min(bytes / bytes_per_token)).max(1)
+}
+
+/// Memory that this process could still get, where the system says so: free memory, and what a cgroup leaves.
+fn free_bytes() -> Option<usize> {
+    let cgroup = || {
+        let read = |name: &str| std::fs::read_to_string(format!("/sys/fs/cgroup/{name}")).ok();
+        let limit: usize = read("memory.max")?.trim().parse().ok()?;
+        let used: usize = read("memory.current")?.trim().parse().ok()?;
+        Some(limit.saturating_sub(used))
+    };
+    [system_free_bytes(), cgroup()].into_iter().flatten().min()
+}
+
+#[cfg(not(target_os = "macos"))]
+fn system_free_bytes() -> Option<usize> {
+    let text = std::fs::read_to_string("/proc/meminfo").ok()?;
+    let line = text.lines().find_map(|line| line.strip_prefix("MemAvailable:"))?;
+    let kib: usize = line.trim().strip_suffix("kB")?.trim().parse().ok()?;
+    Some(kib * 1024)
+}
+
+/// A Mac gives memory back from its caches late, so its size says more than what is free at the moment.
+#[cfg(target_os = "macos")]
+fn system_free_bytes() -> Option<usize> {
+    let output = std::process::Command::new("sysctl").args(["-n", "hw.memsize"]).output().ok()?;
+    let bytes: usize = String::from_utf8(output.stdout).ok()?.trim().parse().ok()?;
+    Some(bytes / 2)
+}

@@ -1,0 +1,60 @@
+//! The device under test. MLX belongs to one thread, and tests run on many.
+
+use std::sync::mpsc::{Sender, channel};
+use std::sync::{LazyLock, Mutex};
+
+use base_mlx_core::backend::{MlxBackend, MlxDevice, MlxOptions};
+use base_mlx_core::tensor::Dtype;
+
+type Work = Box<dyn FnOnce(&MlxBackend) + Send>;
+
+static THREAD: LazyLock<Mutex<Sender<Work>>> = LazyLock::new(|| {
+    let (sender, receiver) = channel::<Work>();
+    std::thread::spawn(move || {
+        let own_kernels = std::env::var_os("BASE_MLX_TEST_STOCK").is_none();
+        let options =
+            MlxOptions { device: device(), own_kernels, cache_bytes: None, kernel_cache: None };
+        let backend = MlxBackend::open(options).unwrap_or_else(|error| panic!("{error}"));
+        println!("testing {}", backend.describe());
+        receiver.into_iter().for_each(|work| work(&backend));
+    });
+    Mutex::new(sender)
+});
+
+/// Runs `test` on MLX's thread; a panic there is a panic here.
+pub(crate) fn on_mlx(test: impl FnOnce(&MlxBackend) + Send + 'static) {
+    let (done, result) = channel();
+    let work: Work = Box::new(move |backend| {
+        let outcome = std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| test(backend)));
+        done.send(outcome).unwrap();
+    });
+    THREAD.lock().unwrap().send(work).unwrap();
+    match result.recv() {
+        Ok(Ok(())) => {}
+        Ok(Err(panic)) => std::panic::resume_unwind(panic),
+        Err(_) => panic!("MLX's thread has ended"),
+    }
+}
+
+pub(crate) fn device() -> MlxDevice {
+    match std::env::var("BASE_MLX_TEST_DEVICE").as_deref() {
+        Ok("cuda") => MlxDevice::Cuda,
+        Ok("metal") => MlxDevice::Metal,
+        Ok("mlx-cpu") => MlxDevice::Cpu,
+        Ok(other) => panic!("BASE_MLX_TEST_DEVICE is {other}, expected metal, cuda or mlx-cpu"),
+        Err(_) if cfg!(target_os = "macos") => MlxDevice::Metal,
+        Err(_) => MlxDevice::Cpu,
+    }
+}
+
+/// How far results may be from the reference, as a part of the largest: a few units in the last place of the type, many
+/// of which were added up. MLX's CPU device adds quantised products up in the type of the activations, GPUs in f32.
+pub(crate) fn tolerance(activations: Dtype) -> f64 {
+    let coarse = if device() == MlxDevice::Cpu { 4.0 } else { 1.0 };
+    match activations {
+        Dtype::F32 => 2e-5,
+        Dtype::F16 => 4e-3 * coarse,
+        Dtype::BF16 => 3e-2 * coarse,
+        other => panic!("activations of {other}"),
+    }
+}

@@ -1,0 +1,73 @@
+use base_mlx_core::TokenId;
+use base_mlx_core::backend::Backend;
+use base_mlx_core::tensor::Dtype;
+
+use crate::device::{on_mlx, tolerance};
+use crate::support::golden::{Golden, VARIANTS, alone, folder, in_company, load, relative_error};
+
+/// As for the other backends.
+const F32: f32 = 1e-4;
+
+#[test]
+fn every_family_agrees_with_mlx_lm_in_f32() {
+    agrees(Dtype::F32, F32);
+}
+
+#[test]
+fn every_family_agrees_with_mlx_lm_in_f16() {
+    agrees(Dtype::F16, 2.0 * tolerance(Dtype::F16) as f32);
+}
+
+#[test]
+fn every_family_agrees_with_mlx_lm_in_bf16() {
+    agrees(Dtype::BF16, 2.0 * tolerance(Dtype::BF16) as f32);
+}
+
+/// Twice the tolerance of an operation is what the layers of these models may add up to.
+fn agrees(dtype: Dtype, tolerance: f32) {
+    on_mlx(move |backend| {
+        let backend = backend.for_model(dtype);
+        let mut wrong = Vec::new();
+        for name in VARIANTS {
+            let golden = Golden::read(name);
+            let model = load(&folder(name), &backend);
+            let whole = alone(&backend, &*model, &golden.tokens);
+            let error = relative_error(&whole, &golden.logits);
+            println!("{dtype} {name:20} {error:.1e}");
+            wrong.extend(
+                (error > tolerance || error.is_nan()).then(|| format!("{name}: {error:e}")),
+            );
+        }
+        assert!(wrong.is_empty(), "{dtype}: further than {tolerance:e} from mlx-lm: {wrong:#?}");
+    });
+}
+
+/// MLX chooses its kernels by the number of rows, so here it is the same but for rounding.
+#[test]
+fn chunks_in_company_give_the_logits_of_running_alone_in_f32() {
+    alone_and_in_company(Dtype::F32, F32);
+}
+
+/// Own kernels on CUDA compute in 16 bits only.
+#[test]
+fn chunks_in_company_give_the_logits_of_running_alone_in_f16() {
+    alone_and_in_company(Dtype::F16, 2.0 * tolerance(Dtype::F16) as f32);
+}
+
+fn alone_and_in_company(dtype: Dtype, tolerance: f32) {
+    on_mlx(move |backend| {
+        let backend = &backend.for_model(dtype);
+        for name in VARIANTS {
+            let golden = Golden::read(name);
+            let model = load(&folder(name), backend);
+            let backwards: Vec<TokenId> = golden.tokens.iter().rev().copied().collect();
+            let sequences =
+                [&golden.tokens[..], &backwards, &golden.tokens[..17], &backwards[5..6]];
+            let together = in_company(backend, &*model, &sequences);
+            for (i, (tokens, together)) in sequences.iter().zip(&together).enumerate() {
+                let error = relative_error(together, &alone(backend, &*model, tokens));
+                assert!(error <= tolerance, "{name}, sequence {i}: {error:e}");
+            }
+        }
+    });
+}
