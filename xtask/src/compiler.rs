@@ -21,7 +21,7 @@ pub(crate) fn find() -> Result<()> {
         }
         Remedy::Tell => bail!(
             "no C++ compiler: `{}` cannot be started\n\
-             hint: step `mlx` compiles the bridge to MLX and needs one with C++20. Install it (`apt-get install g++`, \
+             hint: step `clippy` compiles the bridge to MLX and needs one with C++20. Install it (`apt-get install g++`, \
              `dnf install gcc-c++`, `xcode-select --install`), or name it in CXX",
             machine.compiler
         ),

@@ -1,4 +1,4 @@
-//! What the project does to itself: `cargo xtask ci | tidy | models | golden`.
+//! What the project does to itself: `cargo xtask ci | tidy | models | peers | golden`.
 //!
 //! All need Rust and a C compiler; `tidy` needs nothing else. `models` needs Python 3 with pip, `ci` that and a C++
 //! compiler, `golden` both and CMake. Whatever else they use is fetched by the clients of Rust and Python and lies under
@@ -8,6 +8,7 @@ mod ci;
 mod compiler;
 mod golden;
 mod models;
+mod peers;
 mod process;
 mod python;
 mod tidy;
@@ -33,6 +34,7 @@ enum Task {
     Tidy,
     /// Fetch the models that tests need into $BASE_MLX_TEST_MODELS (default target/test-models)
     Models,
+    Peers(peers::Peers),
     /// Make the reference data of the tests again, from the reference implementations
     Golden {
         /// Only scripts with this word in their path
@@ -55,6 +57,7 @@ fn run(task: Task) -> Result<()> {
         Task::Ci => ci::run(&root()),
         Task::Tidy => tidy::run(&root()),
         Task::Models => models::fetch(&models::folder(&root())),
+        Task::Peers(peers) => peers::run(&root(), &peers),
         Task::Golden { what } => golden::make(&root(), what.as_deref()),
     }
 }
