@@ -3,7 +3,7 @@
 #![no_main]
 
 use base_mlx_core::weights::Storage;
-use base_mlx_core::weights::gguf::{config, dequantise, parse, repack};
+use base_mlx_core::weights::gguf::{config, dequantize, parse, repack};
 use libfuzzer_sys::fuzz_target;
 
 fuzz_target!(|file: &[u8]| {
@@ -15,6 +15,6 @@ fuzz_target!(|file: &[u8]| {
         let columns = entry.shape[entry.shape.len() - 1];
         let rows = entry.shape.iter().product::<usize>() / columns;
         assert_eq!(repack(format, data, [rows, columns], |row| row).shape(), [rows, columns]);
-        assert_eq!(dequantise(format, data).len(), rows * columns);
+        assert_eq!(dequantize(format, data).len(), rows * columns);
     }
 });

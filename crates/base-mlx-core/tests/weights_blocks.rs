@@ -16,7 +16,7 @@ fn each_format_gives_the_reference_values_bit_for_bit() {
         let rows = blocks.len() / format.bytes;
         let weight = gguf::repack(format, &blocks, [rows, format.values], |row| row);
         assert_same(&values(&weight), &expected, format.name);
-        assert_same(&gguf::dequantise(format, &blocks), &expected, format.name);
+        assert_same(&gguf::dequantize(format, &blocks), &expected, format.name);
         // The last block's scale, times 8 or more, is too large for a 16-bit bias; Q4_1 and Q5_1 store their bias.
         let narrow = matches!(format.name, "Q4_1" | "Q5_1");
         let expected = if narrow { Dtype::F16 } else { Dtype::F32 };

@@ -579,7 +579,7 @@ fn use_gguf(file: &[u8], header: &gguf::Gguf) {
             let rows = entry.shape.iter().product::<usize>() / columns;
             let weight = gguf::repack(format, data, [rows, columns], |row| row);
             assert_eq!(weight.shape(), [rows, columns]);
-            assert_eq!(gguf::dequantise(format, data).len(), rows * columns);
+            assert_eq!(gguf::dequantize(format, data).len(), rows * columns);
         }
     }
 }

@@ -129,6 +129,8 @@ impl<B: Backend> ModelRunner<B> {
     /// The sequences of the plan get an error; their requests end with it, siblings included.
     fn fail(&mut self, plan: &Plan, message: &str) {
         tracing::error!("a step failed: {message}");
+        // What the device was given of it, or of the step begun after it, may still be writing to the caches that go now.
+        self.backend.finish();
         let choices = plan.spans.iter().filter_map(|span| self.choices.get(&span.sequence));
         let mut requests: Vec<RequestId> = choices.map(|choice| choice.request).collect();
         requests.sort_unstable();
@@ -168,9 +170,54 @@ impl<B: Backend> ModelRunner<B> {
         plan
     }
 
-    /// Gives up a sequence's cache, at once unless a step is under way.
+    /// Gives up a sequence's cache, which goes when no step is under way any more.
     fn retire(&mut self, id: SequenceId) {
         self.retired.extend(self.caches.remove(&id));
+    }
+
+    fn drop_retired(&mut self) {
+        if self.ahead.is_none() {
+            self.retired.clear();
+        }
+    }
+
+    /// Computes one step, and begins the next where that needs nobody's answer.
+    fn advance(&mut self) {
+        let begun = match self.ahead.take() {
+            Some(begun) => begun,
+            None => {
+                let plan = self.next_plan();
+                match self.begin(plan, None) {
+                    Ok(begun) => begun,
+                    Err(failed) => return self.fail(&failed.plan, &failed.message),
+                }
+            }
+        };
+        // While the device computes this step, the next is built from tokens that nobody has read yet.
+        let ahead = match &begun.chosen {
+            Some(tokens) => {
+                self.scheduler.ahead(&begun.plan).map(|p| self.begin(p, Some(tokens.clone())))
+            }
+            None => None,
+        };
+        // What was given up before this step was read, this step may have used; what is given up from here on, the next.
+        let unused = std::mem::take(&mut self.retired);
+        let outcome = catch_unwind(AssertUnwindSafe(|| self.choose_all(&begun)));
+        match flatten(outcome) {
+            Ok(outcomes) => {
+                let lengths = || begun.plan.spans.iter().map(|span| span.range.len());
+                let prompts = lengths().filter(|length| *length > 1).sum();
+                self.pace.measured(lengths().sum(), prompts, begun.began.elapsed());
+                self.commit(&begun.plan, outcomes);
+                match ahead {
+                    Some(Ok(ahead)) => self.ahead = Some(ahead),
+                    Some(Err(failed)) => self.fail(&failed.plan, &failed.message),
+                    None => {}
+                }
+            }
+            Err(message) => self.fail(&begun.plan, &message),
+        }
+        drop(unused);
     }
 
     fn memory(&self) -> Memory {
@@ -231,9 +278,7 @@ impl<B: Backend> Runner for ModelRunner<B> {
 
     fn cancel(&mut self, request: RequestId) {
         self.end(request, "cancelled", |_| None);
-        if self.ahead.is_none() {
-            self.retired.clear();
-        }
+        self.drop_retired();
     }
 
     fn is_idle(&self) -> bool {
@@ -241,52 +286,11 @@ impl<B: Backend> Runner for ModelRunner<B> {
     }
 
     fn step(&mut self) {
-        if let Some(rows) = self.warm_ups.pop() {
-            self.warm_up(rows);
-            return;
+        match self.warm_ups.pop() {
+            Some(rows) => self.warm_up(rows),
+            None => self.advance(),
         }
-        let begun = match self.ahead.take() {
-            Some(begun) => begun,
-            None => {
-                let plan = self.next_plan();
-                match self.begin(plan, None) {
-                    Ok(begun) => begun,
-                    Err(failed) => return self.fail(&failed.plan, &failed.message),
-                }
-            }
-        };
-        // While the device computes this step, the next is built from tokens that nobody has read yet.
-        let ahead = match &begun.chosen {
-            Some(tokens) => {
-                self.scheduler.ahead(&begun.plan).map(|p| self.begin(p, Some(tokens.clone())))
-            }
-            None => None,
-        };
-        // What was given up before this step was read, this step may have used; what is given up from here on, the next.
-        let unused = std::mem::take(&mut self.retired);
-        let outcome = catch_unwind(AssertUnwindSafe(|| self.choose_all(&begun)));
-        drop(unused);
-        match flatten(outcome) {
-            Ok(outcomes) => {
-                let lengths = || begun.plan.spans.iter().map(|span| span.range.len());
-                let prompts = lengths().filter(|length| *length > 1).sum();
-                self.pace.measured(lengths().sum(), prompts, begun.began.elapsed());
-                self.commit(&begun.plan, outcomes);
-                match ahead {
-                    Some(Ok(ahead)) => self.ahead = Some(ahead),
-                    Some(Err(failed)) => self.fail(&failed.plan, &failed.message),
-                    None => {}
-                }
-            }
-            Err(message) => {
-                // The step begun ahead of this one is thrown away, and it may still be writing to the caches that go now.
-                self.backend.finish();
-                self.fail(&begun.plan, &message);
-            }
-        }
-        if self.ahead.is_none() {
-            self.retired.clear();
-        }
+        self.drop_retired();
     }
 
     fn stop(&mut self) {

@@ -325,7 +325,6 @@ impl World {
             cache.push(next_hash(cache.last().copied(), token));
         }
         let token_at = |position: usize| span.tokens[position - span.range.start];
-        // A sequence that ended in the step before may still be computed ahead.
         let expected = self.live.get_mut(&span.sequence).unwrap();
         let sequence = self.scheduler.sequence(span.sequence).unwrap();
         let rows = |positions: std::ops::Range<usize>| positions.clone().zip(&cache[positions]);

@@ -103,7 +103,7 @@ impl Checkpoint {
                 Ok(Some(stored.array()?.to_f32()))
             }
             Storage::Blocks(format) if stored.interleaved_heads.is_none() => {
-                Ok(Some(gguf::dequantise(format, &stored.data)))
+                Ok(Some(gguf::dequantize(format, &stored.data)))
             }
             _ => Err(stored.unsupported()),
         }

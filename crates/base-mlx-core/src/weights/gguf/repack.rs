@@ -27,7 +27,7 @@ pub fn repack(
 }
 
 /// The values of whole blocks, for what is needed as plain floats.
-pub fn dequantise(format: &Format, data: &[u8]) -> Vec<f32> {
+pub fn dequantize(format: &Format, data: &[u8]) -> Vec<f32> {
     let mut block = Block::EMPTY;
     let mut values = Vec::with_capacity(data.len() / format.bytes * format.values);
     for bytes in data.chunks_exact(format.bytes) {
