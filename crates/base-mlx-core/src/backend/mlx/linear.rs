@@ -3,7 +3,7 @@ use base_mlx_sys::{Array, Dtype, Quantized};
 use super::MlxBackend;
 use super::array::{MlxArray, Recipe, mlx_dtype};
 use super::device::{Device, built};
-use super::kernels::{Epilogue, Float, Project};
+use super::kernels::{Epilogue, Float, MANY_ROWS, Project};
 use crate::tensor::{Tensor, Weight};
 
 /// `x @ weight.T + bias`, still to be computed.
@@ -152,8 +152,7 @@ impl Device {
         let (first, others) = products.split_first()?;
         let rows = first.rows;
         let (bits, group_size) = kind(&first.weight)?;
-        let most = if bits == 16 { MOST_DENSE_ROWS } else { MOST_ROWS };
-        if rows == 0 || rows > most {
+        if rows == 0 || rows > MANY_ROWS {
             return None;
         }
         let alike = |other: &&&Product| {
@@ -190,6 +189,14 @@ impl Device {
             bias,
             epilogue,
         };
+        let most = match bits {
+            16 => MOST_DENSE_ROWS,
+            _ if project.is_many() => MANY_ROWS,
+            _ => MOST_ROWS,
+        };
+        if rows > most {
+            return None;
+        }
         let norm = norm.filter(|_| project.can_norm());
         project.norm_eps = norm.map(|norm| norm.eps.to_bits());
 

@@ -15,6 +15,7 @@
 #include "scalar.cuh"
 #include "cache.cuh"
 #include "project.cuh"
+#include "many.cuh"
 #include "place.cuh"
 #include "attend.cuh"
 #include "sample.cuh"
@@ -244,21 +245,15 @@ struct Inputs {
   }
 };
 
-template <typename S, int WARPS = 8, int TEAM = 4, int DEPTH = 3>
-void check_project() {
+// Compares what `launch` makes of weights and inputs. `how` says which kernel it was.
+template <typename S, typename Launch>
+void check_product(const char* how, const Launch& launch) {
   using T = typename S::Scalar;
   Weights<S> weights;
   Inputs<S> inputs;
   inputs.out.poison();
-  const auto kernel = prepared<S, WARPS, TEAM, DEPTH>();
-  if (kernel.fit == 0) {
-    std::printf("no block fits: rows %d, %dx%d, %d.%d.%d\n", S::ROWS, S::OUT, S::IN, WARPS, TEAM, DEPTH);
-    failed = true;
-    return;
-  }
   const auto& m = weights.matrices;
-  kernel.function<<<std::min(kernel.most, processors), kernel.threads, kernel.bytes, stream>>>(
-      inputs.x.at, inputs.norm_weight.at, m[0], m[1], m[2], inputs.residual.at, inputs.out.at);
+  launch(weights, inputs);
   CHECK(cudaGetLastError());
   CHECK(cudaDeviceSynchronize());
   std::vector<double> products[3];
@@ -289,14 +284,60 @@ void check_project() {
     for (size_t i = 0; i < reference.size(); i++) reference[i] += double(float(residual[i]));
   }
   char name[128];
-  std::snprintf(name, sizeof name, "project %s rows %d, %d+%d+%dx%d, %d/%d, norm %d bias %d end %d, %d.%d.%d",
+  std::snprintf(name, sizeof name, "project %s rows %d, %d+%d+%dx%d, %d/%d, norm %d bias %d end %d, %s",
                 sizeof(T) == 4 ? "f32" : Same<T, Half>::value ? "f16" : "bf16", S::ROWS, S::OUT0, S::OUT1, S::OUT2, S::IN,
-                S::BITS, S::GROUP, S::NORM, S::BIAS, S::EPILOGUE, WARPS, TEAM, DEPTH);
+                S::BITS, S::GROUP, S::NORM, S::BIAS, S::EPILOGUE, how);
   report(name, error_of(inputs.out.read(), reference), sizeof(T) == 4 ? 1e-5 : Same<T, Half>::value ? 1.5e-3 : 1e-2);
+}
+
+template <typename S, int WARPS = 8, int TEAM = 4, int DEPTH = 3>
+void check_project() {
+  char how[32];
+  std::snprintf(how, sizeof how, "%d.%d.%d", WARPS, TEAM, DEPTH);
+  const auto kernel = prepared<S, WARPS, TEAM, DEPTH>();
+  if (kernel.fit == 0) {
+    std::printf("no block fits: rows %d, %dx%d, %s\n", S::ROWS, S::OUT, S::IN, how);
+    failed = true;
+    return;
+  }
+  check_product<S>(how, [&](const Weights<S>& weights, const Inputs<S>& inputs) {
+    const auto& m = weights.matrices;
+    kernel.function<<<std::min(kernel.most, processors), kernel.threads, kernel.bytes, stream>>>(
+        inputs.x.at, inputs.norm_weight.at, m[0], m[1], m[2], inputs.residual.at, inputs.out.at);
+  });
+}
+
+template <typename S, int SPLIT, typename T = typename S::Scalar>
+__global__ void __cluster_dims__(SPLIT, 1, 1) __launch_bounds__(128)
+    project_many_kernel(const T* x, int live, Matrix<T> first, Matrix<T> second, Matrix<T> third, const T* residual, T* out) {
+  project_many<T, (S::ROWS < 64 ? S::ROWS : 64), S::IN, S::BITS, S::GROUP, S::OUT0, S::OUT1, S::OUT2, S::BIAS, S::EPILOGUE, SPLIT>(
+      x, live, first, second, third, residual, out);
+}
+
+template <typename S, int SPLIT>
+void launch_project_many(const Weights<S>& weights, const Inputs<S>& inputs) {
+  using T = typename S::Scalar;
+  using Plan =
+      ProjectMany<T, (S::ROWS < 64 ? S::ROWS : 64), S::IN, S::BITS, S::GROUP, S::OUT0, S::OUT1, S::OUT2, S::BIAS, S::EPILOGUE, SPLIT>;
+  const auto kernel = project_many_kernel<S, SPLIT>;
+  if (Plan::DYNAMIC_BYTES > 0) {
+    CHECK(cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, Plan::DYNAMIC_BYTES));
+  }
+  const auto& m = weights.matrices;
+  kernel<<<dim3(Plan::GRID, (S::ROWS + 63) / 64), Plan::THREADS, Plan::DYNAMIC_BYTES, stream>>>(
+      inputs.x.at, S::ROWS, m[0], m[1], m[2], inputs.residual.at, inputs.out.at);
+}
+
+template <typename S, int SPLIT>
+void check_project_many() {
+  char how[32];
+  std::snprintf(how, sizeof how, "many, split %d", SPLIT);
+  check_product<S>(how, launch_project_many<S, SPLIT>);
 }
 
 template <typename S>
 struct Rotation {
+  using Of = S;
   std::vector<std::unique_ptr<Weights<S>>> sets;
   Inputs<S> inputs;
   Rotation() {
@@ -323,6 +364,48 @@ void time_project(const Rotation<S>& rotation) {
     std::printf("rows %d %d+%d+%dx%d/%d  %2d.%2d.%d x%d/%d  %7.2f us  %5.0f GB/s\n", S::ROWS, S::OUT0, S::OUT1, S::OUT2,
                 S::IN, S::BITS, WARPS, TEAM, DEPTH, per_processor, kernel.fit, us, S::WEIGHT_BYTES / us * 1e-3);
     if (kernel.most <= processors * per_processor) break;
+  }
+}
+
+template <typename S, int SPLIT>
+void time_project_many(const Rotation<S>& rotation) {
+  const double us = time_launches(60, [&](int n) {
+    launch_project_many<S, SPLIT>(*rotation.sets[n % rotation.sets.size()], rotation.inputs);
+  });
+  std::printf("rows %d %d+%d+%dx%d/%d  many, split %d  %7.2f us  %5.0f GB/s\n", S::ROWS, S::OUT0, S::OUT1, S::OUT2, S::IN,
+              S::BITS, SPLIT, us, S::WEIGHT_BYTES / us * 1e-3);
+}
+
+// Qwen3-4B's products of many rows, 4 bits.
+template <int ROWS>
+void time_many() {
+  {
+    const Rotation<Shape<Bf16, ROWS, 2560, 4, 64, 4096, 1024, 1024, 0, 0, EPILOGUE_NONE>> qkv;
+    time_project_many<typename decltype(qkv)::Of, 1>(qkv);
+    time_project_many<typename decltype(qkv)::Of, 2>(qkv);
+    time_project_many<typename decltype(qkv)::Of, 4>(qkv);
+    time_project_many<typename decltype(qkv)::Of, 8>(qkv);
+  }
+  {
+    const Rotation<Shape<Bf16, ROWS, 4096, 4, 64, 2560, 0, 0, 0, 0, EPILOGUE_ADD>> o;
+    time_project_many<typename decltype(o)::Of, 4>(o);
+    time_project_many<typename decltype(o)::Of, 8>(o);
+  }
+  {
+    const Rotation<Shape<Bf16, ROWS, 2560, 4, 64, 9728, 9728, 0, 0, 0, EPILOGUE_SWIGLU>> gate;
+    time_project_many<typename decltype(gate)::Of, 1>(gate);
+    time_project_many<typename decltype(gate)::Of, 2>(gate);
+    time_project_many<typename decltype(gate)::Of, 4>(gate);
+  }
+  {
+    const Rotation<Shape<Bf16, ROWS, 9728, 4, 64, 2560, 0, 0, 0, 0, EPILOGUE_ADD>> down;
+    time_project_many<typename decltype(down)::Of, 4>(down);
+    time_project_many<typename decltype(down)::Of, 8>(down);
+  }
+  {
+    const Rotation<Shape<Bf16, ROWS, 2560, 4, 64, 151936, 0, 0, 0, 0, EPILOGUE_NONE>> head;
+    time_project_many<typename decltype(head)::Of, 1>(head);
+    time_project_many<typename decltype(head)::Of, 2>(head);
   }
 }
 
@@ -714,6 +797,21 @@ void time_sample(const char* what, float spread, Setting setting, int rows) {
 
 // ---- what is run
 
+static void check_many() {
+  check_project_many<Shape<Bf16, 64, 2560, 4, 64, 4096, 1024, 1024, 0, 1, EPILOGUE_NONE>, 4>();
+  check_project_many<Shape<Bf16, 64, 4096, 4, 64, 2560, 0, 0, 0, 0, EPILOGUE_ADD>, 8>();
+  check_project_many<Shape<Bf16, 64, 2560, 4, 64, 9728, 9728, 0, 0, 0, EPILOGUE_SWIGLU>, 2>();
+  check_project_many<Shape<Bf16, 32, 9728, 4, 64, 2560, 0, 0, 0, 0, EPILOGUE_ADD>, 8>();
+  check_project_many<Shape<Bf16, 16, 2560, 4, 64, 9728, 9728, 0, 0, 1, EPILOGUE_SWIGLU>, 2>();
+  check_project_many<Shape<Half, 64, 1024, 8, 64, 2048, 1024, 1024, 0, 1, EPILOGUE_NONE>, 4>();
+  check_project_many<Shape<Bf16, 16, 1024, 8, 32, 3072, 3072, 0, 0, 0, EPILOGUE_SWIGLU>, 1>();
+  check_project_many<Shape<Bf16, 32, 1024, 8, 128, 2048, 0, 0, 0, 0, EPILOGUE_ADD>, 8>();
+  check_project_many<Shape<Bf16, 150, 1024, 4, 64, 2048, 1024, 1024, 0, 1, EPILOGUE_NONE>, 2>();
+  check_project_many<Shape<Half, 64, 96, 4, 32, 37, 5, 1, 0, 1, EPILOGUE_NONE>, 1>();
+  check_project_many<Shape<Bf16, 16, 224, 8, 32, 19, 0, 0, 0, 0, EPILOGUE_ADD>, 4>();
+  check_project_many<Shape<Half, 32, 320, 4, 32, 33, 33, 0, 0, 1, EPILOGUE_SWIGLU>, 2>();
+}
+
 static void check_all() {
   check_project<Shape<Bf16, 1, 2560, 4, 64, 4096, 1024, 1024, 1, 0, EPILOGUE_NONE>, 16, 4, 4>();
   check_project<Shape<Bf16, 1, 4096, 4, 64, 2560, 0, 0, 0, 0, EPILOGUE_ADD>, 16, 8, 4>();
@@ -765,6 +863,7 @@ static void check_all() {
   check_project<Shape<Half, 4, 1280, 8, 128, 7, 0, 0, 0, 1, EPILOGUE_NONE>, 16, 8, 0>();
   check_project<Shape<Bf16, 1, 576, 8, 32, 2050, 0, 0, 0, 0, EPILOGUE_NONE>, 16, 8, 0>();
   check_project<Shape<Bf16, 16, 9728, 4, 32, 5, 0, 0, 0, 0, EPILOGUE_NONE>, 8, 4, 2>();
+  check_many();
   check_project<Shape<float, 3, 96, 4, 32, 37, 5, 1, 1, 1, EPILOGUE_NONE>>();
   check_project<Shape<float, 2, 256, 8, 64, 100, 100, 0, 1, 0, EPILOGUE_SWIGLU>>();
   check_project<Shape<float, 2, 256, 16, 64, 100, 0, 0, 0, 1, EPILOGUE_ADD>>();
@@ -896,6 +995,13 @@ int main(int count, char** arguments) {
       time_layers<2>();
       time_layers<4>();
       time_layers<8>();
+    }
+    if (what == "many") {
+      check_many();
+      time_many<16>();
+      time_many<32>();
+      time_many<64>();
+      time_many<512>();
     }
     if (what == "attend") time_attention();
     if (what == "sample") time_samples();

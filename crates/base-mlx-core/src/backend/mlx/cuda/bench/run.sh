@@ -1,5 +1,5 @@
 #!/bin/sh
-# Checks and times the kernels on the first NVIDIA GPU: ./run.sh [check|project|layer|attend|sample|place ...]
+# Checks and times the kernels on the first NVIDIA GPU: ./run.sh [check|copy|layer|many|attend|sample ...]
 set -eu
 here=$(dirname "$0")
 binary=${TMPDIR:-/tmp}/base-mlx-cuda-bench
