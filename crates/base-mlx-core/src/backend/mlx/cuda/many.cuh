@@ -11,10 +11,11 @@
 // split the input, and each adds up the sums of some of the rows over all of them.
 //
 // Grid: x GRID blocks of THREADS threads, y as many as it takes for all rows, ROWS each. Dynamic shared memory: DYNAMIC_BYTES.
+// The runtime launches neither clusters (see `launch_project_many`) nor more than ROWS rows; the bench does.
 
 namespace base_mlx {
 
-// a * b + c of both values of a word, rounded once; and a - b.
+// a * b + c of both values of a word, rounded once.
 template <typename T>
 __device__ __forceinline__ Word multiply_add_pair(Word a, Word b, Word c) {
   Word result;

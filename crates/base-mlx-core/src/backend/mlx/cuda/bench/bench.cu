@@ -143,6 +143,7 @@ struct Shape {
   using Scalar = T;
   static constexpr int ROWS = ROWS_, IN = IN_, BITS = BITS_, GROUP = GROUP_, OUT0 = OUT0_, OUT1 = OUT1_, OUT2 = OUT2_;
   static constexpr int NORM = NORM_, BIAS = BIAS_, EPILOGUE = EPILOGUE_;
+  static constexpr int BLOCK_ROWS = ROWS < 64 ? ROWS : 64;  // of the kernel of many rows
   static constexpr int OUTS[3] = {OUT0, OUT1, OUT2};
   static constexpr int OUT = EPILOGUE == EPILOGUE_SWIGLU ? OUT0 : OUT0 + OUT1 + OUT2;
   static constexpr size_t WEIGHT_BYTES =
@@ -310,21 +311,20 @@ void check_project() {
 template <typename S, int SPLIT, typename T = typename S::Scalar>
 __global__ void __cluster_dims__(SPLIT, 1, 1) __launch_bounds__(128)
     project_many_kernel(const T* x, int live, Matrix<T> first, Matrix<T> second, Matrix<T> third, const T* residual, T* out) {
-  project_many<T, (S::ROWS < 64 ? S::ROWS : 64), S::IN, S::BITS, S::GROUP, S::OUT0, S::OUT1, S::OUT2, S::BIAS, S::EPILOGUE, SPLIT>(
+  project_many<T, S::BLOCK_ROWS, S::IN, S::BITS, S::GROUP, S::OUT0, S::OUT1, S::OUT2, S::BIAS, S::EPILOGUE, SPLIT>(
       x, live, first, second, third, residual, out);
 }
 
 template <typename S, int SPLIT>
 void launch_project_many(const Weights<S>& weights, const Inputs<S>& inputs) {
   using T = typename S::Scalar;
-  using Plan =
-      ProjectMany<T, (S::ROWS < 64 ? S::ROWS : 64), S::IN, S::BITS, S::GROUP, S::OUT0, S::OUT1, S::OUT2, S::BIAS, S::EPILOGUE, SPLIT>;
+  using Plan = ProjectMany<T, S::BLOCK_ROWS, S::IN, S::BITS, S::GROUP, S::OUT0, S::OUT1, S::OUT2, S::BIAS, S::EPILOGUE, SPLIT>;
   const auto kernel = project_many_kernel<S, SPLIT>;
   if (Plan::DYNAMIC_BYTES > 0) {
     CHECK(cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, Plan::DYNAMIC_BYTES));
   }
   const auto& m = weights.matrices;
-  kernel<<<dim3(Plan::GRID, (S::ROWS + 63) / 64), Plan::THREADS, Plan::DYNAMIC_BYTES, stream>>>(
+  kernel<<<dim3(Plan::GRID, (S::ROWS + S::BLOCK_ROWS - 1) / S::BLOCK_ROWS), Plan::THREADS, Plan::DYNAMIC_BYTES, stream>>>(
       inputs.x.at, S::ROWS, m[0], m[1], m[2], inputs.residual.at, inputs.out.at);
 }
 
@@ -337,7 +337,6 @@ void check_project_many() {
 
 template <typename S>
 struct Rotation {
-  using Of = S;
   std::vector<std::unique_ptr<Weights<S>>> sets;
   Inputs<S> inputs;
   Rotation() {
@@ -376,37 +375,20 @@ void time_project_many(const Rotation<S>& rotation) {
               S::BITS, SPLIT, us, S::WEIGHT_BYTES / us * 1e-3);
 }
 
+template <typename S, int... SPLITS>
+void time_splits() {
+  const Rotation<S> rotation;
+  (time_project_many<S, SPLITS>(rotation), ...);
+}
+
 // Qwen3-4B's products of many rows, 4 bits.
 template <int ROWS>
 void time_many() {
-  {
-    const Rotation<Shape<Bf16, ROWS, 2560, 4, 64, 4096, 1024, 1024, 0, 0, EPILOGUE_NONE>> qkv;
-    time_project_many<typename decltype(qkv)::Of, 1>(qkv);
-    time_project_many<typename decltype(qkv)::Of, 2>(qkv);
-    time_project_many<typename decltype(qkv)::Of, 4>(qkv);
-    time_project_many<typename decltype(qkv)::Of, 8>(qkv);
-  }
-  {
-    const Rotation<Shape<Bf16, ROWS, 4096, 4, 64, 2560, 0, 0, 0, 0, EPILOGUE_ADD>> o;
-    time_project_many<typename decltype(o)::Of, 4>(o);
-    time_project_many<typename decltype(o)::Of, 8>(o);
-  }
-  {
-    const Rotation<Shape<Bf16, ROWS, 2560, 4, 64, 9728, 9728, 0, 0, 0, EPILOGUE_SWIGLU>> gate;
-    time_project_many<typename decltype(gate)::Of, 1>(gate);
-    time_project_many<typename decltype(gate)::Of, 2>(gate);
-    time_project_many<typename decltype(gate)::Of, 4>(gate);
-  }
-  {
-    const Rotation<Shape<Bf16, ROWS, 9728, 4, 64, 2560, 0, 0, 0, 0, EPILOGUE_ADD>> down;
-    time_project_many<typename decltype(down)::Of, 4>(down);
-    time_project_many<typename decltype(down)::Of, 8>(down);
-  }
-  {
-    const Rotation<Shape<Bf16, ROWS, 2560, 4, 64, 151936, 0, 0, 0, 0, EPILOGUE_NONE>> head;
-    time_project_many<typename decltype(head)::Of, 1>(head);
-    time_project_many<typename decltype(head)::Of, 2>(head);
-  }
+  time_splits<Shape<Bf16, ROWS, 2560, 4, 64, 4096, 1024, 1024, 0, 0, EPILOGUE_NONE>, 1, 2, 4, 8>();
+  time_splits<Shape<Bf16, ROWS, 4096, 4, 64, 2560, 0, 0, 0, 0, EPILOGUE_ADD>, 1, 4, 8>();
+  time_splits<Shape<Bf16, ROWS, 2560, 4, 64, 9728, 9728, 0, 0, 0, EPILOGUE_SWIGLU>, 1, 2, 4>();
+  time_splits<Shape<Bf16, ROWS, 9728, 4, 64, 2560, 0, 0, 0, 0, EPILOGUE_ADD>, 1, 4, 8>();
+  time_splits<Shape<Bf16, ROWS, 2560, 4, 64, 151936, 0, 0, 0, 0, EPILOGUE_NONE>, 1, 2>();
 }
 
 // ---- the cache, place, gather, attend
@@ -798,6 +780,8 @@ void time_sample(const char* what, float spread, Setting setting, int rows) {
 // ---- what is run
 
 static void check_many() {
+  check_project_many<Shape<Bf16, 64, 2560, 4, 64, 4096, 1024, 1024, 0, 0, EPILOGUE_NONE>, 1>();
+  check_project_many<Shape<Bf16, 32, 2560, 4, 64, 9728, 9728, 0, 0, 0, EPILOGUE_SWIGLU>, 1>();
   check_project_many<Shape<Bf16, 64, 2560, 4, 64, 4096, 1024, 1024, 0, 1, EPILOGUE_NONE>, 4>();
   check_project_many<Shape<Bf16, 64, 4096, 4, 64, 2560, 0, 0, 0, 0, EPILOGUE_ADD>, 8>();
   check_project_many<Shape<Bf16, 64, 2560, 4, 64, 9728, 9728, 0, 0, 0, EPILOGUE_SWIGLU>, 2>();
