@@ -107,6 +107,7 @@ struct Function {
 struct CudaLaunch {
   uint32_t grid[3]; // blocks
   uint32_t block[3]; // threads of a block
+  uint32_t cluster; // blocks along x; 1: no clusters
   uint32_t shared_memory; // dynamic, in bytes
   Slice<uint64_t> addresses;
   Slice<uint32_t> numbers;

@@ -14,11 +14,14 @@
 #include <mutex>
 #include <stdexcept>
 #include <string>
+#include <tuple>
 #include <vector>
 
 #include "mlx/primitives.h"
 
 struct CUfunc_st;
+struct CUgraph_st;
+struct CUgraphNode_st;
 struct dim3 {
   unsigned int x, y, z;
 };
@@ -31,6 +34,7 @@ class CommandEncoder {
   void set_output_array(const array& arr);
   void add_kernel_node_raw(
       CUfunc_st* func, dim3 grid_dim, dim3 block_dim, dim3 cluster_dim, uint32_t smem_bytes, void** params);
+  void add_graph_node(CUgraph_st* child);
 };
 
 CommandEncoder& get_command_encoder(Stream s);
@@ -45,6 +49,21 @@ namespace {
 
 using Address = unsigned long long;
 
+// As the driver's own.
+struct KernelNode {
+  CUfunc_st* function;
+  unsigned int grid_x, grid_y, grid_z, block_x, block_y, block_z, shared_memory;
+  void** parameters;
+  void** extra;
+  void* kernel;
+  void* context;
+};
+
+union alignas(8) LaunchAttribute {
+  char padding[64];
+  dim3 cluster;
+};
+
 // What the driver and its compiler are asked for, under their own names.
 struct Driver {
   int (*cuModuleLoadData)(void** module, const void* image);
@@ -54,6 +73,11 @@ struct Driver {
   int (*cuMemFree)(Address address);
   int (*cuMemHostAlloc)(void** memory, size_t bytes, unsigned int flags);
   int (*cuStreamSynchronize)(void* stream);
+  int (*cuGraphCreate)(CUgraph_st** graph, unsigned int flags);
+  int (*cuGraphDestroy)(CUgraph_st* graph);
+  int (*cuGraphAddKernelNode)(
+      CUgraphNode_st** node, CUgraph_st* graph, CUgraphNode_st* const* before, size_t count, const KernelNode* kernel);
+  int (*cuGraphKernelNodeSetAttribute)(CUgraphNode_st* node, int attribute, const LaunchAttribute* value);
   int (*cuGetErrorName)(int error, const char** name);
   int (*cuCtxGetDevice)(int* device);
   int (*cuDeviceGetAttribute)(int* value, int attribute, int device);
@@ -101,6 +125,10 @@ const Driver& driver() {
     find(library, "cuMemFree_v2", found.cuMemFree);
     find(library, "cuMemHostAlloc", found.cuMemHostAlloc);
     find(library, "cuStreamSynchronize", found.cuStreamSynchronize);
+    find(library, "cuGraphCreate", found.cuGraphCreate);
+    find(library, "cuGraphDestroy", found.cuGraphDestroy);
+    find(library, "cuGraphAddKernelNode_v2", found.cuGraphAddKernelNode);
+    find(library, "cuGraphKernelNodeSetAttribute", found.cuGraphKernelNodeSetAttribute);
     find(library, "cuGetErrorName", found.cuGetErrorName);
     find(library, "cuCtxGetDevice", found.cuCtxGetDevice);
     find(library, "cuDeviceGetAttribute", found.cuDeviceGetAttribute);
@@ -139,8 +167,8 @@ std::string string(Text text) {
   return {text.data, text.length};
 }
 
-// Two attributes of the driver's: a device's compute capability, and a kernel's dynamic shared memory.
-constexpr int CAPABILITY_MAJOR = 75, CAPABILITY_MINOR = 76, MAX_DYNAMIC_SHARED_SIZE_BYTES = 8;
+// Attributes of the driver's: a device's compute capability, a kernel's dynamic shared memory, and a launch's clusters.
+constexpr int CAPABILITY_MAJOR = 75, CAPABILITY_MINOR = 76, MAX_DYNAMIC_SHARED_SIZE_BYTES = 8, CLUSTER_DIMENSION = 4;
 
 // As MLX's own, which its operations look into.
 struct CudaBuffer {
@@ -355,6 +383,7 @@ class Launched : public mx::Primitive {
         function_(function),
         grid_{launch.grid[0], launch.grid[1], launch.grid[2]},
         block_{launch.block[0], launch.block[1], launch.block[2]},
+        cluster_(launch.cluster),
         shared_memory_(launch.shared_memory),
         given_(launch.addresses.data, launch.addresses.data + launch.addresses.length),
         numbers_(launch.numbers.data, launch.numbers.data + launch.numbers.length) {}
@@ -390,7 +419,11 @@ class Launched : public mx::Primitive {
     for (auto& number : numbers_) {
       parameters.push_back(&number);
     }
-    encoder.add_kernel_node_raw(function_, grid_, block_, {0, 0, 0}, shared_memory_, parameters.data());
+    if (cluster_ == 1) {
+      encoder.add_kernel_node_raw(function_, grid_, block_, {0, 0, 0}, shared_memory_, parameters.data());
+    } else {
+      add_in_clusters(encoder, parameters);
+    }
   }
 
   const char* name() const override {
@@ -398,8 +431,29 @@ class Launched : public mx::Primitive {
   }
 
  private:
+  // As a graph of its own: MLX instantiates a graph once and updates it for all that look the same, and of a kernel it sees
+  // clusters only there. Updating a node of other clusters succeeds, and computes something else.
+  void add_in_clusters(mx::cu::CommandEncoder& encoder, std::vector<void*>& parameters) const {
+    CUgraph_st* graph = nullptr;
+    check(driver().cuGraphCreate(&graph, 0), "making a graph");
+    std::unique_ptr<CUgraph_st, int (*)(CUgraph_st*)> destroyed(graph, driver().cuGraphDestroy);
+    KernelNode kernel{};
+    kernel.function = function_;
+    std::tie(kernel.grid_x, kernel.grid_y, kernel.grid_z) = std::tie(grid_.x, grid_.y, grid_.z);
+    std::tie(kernel.block_x, kernel.block_y, kernel.block_z) = std::tie(block_.x, block_.y, block_.z);
+    kernel.shared_memory = shared_memory_;
+    kernel.parameters = parameters.data();
+    CUgraphNode_st* node = nullptr;
+    check(driver().cuGraphAddKernelNode(&node, graph, nullptr, 0, &kernel), "adding a kernel");
+    LaunchAttribute attribute{};
+    attribute.cluster = {cluster_, 1, 1};
+    check(driver().cuGraphKernelNodeSetAttribute(node, CLUSTER_DIMENSION, &attribute), "asking for clusters");
+    encoder.add_graph_node(graph);
+  }
+
   CUfunc_st* function_;
   dim3 grid_, block_;
+  uint32_t cluster_;
   uint32_t shared_memory_;
   std::vector<Address> given_;
   std::vector<uint32_t> numbers_;

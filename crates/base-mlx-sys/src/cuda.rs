@@ -24,6 +24,8 @@ pub struct CudaLaunch<'a, const OUTPUTS: usize> {
     pub grid: [u32; 3],
     /// Threads of a block.
     pub block: [u32; 3],
+    /// Blocks along x that run together; 1: no clusters. More need a device of capability 9.
+    pub cluster: u32,
     /// Dynamic, in bytes; no more than the function was made for.
     pub shared_memory: u32,
     /// Of what the device reads beside its inputs, and nothing writes meanwhile: parameters.
@@ -60,8 +62,8 @@ impl CudaFunction {
     ///
     /// # Safety
     /// The kernel takes so many addresses of inputs, of parameters and of outputs, then so many numbers of 32 bits, and
-    /// stays within what it is told of. What lies at an address lives until the kernel has run. The kernel may write into what it is told of only where MLX's order of work keeps
-    /// others from reading it meanwhile.
+    /// stays within what it is told of. What lies at an address lives until the kernel has run. The kernel may write into
+    /// what it is told of only where MLX's order of work keeps others from reading it meanwhile.
     pub unsafe fn launch<const OUTPUTS: usize>(
         self,
         inputs: &[&Array],
@@ -72,6 +74,7 @@ impl CudaFunction {
         let raw = RawCudaLaunch {
             grid: launch.grid,
             block: launch.block,
+            cluster: launch.cluster,
             shared_memory: launch.shared_memory,
             addresses: launch.addresses.into(),
             numbers: launch.numbers.into(),

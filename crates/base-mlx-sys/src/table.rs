@@ -174,6 +174,7 @@ pub(crate) struct RawCudaFunction([u8; 0]);
 pub(crate) struct RawCudaLaunch<'a> {
     pub(crate) grid: [u32; 3],
     pub(crate) block: [u32; 3],
+    pub(crate) cluster: u32,
     pub(crate) shared_memory: u32,
     pub(crate) addresses: Slice<'a, u64>,
     pub(crate) numbers: Slice<'a, u32>,

@@ -1,5 +1,6 @@
 //! The device under test. MLX belongs to one thread, and tests run on many.
 
+use std::path::Path;
 use std::sync::mpsc::{Sender, channel};
 use std::sync::{LazyLock, Mutex};
 
@@ -12,8 +13,10 @@ static THREAD: LazyLock<Mutex<Sender<Work>>> = LazyLock::new(|| {
     let (sender, receiver) = channel::<Work>();
     std::thread::spawn(move || {
         let own_kernels = std::env::var_os("BASE_MLX_TEST_STOCK").is_none();
-        let options =
-            MlxOptions { device: device(), own_kernels, cache_bytes: None, kernel_cache: None };
+        // Compiling them takes most of the time.
+        let kernels = Path::new(env!("CARGO_TARGET_TMPDIR")).join("kernels");
+        let kernel_cache = Some(kernels);
+        let options = MlxOptions { device: device(), own_kernels, cache_bytes: None, kernel_cache };
         let backend = MlxBackend::open(options).unwrap_or_else(|error| panic!("{error}"));
         println!("testing {}", backend.describe());
         receiver.into_iter().for_each(|work| work(&backend));

@@ -51,8 +51,7 @@ pub(super) enum Kernel {
     Sample { dtype: Float, vocab_size: usize, padded: usize },
 }
 
-/// A product with one to three matrices, its norm before and its sum after; see `cuda/project.cuh`, and `cuda/many.cuh` for
-/// more than [`FEW_ROWS`] of quantised matrices.
+/// A product with one to three matrices, its norm before and its sum after; see `cuda/project.cuh` and `cuda/many.cuh`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub(super) struct Project {
     pub(super) dtype: Float,
@@ -158,6 +157,7 @@ impl Kernels {
         let launch = CudaLaunch {
             grid: [(words.len() as u32).div_ceil(256).min(MULTIPROCESSORS), 1, 1],
             block: [256, 1, 1],
+            cluster: 1,
             shared_memory: 0,
             addresses: &[],
             numbers: &[words.len() as u32],
@@ -184,14 +184,14 @@ impl Kernels {
         let Loaded { function, facts } = self.loaded(Kernel::Project(project));
         let Facts { threads, dynamic_bytes, items, teams } =
             facts.expect("a product's entry is named after them");
-        let blocks = if project.is_many() {
-            items
-        } else {
-            items.div_ceil(teams).min(MULTIPROCESSORS * project.tiling().blocks)
+        let (blocks, cluster) = match project.split() {
+            0 => (items.div_ceil(teams).min(MULTIPROCESSORS * project.tiling().blocks), 1),
+            split => (items, split as u32),
         };
         let launch = CudaLaunch {
             grid: [blocks, 1, 1],
             block: [threads, 1, 1],
+            cluster,
             shared_memory: dynamic_bytes,
             addresses,
             numbers: &[rows as u32],
@@ -294,6 +294,7 @@ impl Kernel {
                     epilogue,
                     ..
                 } = project;
+                let split = project.split();
                 let [out0, out1, out2] = outputs.map(|out| out as i64);
                 let sizes = [
                     rows as i64,
@@ -305,9 +306,10 @@ impl Kernel {
                     out2,
                 ];
                 let end = [i64::from(bias), epilogue as i64];
-                if project.is_many() {
-                    let arguments = listed(project.dtype, &[&sizes[..], &end].concat());
-                    let plan = format!("base_mlx::ProjectMany<{arguments}, 1>");
+                if split > 0 {
+                    let arguments = [&sizes[..], &end, &[split as i64]].concat();
+                    let arguments = listed(project.dtype, &arguments);
+                    let plan = format!("base_mlx::ProjectMany<{arguments}>");
                     return format!(
                         "base_mlx::launch_project_many<{arguments}, {plan}::THREADS, {plan}::DYNAMIC_BYTES, \
                          {plan}::GRID, 1>"
@@ -386,11 +388,22 @@ impl Project {
         }
     }
 
-    /// Whether the kernel of many rows computes it: there must be outputs for many of its blocks.
-    pub(super) fn is_many(&self) -> bool {
-        let gated = self.epilogue == Epilogue::Swiglu;
-        let blocks = if gated { self.outputs[0].div_ceil(64) } else { self.tiles().div_ceil(8) };
-        self.rows > FEW_ROWS && self.bits < 16 && blocks >= LEAST_BLOCKS
+    /// So many blocks of the kernel of many rows share their outputs and split the input; 0: the kernel of few rows.
+    fn split(&self) -> usize {
+        if self.bits == 16 || self.rows <= FEW_ROWS {
+            return 0;
+        }
+        let blocks = match self.epilogue {
+            Epilogue::Swiglu => self.outputs[0].div_ceil(64),
+            _ => self.tiles().div_ceil(8),
+        };
+        // A block takes 512 bits of each row at once, and should have two of them, to have one under way.
+        let most = (self.inner * self.bits as usize / 512 / 2).clamp(1, MOST_SPLIT);
+        let mut split = 1;
+        while split * 2 <= most && blocks * split < ENOUGH_BLOCKS {
+            split *= 2;
+        }
+        split
     }
 
     /// Of 16 outputs.
@@ -422,7 +435,7 @@ impl Project {
 
     /// Whether the kernel can have the norm too: the normed rows must fit into shared memory.
     pub(super) fn can_norm(&self) -> bool {
-        !self.is_many() && self.rows * (self.inner * 2 + 320) < STAGED_BYTES / 2
+        self.split() == 0 && self.rows * (self.inner * 2 + 320) < STAGED_BYTES / 2
     }
 }
 
@@ -468,13 +481,12 @@ const SOURCE: &str = concat!(
     include_str!("cuda/launch.cuh"),
 );
 pub(super) const PLACE_WARPS: u32 = 4;
-/// Above it quantised weights may be multiplied by the kernel of many rows. Measured on an H100, 9728×2560 twice, 4 bits, in
-/// µs: few 32, 72 at 16 and 32 rows, many 32, 42, and 65 at 64.
-const FEW_ROWS: usize = 16;
-/// Most rows of that kernel.
-pub(super) const MANY_ROWS: usize = 64;
-/// With fewer of its blocks most multiprocessors would have nothing to do.
-const LEAST_BLOCKS: usize = 40;
+/// Above it quantised weights are multiplied by the kernel of many rows. Measured on an H100, 9728×2560 twice, 4 bits, in
+/// µs: few 32, 72 at 16 and 32 rows, many 28, 38, and 66 at 64.
+const FEW_ROWS: usize = 8;
+/// Its blocks split the input until they are so many, but not in more parts than a cluster can have blocks on any device.
+const ENOUGH_BLOCKS: usize = 160;
+const MOST_SPLIT: usize = 8;
 /// Of an H100. On others the grids are a little too large or too small.
 const MULTIPROCESSORS: u32 = 132;
 /// Of shared memory.

@@ -285,6 +285,7 @@ impl Launches<'_> {
         let launch = CudaLaunch {
             grid: [((heads + 2 * kv_heads) as u32).div_ceil(PLACE_WARPS), tokens as u32, 1],
             block: [PLACE_WARPS * 32, 1, 1],
+            cluster: 1,
             shared_memory: 0,
             addresses: &norm_weights,
             numbers: &[all, table_width, self.offsets[0], self.offsets[1]],
@@ -328,8 +329,15 @@ impl Launches<'_> {
         let whole = [rows, heads, head_dim];
         if parts == 1 {
             let outputs = [(&whole[..], dtype.dtype())];
-            let launch =
-                CudaLaunch { grid, block, shared_memory: 0, addresses: &[], numbers, outputs };
+            let launch = CudaLaunch {
+                grid,
+                block,
+                cluster: 1,
+                shared_memory: 0,
+                addresses: &[],
+                numbers,
+                outputs,
+            };
             #[allow(unsafe_code)]
             // SAFETY: as `launch_attend` wants them; the blocks of the batch are held by its sequences.
             let [out] = unsafe { self.kernels.launch(kernel, &[&q, batch], launch) };
@@ -339,13 +347,22 @@ impl Launches<'_> {
             (&[rows, heads, parts, head_dim][..], Dtype::F32),
             (&[rows, heads, parts, 2][..], Dtype::F32),
         ];
-        let launch = CudaLaunch { grid, block, shared_memory: 0, addresses: &[], numbers, outputs };
+        let launch = CudaLaunch {
+            grid,
+            block,
+            cluster: 1,
+            shared_memory: 0,
+            addresses: &[],
+            numbers,
+            outputs,
+        };
         #[allow(unsafe_code)]
         // SAFETY: as `launch_attend_in_parts` wants them; the blocks are held by their sequences.
         let [sums, stats] = unsafe { self.kernels.launch(kernel, &[&q, batch], launch) };
         let launch = CudaLaunch {
             grid: [heads as u32, rows as u32, 1],
             block: [head_dim as u32, 1, 1],
+            cluster: 1,
             shared_memory: 0,
             addresses: &[],
             numbers: &[],
@@ -395,6 +412,7 @@ impl Launches<'_> {
         let launch = CudaLaunch {
             grid: [units, kv_heads as u32, 1],
             block: [GATHER_THREADS, 1, 1],
+            cluster: 1,
             shared_memory: 0,
             addresses: &[],
             numbers: &[

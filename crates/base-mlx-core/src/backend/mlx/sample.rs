@@ -57,6 +57,7 @@ impl Device {
         let launch = CudaLaunch {
             grid: [rows.len() as u32, 1, 1],
             block: [1024, 1, 1],
+            cluster: 1,
             shared_memory: 0,
             addresses: &[],
             numbers: &[],

@@ -30,15 +30,14 @@ __global__ void __launch_bounds__(THREADS)
       Matrix<T>{packed2, scales2, biases2, bias2}, residual, out);
 }
 
-// The last four are `ProjectMany`'s. Without clusters: MLX updates graphs as if all kernels had the same, and what comes of it
-// is wrong.
+// The last four are `ProjectMany`'s. Launched in clusters of SPLIT blocks.
 template <typename T, int ROWS, int IN, int BITS, int GROUP, int OUT0, int OUT1, int OUT2, int BIAS, int EPILOGUE,
-          int THREADS, int DYNAMIC_BYTES, int GRID, int ONE>
+          int SPLIT, int THREADS, int DYNAMIC_BYTES, int GRID, int ONE>
 __global__ void __launch_bounds__(THREADS)
     launch_project_many(const T* x, const T* residual, const T*, const void* packed0, const T* scales0, const T* biases0,
                         const T* bias0, const void* packed1, const T* scales1, const T* biases1, const T* bias1,
                         const void* packed2, const T* scales2, const T* biases2, const T* bias2, T* out, int live) {
-  project_many<T, ROWS, IN, BITS, GROUP, OUT0, OUT1, OUT2, BIAS, EPILOGUE, 1>(
+  project_many<T, ROWS, IN, BITS, GROUP, OUT0, OUT1, OUT2, BIAS, EPILOGUE, SPLIT>(
       x, live, Matrix<T>{packed0, scales0, biases0, bias0}, Matrix<T>{packed1, scales1, biases1, bias1},
       Matrix<T>{packed2, scales2, biases2, bias2}, residual, out);
 }

@@ -11,7 +11,7 @@
 // split the input, and each adds up the sums of some of the rows over all of them.
 //
 // Grid: x GRID blocks of THREADS threads, y as many as it takes for all rows, ROWS each. Dynamic shared memory: DYNAMIC_BYTES.
-// The runtime launches neither clusters (see `launch_project_many`) nor more than ROWS rows; the bench does.
+// The runtime launches no more than ROWS rows; the bench does.
 
 namespace base_mlx {
 
