@@ -5,7 +5,6 @@ use base_mlx_sys::{self as mlx, Array};
 
 use super::array::{MlxArray, Recipe};
 use super::kernels::{self, Kernels};
-use super::linear::MOST_ROWS;
 use super::rope::Frequencies;
 use crate::backend::DeviceError;
 
@@ -139,13 +138,14 @@ impl Device {
         }
     }
 
-    /// From so many rows on a product is computed with its weight expanded first, once for all of them.
-    pub(super) fn dequantize_from_rows(&self) -> usize {
+    /// From so many rows on a product that is not ours is computed with its weight expanded first, once for all of them.
+    pub(super) fn dequantize_from_rows(&self, bits: u32) -> usize {
         match (self.kind, &self.kernels) {
-            // Where ours end. MLX's products of many rows are compiled when first used, which takes ten seconds and more a
-            // shape in the middle of an answer; expanding costs a few microseconds more up to 64 rows, and is faster from
-            // 256 on: an H100 takes 974 and 370 µs for 2,048 rows by a 9728×2560 weight.
-            (MlxDevice::Cuda, Some(_)) => MOST_ROWS + 1,
+            // MLX's products of more than a few rows are compiled when first used, which takes ten seconds and more for each
+            // width and number of rows, in the middle of an answer. Expanding is faster from 256 rows on anyway: an H100
+            // takes 974 and 370 µs for 2,048 rows by a 9728×2560 weight.
+            (MlxDevice::Cuda, Some(_)) if matches!(bits, 4 | 8) => 2,
+            (MlxDevice::Cuda, Some(_)) => 8,
             (MlxDevice::Cuda, None) => 256,
             (MlxDevice::Metal | MlxDevice::Cpu, _) => usize::MAX,
         }

@@ -86,9 +86,9 @@ impl Device {
             Weight::Dense { array, .. } => {
                 built(x.matmul(&built(array.value_as(self, dtype).transpose(&[1, 0]))))
             }
-            Weight::Affine { .. } => {
+            Weight::Affine { bits, .. } => {
                 let w = self.quantized(weight, dtype);
-                if *rows >= self.dequantize_from_rows() {
+                if *rows >= self.dequantize_from_rows(*bits) {
                     built(x.matmul(&built(built(w.dequantize()).transpose(&[1, 0]))))
                 } else {
                     built(x.quantized_matmul(&w))
@@ -244,6 +244,6 @@ fn kind(weight: &Weight<MlxBackend>) -> Option<(u32, usize)> {
 
 /// Of a quantised weight: what a block of the kernel of many rows has room for. Measured on an H100, 9728×2560 twice, 4 bits,
 /// in µs at 64 rows: ours 66, expanding the weights alone 118.
-pub(super) const MOST_ROWS: usize = 64;
+const MOST_ROWS: usize = 64;
 /// Above it cuBLAS reads a dense weight as fast.
 const MOST_DENSE_ROWS: usize = 8;

@@ -1,4 +1,4 @@
-// A product of many rows, 17 and more, with one to three quantised matrices that share their input.
+// A product of many rows, 9 and more, with one to three quantised matrices that share their input.
 //
 //   out[r, o] = epilogue(sum_i x[r, i] * w[o, i])
 //
