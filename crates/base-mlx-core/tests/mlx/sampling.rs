@@ -78,3 +78,24 @@ fn where_no_token_is_left_none_is_chosen() {
         assert_eq!(on_device(backend, &logits, &draws), [NO_TOKEN, 9]);
     });
 }
+
+#[test]
+fn a_logit_that_is_no_number_is_never_chosen_and_an_infinite_one_always() {
+    on_mlx(|backend| {
+        let kinds = [
+            Draw::GREEDY,
+            Draw { temperature: 1.0, ..Draw::GREEDY },
+            Draw { temperature: 0.5, top_k: 3, top_p: 0.9, min_p: 0.01, ..Draw::GREEDY },
+        ];
+        for (nans, infinite) in [(&[0, 5][..], &[][..]), (&[], &[7]), (&[6], &[7, 2001])] {
+            let mut row = Dice(8).floats(PADDED);
+            nans.iter().for_each(|&place: &usize| row[place] = f32::NAN);
+            infinite.iter().for_each(|&place: &usize| row[place] = f32::INFINITY);
+            for round in 0..5 {
+                let draws = kinds.map(|kind| Draw { uniform: uniform(3, round) as f32, ..kind });
+                let expected = draws.map(|draw| on_host(&row, &draw, 3, round));
+                assert_eq!(on_device(backend, &row.repeat(draws.len()), &draws), expected);
+            }
+        }
+    });
+}

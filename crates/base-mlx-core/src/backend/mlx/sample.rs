@@ -22,7 +22,7 @@ pub(super) fn choose(
         return MlxArray::known(tokens);
     }
     let x = built(all.slice(&[0, 0], &[rows.len(), vocab_size]));
-    let x = built(x.astype(Dtype::F32));
+    let x = clean(&built(x.astype(Dtype::F32)));
     let best = built(built(x.argmax(-1)).astype(Dtype::U32));
     let tokens = if rows.iter().all(|row| row.temperature <= 0.0) {
         best
@@ -32,7 +32,7 @@ pub(super) fn choose(
         let greedy = built(built(greedy.reshape(&[rows.len()])).astype(Dtype::Bool));
         built(Array::select(&greedy, &best, &drawn))
     };
-    // A row without a finite logit, or with NaN in it, has nothing to choose.
+    // A row without a finite logit has nothing to choose.
     let largest = built(built(x.max(-1)).reshape(&[rows.len()]));
     let lowest = built(Array::full(&[], f32::MIN, Dtype::F32));
     let some = built(lowest.less_equal(&largest));
@@ -71,6 +71,14 @@ impl Device {
     }
 }
 
+/// Logits that are finite or −∞, as `sample::choose` makes them first.
+fn clean(x: &Array) -> Array {
+    let below_all = built(Array::scalar(f32::NEG_INFINITY, Dtype::F32));
+    // NaN alone is not itself.
+    let x = built(Array::select(&built(x.equal(x)), x, &below_all));
+    built(x.minimum(&built(Array::scalar(f32::MAX, Dtype::F32))))
+}
+
 /// By a random number in the running sum of the weights that the filters keep, in the order of ids.
 fn draw(x: &Array, rows: &[Draw]) -> Array {
     let temperature =
@@ -88,14 +96,16 @@ fn draw(x: &Array, rows: &[Draw]) -> Array {
         let keep = built(column(rows, |row| row.min_p).less_equal(&weights));
         weights = built(Array::select(&keep, &weights, &zero));
     }
-    let sums = built(weights.cumsum(-1));
+    let has_weight = built(zero.less(&weights));
+    // A GPU adds them up in parts, so they may fall a little where nothing is added.
+    let sums = built(Array::select(&has_weight, &built(weights.cumsum(-1)), &zero));
     let all = built(sums.max(-1));
     let target = built(all.multiply(&column(rows, |row| row.uniform)));
     // Rounding may put the target on the sum of all; the last token with weight is then meant.
     let almost = built(all.multiply(&built(Array::full(&[], 1.0 - f32::EPSILON, Dtype::F32))));
     let target = built(target.minimum(&almost));
-    let before = built(built(sums.less_equal(&target)).astype(Dtype::U32));
-    built(built(built(before.sum(-1)).astype(Dtype::U32)).reshape(&[rows.len()]))
+    let beyond = built(built(target.less(&sums)).astype(Dtype::U32));
+    built(built(beyond.argmax(-1)).astype(Dtype::U32))
 }
 
 /// Bool `[rows, vocab]`: what top_k, then top_p of what that left, keep.
