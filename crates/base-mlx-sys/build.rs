@@ -7,6 +7,9 @@ mod bridge;
 #[cfg(any(feature = "mlx", target_os = "macos"))]
 #[path = "build/find.rs"]
 mod find;
+#[cfg(any(feature = "mlx", target_os = "macos"))]
+#[path = "src/version.rs"]
+mod version;
 
 fn main() {
     println!("cargo::rerun-if-changed=build");

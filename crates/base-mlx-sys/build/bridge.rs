@@ -8,9 +8,7 @@ use std::{fs, io};
 use sha2::{Digest, Sha256};
 
 use crate::find::Mlx;
-
-#[path = "../src/version.rs"]
-mod version;
+use crate::version;
 
 /// What both sides of the table are written in, in the order of `table.rs`.
 const SOURCES: [&str; 5] =
@@ -37,7 +35,8 @@ pub(crate) fn build(mlx: &Mlx) -> Result<(), String> {
     })?;
     let mut compile = compiler.to_command();
     compile.args([if macos { "-dynamiclib" } else { "-shared" }, "src/bridge.cc"]);
-    if cfg!(feature = "cuda") {
+    // A Mac's libmlx has none of what it calls.
+    if cfg!(feature = "cuda") && !macos {
         compile.args(["-DBASE_MLX_CUDA", "src/cuda.cc"]);
     }
     compile.args(["-L", lib, "-lmlx"]);

@@ -6,8 +6,7 @@ use std::{env, fs, io};
 
 use sha2::{Digest, Sha256};
 
-/// The version whose C++ interface the bridge is written for. MLX promises no binary compatibility.
-const VERSION: &str = "0.32.4";
+use crate::version::MLX as VERSION;
 
 /// The official wheels: package, platform tag, sha256.
 const WHEELS: [(&str, &str, &str); 9] = [
@@ -85,7 +84,10 @@ pub(crate) fn mlx() -> Result<Mlx, String> {
         };
     }
     // On Linux it would be one for CPUs.
-    if let Some(mlx) = homebrew(&cache).filter(|_| cfg!(target_os = "macos")) {
+    if cfg!(target_os = "macos")
+        && let Some(mlx) = homebrew(&cache)
+    {
+        println!("cargo::rerun-if-changed={}", mlx.lib.display());
         return Ok(mlx);
     }
     wheel(&cache)
@@ -127,7 +129,8 @@ fn at(folder: &Path, cache: &Path) -> Option<Mlx> {
 fn homebrew(cache: &Path) -> Option<Mlx> {
     let prefix = Command::new("brew").args(["--prefix", "mlx"]).output().ok()?;
     let prefix = String::from_utf8(prefix.stdout).ok()?;
-    let mlx = at(Path::new(prefix.trim()), cache)?;
+    // This version's own folder: under the other name an upgrade would put the next one.
+    let mlx = at(&fs::canonicalize(prefix.trim()).ok()?, cache)?;
     (version(&mlx)? == VERSION).then_some(mlx)
 }
 

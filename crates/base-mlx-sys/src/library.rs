@@ -7,6 +7,7 @@ use std::sync::OnceLock;
 use libloading::os::unix::{Library, RTLD_LOCAL, RTLD_NOW};
 
 use crate::table::{Table, VERSION};
+use crate::version::MLX;
 use crate::{Error, Result};
 
 /// A process has one MLX, so this is the process's. Never unloaded: arrays may be dropped at any time.
@@ -15,8 +16,8 @@ static TABLE: OnceLock<&'static Table> = OnceLock::new();
 pub(crate) const FILE_NAME: &str =
     if cfg!(target_os = "macos") { "libbase-mlx-bridge.dylib" } else { "libbase-mlx-bridge.so" };
 
-/// Opens MLX: from the folder in `BASE_MLX_MLX_LIB`, from `../lib` beside the program's folder, from the program's
-/// folder, or from where the build left it, whichever has it first. Once is enough; more does no harm.
+/// Opens MLX: from the folder in `BASE_MLX_MLX_LIB`, or, if that names none, from `../lib` beside the program's folder,
+/// from the program's folder, or from where the build left it, whichever has it first. Once is enough; more does no harm.
 ///
 /// For CUDA's own libraries the loader looks in its usual places, and before that in the folders `nvidia/*/lib` of
 /// the Python site-packages that `BASE_MLX_CUDA_LIBS` lists.
@@ -24,7 +25,8 @@ pub fn load() -> Result<()> {
     if TABLE.get().is_some() {
         return Ok(());
     }
-    let folders = folders();
+    let named = std::env::var_os("BASE_MLX_MLX_LIB").filter(|value| !value.is_empty());
+    let folders = folders(named.map(PathBuf::from));
     let Some(file) =
         folders.iter().map(|folder| folder.join(FILE_NAME)).find(|file| file.is_file())
     else {
@@ -47,14 +49,15 @@ pub(crate) fn loaded() -> &'static Table {
     TABLE.get().expect("there are handles only after MLX was loaded")
 }
 
-fn folders() -> Vec<PathBuf> {
-    let named = std::env::var_os("BASE_MLX_MLX_LIB").filter(|value| !value.is_empty());
+/// Who names a folder wants no other.
+fn folders(named: Option<PathBuf>) -> Vec<PathBuf> {
+    if let Some(named) = named {
+        return vec![named];
+    }
     let program = std::env::current_exe().and_then(|program| program.canonicalize()).ok();
     let beside = program.as_deref().and_then(Path::parent);
-    named
-        .map(PathBuf::from)
-        .into_iter()
-        .chain(beside.and_then(|folder| Some(folder.parent()?.join("lib"))))
+    let lib = beside.and_then(|folder| Some(folder.parent()?.join("lib")));
+    lib.into_iter()
         .chain(beside.map(Path::to_owned))
         .chain(option_env!("BASE_MLX_BRIDGE_DIR").map(PathBuf::from))
         .collect()
@@ -78,9 +81,22 @@ fn open(file: &Path) -> Result<&'static Table> {
     if version != VERSION {
         return Err(failed(format!("its version is {version:x}, expected {VERSION:x}")));
     }
-    std::mem::forget(library);
     // SAFETY: static, and of this layout: the versions are hashes of both sides' declarations.
-    Ok(unsafe { &*table })
+    let table = unsafe { &*table };
+    // The bridge was compiled for one MLX, and may find another where that one was.
+    let mlx = (table.mlx_version)().to_text();
+    if !is_pinned(&mlx) {
+        return Err(failed(format!(
+            "it finds MLX {mlx}, expected {MLX}\nhint: build base-mlx again, which takes or fetches that version"
+        )));
+    }
+    std::mem::forget(library);
+    Ok(table)
+}
+
+/// An MLX that was built from its sources may add their day: `0.32.4.dev20260101+846d1762`.
+fn is_pinned(mlx: &str) -> bool {
+    mlx.strip_prefix(MLX).is_some_and(|rest| rest.is_empty() || rest.starts_with(".dev"))
 }
 
 #[cfg(test)]
@@ -100,12 +116,28 @@ mod tests {
     }
 
     #[test]
+    fn a_folder_that_is_named_is_the_only_one() {
+        let named = PathBuf::from("/no such folder");
+        assert_eq!(folders(Some(named.clone())), [named]);
+    }
+
+    #[test]
+    fn another_mlx_is_not_the_pinned_one() {
+        for mlx in [MLX, &format!("{MLX}.dev20260101+846d1762")] {
+            assert!(is_pinned(mlx), "{mlx}");
+        }
+        for mlx in ["", "0.32", "0.33.0", &format!("{MLX}0"), &format!("{MLX}.1")] {
+            assert!(!is_pinned(mlx), "{mlx}");
+        }
+    }
+
+    #[test]
     fn the_build_left_the_bridge_in_the_last_folder() {
         if !crate::BUILT {
             assert_eq!(option_env!("BASE_MLX_BRIDGE_DIR"), None);
             return;
         }
-        let file = folders().pop().unwrap().join(FILE_NAME);
+        let file = folders(None).pop().unwrap().join(FILE_NAME);
         assert!(file.is_absolute() && file.is_file(), "{}", file.display());
         match open(&file) {
             // A machine without CUDA is told what is missing.

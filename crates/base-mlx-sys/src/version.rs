@@ -1,4 +1,9 @@
-/// FNV-1a of all texts, one after the other (Fowler, Noll and Vo, 1991). Also part of the build script.
+// Also part of the build script.
+
+/// The MLX whose C++ interface the bridge is written for. MLX promises no binary compatibility.
+pub(crate) const MLX: &str = "0.32.4";
+
+/// FNV-1a of all texts, one after the other (Fowler, Noll and Vo, 1991).
 pub(crate) const fn version(texts: &[&[u8]]) -> u64 {
     let mut hash = 0xcbf2_9ce4_8422_2325;
     let mut text = 0;
