@@ -626,7 +626,7 @@ const Table table = {
         },
     .clear_cache =
         [] {
-          done([] {
+          return done([] {
             mx::clear_cache();
 #ifdef BASE_MLX_CUDA
             cuda_clear_cache();

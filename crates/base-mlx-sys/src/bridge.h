@@ -211,7 +211,7 @@ struct Table {
   // Memory, in bytes
   size_t (*memory)(Memory which);
   void (*reset_peak_memory)();
-  void (*clear_cache)();
+  bool (*clear_cache)();
   bool (*set_limit)(Limit which, size_t bytes, size_t* before);
 };
 

@@ -97,11 +97,10 @@ pub fn reset_peak_memory() {
     }
 }
 
-/// Gives the bytes that are kept for reuse back to the system.
-pub fn clear_cache() {
-    if let Ok(mlx) = table() {
-        (mlx.clear_cache)();
-    }
+/// Gives the bytes that are kept for reuse back to the system. Waits for the device.
+pub fn clear_cache() -> Result<()> {
+    let mlx = owned()?;
+    mlx.check((mlx.clear_cache)())
 }
 
 fn set_limit(which: Limit, bytes: usize) -> Result<usize> {

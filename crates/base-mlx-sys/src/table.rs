@@ -271,7 +271,7 @@ pub(crate) struct Table {
 
     pub(crate) memory: extern "C" fn(Memory) -> usize,
     pub(crate) reset_peak_memory: extern "C" fn(),
-    pub(crate) clear_cache: extern "C" fn(),
+    pub(crate) clear_cache: extern "C" fn() -> bool,
     pub(crate) set_limit: extern "C" fn(Limit, usize, &mut usize) -> bool,
 }
 

@@ -297,6 +297,8 @@ fn a_lone_handle_is_written_in_place() {
     close(cache.slice(&[50, 0], &[51, 1]), &[1.0]);
     drop((fork, cache));
     assert!(active_memory() < before, "what was dropped is still held");
+    clear_cache().unwrap();
+    assert_eq!(cache_memory(), 0);
 }
 
 fn another_thread_is_refused() {
@@ -304,10 +306,12 @@ fn another_thread_is_refused() {
     let sum = a.add(&a).unwrap(); // dropped over there, never computed
     let elsewhere = std::thread::spawn(move || {
         let copy = sum.clone();
-        (copy.shape(), copy.nbytes(), copy.add(&sum).err(), eval(&[&copy]), copy.to_bytes().err())
+        let refused = [copy.add(&sum).err(), copy.to_bytes().err()];
+        (copy.shape(), copy.nbytes(), refused, [eval(&[&copy]), clear_cache()])
     });
     let refused = Some(Error::Thread);
-    let expected = (vec![1], 4, refused.clone(), Err(Error::Thread), refused);
+    let expected =
+        (vec![1], 4, [refused.clone(), refused], [Err(Error::Thread), Err(Error::Thread)]);
     assert_eq!(elsewhere.join().unwrap(), expected);
     close(Ok(a), &[1.0]);
 }
