@@ -1,25 +1,28 @@
 use base_mlx_core::backend::{
     Attend, Backend, Batch, KvCache, LayerSpec, MlxBackend, MlxKv, Qkv, Span,
 };
-use base_mlx_core::tensor::{Dtype, HostArray, Shape, Tensor};
+use base_mlx_core::tensor::Dtype;
 
 use crate::device::on_mlx;
-use crate::support::ops::{AttendShape, Attention};
+use crate::support::ops::{AttendShape, Attention, floats};
 
 const KV_HEADS: usize = 4;
 const HEAD_DIM: usize = 64;
 const LAYER: LayerSpec = LayerSpec { kv_heads: KV_HEADS, head_dim: HEAD_DIM };
+/// In F32 the keys lie in arrays everywhere; in F16, where own kernels run, in blocks.
+const DTYPES: [Dtype; 2] = [Dtype::F32, Dtype::F16];
 /// Of a token's keys and values in F32.
 const TOKEN_BYTES: usize = 2 * KV_HEADS * HEAD_DIM * 4;
+
+fn in_all_dtypes(test: fn(&MlxBackend)) {
+    on_mlx(move |backend| DTYPES.iter().for_each(|&dtype| test(&backend.for_model(dtype))));
+}
 
 /// Appends so many tokens with one step.
 fn append(backend: &MlxBackend, kv: &mut MlxKv, tokens: usize, window: Option<usize>) {
     let values = vec![0.5; tokens * KV_HEADS * HEAD_DIM];
     let shape = [tokens, KV_HEADS, HEAD_DIM];
-    let tensor = || {
-        let array = backend.upload(HostArray::from_f32(&shape, &values)).unwrap();
-        Tensor::new(backend, array, Shape::new(&shape))
-    };
+    let tensor = || floats(backend, backend.kv_dtype(), &shape, &values);
     let (q, k, v) = (tensor(), tensor(), tensor());
     let mut batch = Batch::new(backend, vec![Span { kv, rows: 0..tokens }]).unwrap();
     let qkv = Qkv { q: &q, k: &k, v: &v };
@@ -46,7 +49,7 @@ fn decode_step(backend: &MlxBackend, context: usize) -> usize {
 
 #[test]
 fn a_decode_step_allocates_nothing_that_grows_with_the_context() {
-    on_mlx(|backend| {
+    in_all_dtypes(|backend| {
         let (few, many) = (decode_step(backend, 1024), decode_step(backend, 16 * 1024));
         println!("beyond what is there: {few} bytes at 1k, {many} bytes at 16k");
         // A copy would take 16,384 tokens' bytes. MLX's CPU attention keeps scores, 4 bytes for each key and head.
@@ -58,9 +61,9 @@ fn a_decode_step_allocates_nothing_that_grows_with_the_context() {
 
 #[test]
 fn a_fork_copies_only_when_one_of_the_two_writes() {
-    on_mlx(|backend| {
+    in_all_dtypes(|backend| {
         let shape = AttendShape { heads: 4, kv_heads: 2, head_dim: 32, window: None };
-        let new = || Attention::new(backend, shape, 1, Dtype::F32);
+        let new = || Attention::new(backend, shape, 1, backend.kv_dtype());
         let mut attention = new();
         attention.step(backend, &[(0, 1000)]);
         base_mlx_sys::synchronize().unwrap();
@@ -83,9 +86,9 @@ fn a_fork_copies_only_when_one_of_the_two_writes() {
 
 #[test]
 fn a_truncated_cache_goes_on_where_it_was_cut() {
-    on_mlx(|backend| {
+    in_all_dtypes(|backend| {
         let shape = AttendShape { heads: 4, kv_heads: 2, head_dim: 32, window: None };
-        let mut attention = Attention::new(backend, shape, 1, Dtype::F32);
+        let mut attention = Attention::new(backend, shape, 1, backend.kv_dtype());
         assert!(attention.sequences[0].kv.is_empty());
         attention.step(backend, &[(0, 100)]);
         let kv = &mut attention.sequences[0].kv;
