@@ -608,6 +608,11 @@ const Table table = {
     .async_eval = [](Arrays arrays) { return done([&] { mx::async_eval(list(arrays)); }); },
     .synchronize = [] { return done([] { mx::synchronize(); }); },
 
+#ifdef BASE_MLX_CUDA
+    .has_cuda = true,
+#else
+    .has_cuda = false,
+#endif
     .backend_is_available = [](Backend backend) { return guard(false, [&] { return available(backend); }); },
     .set_default_device = [](bool gpu) { return done([&] { mx::set_default_device(device(gpu)); }); },
     .device_info =

@@ -202,6 +202,7 @@ struct Table {
   bool (*synchronize)();
 
   // Devices
+  bool has_cuda; // of its own, beside MLX's
   bool (*backend_is_available)(Backend backend);
   bool (*set_default_device)(bool gpu);
   // Lies in the bridge until the next call on this thread.

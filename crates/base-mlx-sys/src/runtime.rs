@@ -53,6 +53,11 @@ impl Device {
     }
 }
 
+/// Whether MLX was built for CUDA, be there a GPU or not.
+pub fn has_cuda() -> bool {
+    table().is_ok_and(|mlx| mlx.has_cuda)
+}
+
 /// The device of all operations that follow.
 pub fn set_default_device(device: Device) -> Result<()> {
     let mlx = owned()?;

@@ -264,6 +264,7 @@ pub(crate) struct Table {
     pub(crate) async_eval: extern "C" fn(Arrays) -> bool,
     pub(crate) synchronize: extern "C" fn() -> bool,
 
+    pub(crate) has_cuda: bool,
     pub(crate) backend_is_available: extern "C" fn(crate::Device) -> bool,
     pub(crate) set_default_device: extern "C" fn(bool) -> bool,
     pub(crate) device_info: extern "C" fn(bool, Text, &mut Text) -> bool,

@@ -63,3 +63,20 @@ pub(crate) fn tolerance(activations: Dtype) -> f64 {
         other => panic!("activations of {other}"),
     }
 }
+
+#[test]
+fn a_build_without_cuda_says_so_where_cuda_is_wanted() {
+    on_mlx(|_| {
+        if !cfg!(target_os = "linux") || base_mlx_sys::has_cuda() {
+            return;
+        }
+        let options = MlxOptions {
+            device: MlxDevice::Cuda,
+            own_kernels: true,
+            cache_bytes: None,
+            kernel_cache: None,
+        };
+        let Err(error) = MlxBackend::open(options) else { panic!("a CPU is no GPU") };
+        assert!(error.to_string().ends_with("build with --features cuda"), "{error}");
+    });
+}

@@ -49,7 +49,12 @@ impl Device {
         let MlxOptions { device: kind, own_kernels, cache_bytes, .. } = options;
         let device = kind.mlx();
         if !kind.is_available() {
-            let what = format!("MLX {} finds no {} device here", mlx::version(), kind.name());
+            let without_cuda = kind == MlxDevice::Cuda && !mlx::has_cuda();
+            let hint = match without_cuda && cfg!(target_os = "linux") {
+                true => "\nhint: this build's MLX is for CPUs; build with --features cuda",
+                false => "",
+            };
+            let what = format!("MLX {} finds no {} device here{hint}", mlx::version(), kind.name());
             return Err(DeviceError::Unavailable(what));
         }
         mlx::set_default_device(device).map_err(failed)?;
