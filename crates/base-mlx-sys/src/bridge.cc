@@ -417,11 +417,13 @@ mx::array swiglu(const mx::array& gate, const mx::array& up) {
 
 size_t set_limit(Limit which, size_t bytes) {
   switch (which) {
-    case Limit::Cache:
+    case Limit::Cache: return mx::set_cache_limit(bytes);
+    case Limit::CudaCache:
 #ifdef BASE_MLX_CUDA
-      cuda_set_cache_limit(bytes);
+      return cuda_set_cache_limit(bytes);
+#else
+      no_cuda();
 #endif
-      return mx::set_cache_limit(bytes);
     case Limit::Memory: return mx::set_memory_limit(bytes);
     case Limit::Wired: return mx::set_wired_limit(bytes);
   }

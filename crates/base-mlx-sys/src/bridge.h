@@ -57,7 +57,7 @@ enum class Backend : uint8_t { Cpu, Metal, Cuda };
 
 enum class Memory : uint8_t { Active, Peak, Cache };
 
-enum class Limit : uint8_t { Cache, Memory, Wired };
+enum class Limit : uint8_t { Cache, CudaCache, Memory, Wired };
 
 // An affine weight.
 struct Quantized {

@@ -15,6 +15,7 @@
 #include <stdexcept>
 #include <string>
 #include <tuple>
+#include <utility>
 #include <vector>
 
 #include "mlx/primitives.h"
@@ -188,13 +189,9 @@ class Pool {
     CudaBuffer* buffer = nullptr;
     {
       std::lock_guard lock(mutex_);
-      if (auto found = free_.find(bytes); found != free_.end()) {
-        buffer = found->second.back();
-        found->second.pop_back();
-        if (found->second.empty()) {
-          free_.erase(found);
-        }
-        cached_ -= bytes;
+      // One a little larger will do: a prompt's chunks want memory that grows by a chunk's.
+      if (auto found = free_.lower_bound(bytes); found != free_.end() && found->first <= bytes + bytes / 4) {
+        buffer = taken(found);
       }
     }
     if (!buffer) {
@@ -202,7 +199,7 @@ class Pool {
     }
     {
       std::lock_guard lock(mutex_);
-      active_ += bytes;
+      active_ += buffer->size;
       peak_ = std::max(peak_, active_);
     }
     return mx::allocator::Data(mx::allocator::Buffer(buffer), [this](mx::allocator::Buffer given) {
@@ -230,23 +227,21 @@ class Pool {
     peak_ = active_;
   }
 
-  void set_limit(size_t limit) {
+  size_t set_limit(size_t limit) {
     std::lock_guard lock(mutex_);
-    limit_ = limit;
+    return std::exchange(limit_, limit);
   }
 
-  // On the thread that owns MLX. Waits for the device: what is free here may still be in use there.
-  void clear() {
+  // Keeps no more than so many bytes of what is free, the largest go first. On the thread that owns MLX. Waits for the
+  // device: what is free here may still be in use there.
+  void clear(size_t most) {
     std::vector<CudaBuffer*> unused;
     {
       std::lock_guard lock(mutex_);
-      for (auto& [_, buffers] : free_) {
-        unused.insert(unused.end(), buffers.begin(), buffers.end());
+      unused.swap(moved_);
+      while (cached_ > most) {
+        unused.push_back(taken(std::prev(free_.end())));
       }
-      unused.insert(unused.end(), moved_.begin(), moved_.end());
-      free_.clear();
-      moved_.clear();
-      cached_ = 0;
     }
     if (unused.empty()) {
       return;
@@ -259,6 +254,19 @@ class Pool {
   }
 
  private:
+  using Free = std::map<size_t, std::vector<CudaBuffer*>>;
+
+  // Under the lock.
+  CudaBuffer* taken(Free::iterator of_size) {
+    auto* buffer = of_size->second.back();
+    of_size->second.pop_back();
+    if (of_size->second.empty()) {
+      free_.erase(of_size);
+    }
+    cached_ -= buffer->size;
+    return buffer;
+  }
+
   // Few sizes, so that what one kernel leaves suits the next.
   static size_t rounded(size_t bytes) {
     constexpr size_t least = 512, unit = 1 << 20;
@@ -276,7 +284,7 @@ class Pool {
     Address address = 0;
     int result = driver().cuMemAllocAsync(&address, bytes, nullptr);
     if (result != 0) {
-      clear();
+      clear(0);
       mx::clear_cache();
       result = driver().cuMemAllocAsync(&address, bytes, nullptr);
     }
@@ -306,20 +314,22 @@ class Pool {
     free_[buffer->size].push_back(buffer);
   }
 
-  // Keeps what is free below the limit.
+  // Keeps what is free below the limit, by some distance, for the device is waited for each time.
   void trim() {
+    size_t most = 0;
     {
       std::lock_guard lock(mutex_);
       if (cached_ <= limit_ && moved_.size() < MOST_MOVED) {
         return;
       }
+      most = limit_ / 2;
     }
-    clear();
+    clear(most);
   }
 
   static constexpr size_t MOST_MOVED = 64;
   std::mutex mutex_;
-  std::map<size_t, std::vector<CudaBuffer*>> free_;
+  Free free_;
   std::vector<CudaBuffer*> moved_;
   size_t active_ = 0, peak_ = 0, cached_ = 0, limit_ = size_t{1} << 34;
 };
@@ -577,11 +587,11 @@ void cuda_reset_peak() {
 }
 
 void cuda_clear_cache() {
-  pool().clear();
+  pool().clear(0);
 }
 
-void cuda_set_cache_limit(size_t bytes) {
-  pool().set_limit(bytes);
+size_t cuda_set_cache_limit(size_t bytes) {
+  return pool().set_limit(bytes);
 }
 
 } // namespace base_mlx

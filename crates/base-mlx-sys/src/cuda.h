@@ -19,6 +19,6 @@ mlx::core::array cuda_pinned(Slice<uint8_t> bytes, Dims shape, Type type);
 size_t cuda_memory(Memory which);
 void cuda_reset_peak();
 void cuda_clear_cache();
-void cuda_set_cache_limit(size_t bytes);
+size_t cuda_set_cache_limit(size_t bytes);
 
 } // namespace base_mlx

@@ -115,9 +115,14 @@ fn set_limit(which: Limit, bytes: usize) -> Result<usize> {
     Ok(before)
 }
 
-/// How many bytes are kept for reuse at most. Returns the limit before.
+/// How many bytes MLX keeps for reuse at most. Returns the limit before.
 pub fn set_cache_limit(bytes: usize) -> Result<usize> {
     set_limit(Limit::Cache, bytes)
+}
+
+/// The same of what own CUDA kernels write to, which has a cache of its own.
+pub fn set_cuda_cache_limit(bytes: usize) -> Result<usize> {
+    set_limit(Limit::CudaCache, bytes)
 }
 
 /// From how many bytes on MLX waits for running work before it takes more. Returns the limit before.

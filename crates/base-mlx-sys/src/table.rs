@@ -119,6 +119,7 @@ pub(crate) enum Memory {
 #[repr(u8)]
 pub(crate) enum Limit {
     Cache,
+    CudaCache,
     Memory,
     Wired,
 }

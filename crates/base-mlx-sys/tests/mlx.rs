@@ -299,6 +299,7 @@ fn a_lone_handle_is_written_in_place() {
     assert!(active_memory() < before, "what was dropped is still held");
     clear_cache().unwrap();
     assert_eq!(cache_memory(), 0);
+    assert!(has_cuda() || set_cuda_cache_limit(0).is_err(), "a limit of nothing was set");
 }
 
 fn another_thread_is_refused() {

@@ -23,7 +23,7 @@ pub struct MlxOptions {
     pub device: MlxDevice,
     /// Our kernels where we have them (CUDA), or MLX's stock operations alone.
     pub own_kernels: bool,
-    /// Most bytes that MLX keeps for reuse; `None` is a quarter of the device's memory, at most 16 GiB.
+    /// Most bytes that MLX and own kernels keep for reuse; `None` is a quarter of the device's memory, at most 16 GiB.
     pub cache_bytes: Option<usize>,
     /// A folder where compiled kernels are kept between runs.
     pub kernel_cache: Option<PathBuf>,
@@ -65,7 +65,6 @@ impl Device {
             .filter(|_| kind != MlxDevice::Cpu);
         let share = memory_bytes.map_or(CACHE_BYTES, |bytes| bytes / 4);
         let cache_bytes = cache_bytes.unwrap_or(share.min(CACHE_BYTES));
-        mlx::set_cache_limit(cache_bytes).map_err(failed)?;
         if let (MlxDevice::Metal, Some(bytes)) = (kind, memory_bytes) {
             // Else the system may page out weights that are in use.
             mlx::set_wired_limit(bytes).map_err(failed)?;
@@ -77,6 +76,12 @@ impl Device {
             }
             _ => None,
         };
+        // Own kernels write to memory that MLX cannot reuse, nor the other way round.
+        let shares = if kernels.is_some() { 2 } else { 1 };
+        mlx::set_cache_limit(cache_bytes / shares).map_err(failed)?;
+        if kernels.is_some() {
+            mlx::set_cuda_cache_limit(cache_bytes / shares).map_err(failed)?;
+        }
         let name = match kind {
             MlxDevice::Cpu => "cpu".to_owned(),
             _ => info("device_name"),
@@ -96,9 +101,12 @@ impl Device {
         format!("{}, {}, mlx {}{kernels}", self.kind.name(), self.name, mlx::version())
     }
 
-    /// Bytes that could still be had if nobody else used the device.
+    /// Bytes that could still be had, where MLX says so beside what other processes use.
     pub(super) fn free_bytes(&self) -> Option<usize> {
-        Some(self.memory_bytes?.saturating_sub(mlx::active_memory()))
+        let unused = self.memory_bytes?.saturating_sub(mlx::active_memory());
+        let free = mlx::device_info(self.kind.mlx(), "free_memory").ok();
+        let free = free.and_then(|bytes| bytes.parse::<usize>().ok());
+        Some(free.map_or(unused, |free| unused.min(free + mlx::cache_memory())))
     }
 
     /// A recipe that waits for who wants it, where own kernels can make something of it; else its values.
