@@ -185,7 +185,7 @@ impl Kernels {
         let Facts { threads, dynamic_bytes, items, teams } =
             facts.expect("a product's entry is named after them");
         let (blocks, cluster) = match project.split() {
-            0 => (items.div_ceil(teams).min(MULTIPROCESSORS * project.tiling().blocks), 1),
+            0 => (items.div_ceil(teams).min(MULTIPROCESSORS), 1),
             split => (items, split as u32),
         };
         let launch = CudaLaunch {
@@ -315,7 +315,7 @@ impl Kernel {
                          {plan}::GRID, 1>"
                     );
                 }
-                let Tiling { warps, team, depth, .. } = project.tiling();
+                let Tiling { warps, team, depth } = project.tiling();
                 let norm = [i64::from(norm_eps.is_some()), bits_of(norm_eps.unwrap_or(0))];
                 let tiling = [i64::from(warps), i64::from(team), i64::from(depth)];
                 let arguments = [&sizes[..], &norm, &end, &tiling].concat();
@@ -370,14 +370,13 @@ fn listed(dtype: Float, numbers: &[i64]) -> String {
     all.join(", ")
 }
 
-/// How a product is cut: warps of a block, warps that share a tile's input, loads under way (0: by the copy engine), and
-/// blocks for each multiprocessor.
+/// How a product is cut: warps of a block, warps that share a tile's input, and loads under way (0: by the copy engine).
+/// Each multiprocessor has one block.
 #[derive(Clone, Copy)]
 struct Tiling {
     warps: u32,
     team: u32,
     depth: u32,
-    blocks: u32,
 }
 
 impl Project {
@@ -413,23 +412,21 @@ impl Project {
 
     /// Measured on an H100 with the products of Qwen3-4B, 4 bits, group 64; other sizes take what the nearest did best.
     fn tiling(&self) -> Tiling {
-        let of = |warps, team, depth, blocks| Tiling { warps, team, depth, blocks };
+        let of = |warps, team, depth| Tiling { warps, team, depth };
         let gated = self.epilogue == Epilogue::Swiglu;
         let long = self.inner >= 8192;
         // So few outputs that each multiprocessor gets one tile or two: many warps then share a tile's input.
         let narrow = self.out() <= 4096;
         match (self.bits, self.rows) {
-            (16, 9..) => of(8, 4, 4, 1),
-            (16, _) => of(16, 8, 4, 1),
-            (_, 9..) => of(8, 4, 2, 2),
-            (_, 5..) if gated => of(8, 4, 3, 1),
-            (_, 5..) if long => of(16, 16, 0, 1),
-            (_, 5..) => of(16, 8, 0, 1),
-            _ if gated => of(12, 4, 0, 1),
-            _ if long => of(20, 10, 0, 1),
-            _ if narrow => of(16, 8, 0, 1),
-            _ if self.out() > 32_768 => of(16, 4, 0, 1),
-            _ => of(12, 4, 0, 1),
+            (16, _) => of(16, 8, 4),
+            (_, 5..) if gated => of(8, 4, 3),
+            (_, 5..) if long => of(16, 16, 0),
+            (_, 5..) => of(16, 8, 0),
+            _ if gated => of(12, 4, 0),
+            _ if long => of(20, 10, 0),
+            _ if narrow => of(16, 8, 0),
+            _ if self.out() > 32_768 => of(16, 4, 0),
+            _ => of(12, 4, 0),
         }
     }
 

@@ -180,7 +180,7 @@ impl Backend for MlxBackend {
 
     fn warm_ups(&self) -> &[usize] {
         match (&self.device.kernels, self.device.kind) {
-            // 64 for what takes over where the kernels of few rows end.
+            // All numbers of rows that products are compiled for.
             (Some(_), _) => &[64, 32, 16, 8, 4, 2, 1],
             (None, MlxDevice::Cpu) => &[],
             (None, _) => &[1],
