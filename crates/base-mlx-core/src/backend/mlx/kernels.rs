@@ -119,7 +119,7 @@ impl Float {
 }
 
 impl Kernels {
-    /// `machine` names the device and its software. `None`, and a word in the log, without CUDA's headers.
+    /// `machine` names the device and its software. `None`, and a word in the log, where nothing can be compiled.
     pub(super) fn new(folder: Option<PathBuf>, machine: String) -> Option<Self> {
         let includes = includes();
         if includes.is_empty() {
@@ -129,7 +129,25 @@ impl Kernels {
             );
             return None;
         }
-        Some(Self { functions: Mutex::default(), folder, machine, includes })
+        let kernels = Self { functions: Mutex::default(), folder, machine, includes };
+        // The smallest shows whether the compiler can read these headers: later a whole step would fail of it.
+        match kernels.tried(Kernel::Copy) {
+            Ok(()) => Some(kernels),
+            Err(error) => {
+                tracing::warn!(
+                    "no own kernels: {error}\nhint: name the folder of the CUDA that MLX was built with in CUDA_HOME"
+                );
+                None
+            }
+        }
+    }
+
+    fn tried(&self, kernel: Kernel) -> mlx::Result<()> {
+        // The compiler asks for the device of the thread, which has one when MLX has first computed on it.
+        mlx::eval(&[&Array::arange(0.0, 1.0, 1.0, Dtype::F32)?])?;
+        let loaded = self.load(kernel)?;
+        locked(&self.functions).insert(kernel, loaded);
+        Ok(())
     }
 
     /// Whether attention's kernels know these layers.
@@ -203,10 +221,10 @@ impl Kernels {
     }
 
     fn loaded(&self, kernel: Kernel) -> Loaded {
-        *locked(&self.functions).entry(kernel).or_insert_with(|| self.load(kernel))
+        *locked(&self.functions).entry(kernel).or_insert_with(|| built(self.load(kernel)))
     }
 
-    fn load(&self, kernel: Kernel) -> Loaded {
+    fn load(&self, kernel: Kernel) -> mlx::Result<Loaded> {
         let (source, expression) = (SOURCE, kernel.expression());
         let mut key = Sha256::new();
         for text in [source, &expression, &self.machine] {
@@ -218,12 +236,12 @@ impl Kernels {
         if let Some((code, name)) = self.kept(&key)
             && let Ok(loaded) = self.load_code(kernel, &code, &name)
         {
-            return loaded;
+            return Ok(loaded);
         }
         let includes: Vec<&str> = self.includes.iter().map(String::as_str).collect();
-        let (code, name) = built(CudaFunction::compile(source, &expression, &includes));
+        let (code, name) = CudaFunction::compile(source, &expression, &includes)?;
         self.keep(&key, &code, &name);
-        built(self.load_code(kernel, &code, &name))
+        self.load_code(kernel, &code, &name)
     }
 
     fn load_code(&self, kernel: Kernel, code: &[u8], name: &str) -> mlx::Result<Loaded> {
@@ -447,15 +465,15 @@ fn bits_of(float: u32) -> i64 {
     i64::from(float as i32)
 }
 
-/// The compiler's options for the folders of CUDA's headers.
+/// The compiler's options for the folders of CUDA's headers. Packages first, as for the compiler itself, which may not be
+/// able to read those of another version.
 fn includes() -> Vec<String> {
     let named = ["CUDA_HOME", "CUDA_PATH"].into_iter().filter_map(std::env::var_os);
     let homes = named.map(PathBuf::from).chain([PathBuf::from("/usr/local/cuda")]);
     let listed = std::env::var_os("BASE_MLX_CUDA_LIBS").unwrap_or_default();
-    let packages: Vec<PathBuf> = std::env::split_paths(&listed)
-        .flat_map(|site| ["cu13", "cuda_runtime"].map(|name| site.join("nvidia").join(name)))
-        .collect();
-    let folders = homes.chain(packages).map(|home| home.join("include"));
+    let packages = std::env::split_paths(&listed)
+        .flat_map(|site| ["cu13", "cuda_runtime"].map(|name| site.join("nvidia").join(name)));
+    let folders = packages.chain(homes).map(|home| home.join("include"));
     let found = folders.filter(|folder| folder.join("cuda_fp16.h").is_file());
     found.map(|folder| format!("--include-path={}", folder.display())).collect()
 }

@@ -41,9 +41,9 @@ pub(super) fn choose(
 }
 
 impl Device {
-    /// In one kernel, where own kernels run.
+    /// In one kernel, where own kernels run and have room for the vocabulary.
     fn sample(&self, logits: &Array, vocab_size: usize, rows: &[Draw]) -> Option<Array> {
-        let kernels = self.kernels.as_ref()?;
+        let kernels = self.kernels.as_ref().filter(|_| vocab_size <= MOST_VOCAB)?;
         let padded = logits.shape()[1];
         let number = |of: fn(&Draw) -> f32| rows.iter().map(move |row| of(row).to_bits());
         let draws: Vec<u32> = number(|row| row.temperature)
@@ -149,3 +149,6 @@ fn column(rows: &[Draw], of: impl Fn(&Draw) -> f32) -> Array {
     let values: Vec<f32> = rows.iter().map(of).collect();
     built(Array::from_f32(&values, &[rows.len(), 1]))
 }
+
+/// What `Sample` of `cuda/sample.cuh` can count: for each of its 32 warps 2^13 weights, and what is left of a segment.
+const MOST_VOCAB: usize = 32 * (8192 + 255);
