@@ -20,8 +20,8 @@ struct Node {
     value: OnceLock<Array>,
     /// The same values in another type, if they were wanted so: parameters follow their activations.
     converted: OnceLock<(Dtype, Array)>,
-    /// Where they lie, in the type that was asked for first.
-    address: OnceLock<(base_mlx_sys::Dtype, u64)>,
+    /// Where they lie, in the type that was asked for first, and what holds them there.
+    address: OnceLock<(base_mlx_sys::Dtype, u64, Array)>,
 }
 
 pub(super) enum Recipe {
@@ -106,19 +106,20 @@ impl MlxArray {
     /// Where the device finds a parameter's values in that type.
     pub(super) fn address(&self, device: &Device, dtype: base_mlx_sys::Dtype) -> u64 {
         // Hundreds of kernels ask for it for every token.
-        let (known, address) = *self.0.address.get_or_init(|| {
+        let (known, address, _) = self.0.address.get_or_init(|| {
             let value = self.value_as(device, dtype);
             if !built(value.is_available()) {
                 // Converted just now.
                 built(base_mlx_sys::eval(&[&value]));
             }
             #[allow(unsafe_code)]
-            // SAFETY: a parameter is written once, before this. It is kept in its own type and in the first it was
-            // converted to, and the caller's kernels run while its model lives.
-            (dtype, built(unsafe { value.data_pointer() }))
+            // SAFETY: a parameter is written once, before this. It is held beside its address, and the caller's kernels run
+            // while its model lives.
+            let address = built(unsafe { value.data_pointer() });
+            (dtype, address, value)
         });
-        assert_eq!(known, dtype, "a parameter of one model has one type of activations");
-        address
+        assert_eq!(*known, dtype, "a parameter of one model has one type of activations");
+        *address
     }
 
     /// The largest of an array's whole numbers, if the host still knows them.
@@ -127,6 +128,12 @@ impl MlxArray {
             Recipe::Host(data) => Some(data.to_u32().into_iter().max().unwrap_or(0)),
             _ => None,
         }
+    }
+
+    /// Whether the host knows that these are its whole numbers.
+    pub(super) fn holds(&self, numbers: &[u32]) -> bool {
+        matches!(&self.0.recipe, Recipe::Host(data)
+            if data.dtype == Dtype::U32 && data.data[..] == *bytemuck::cast_slice::<u32, u8>(numbers))
     }
 
     /// Whether both are the same array, not only equal ones.
@@ -151,5 +158,20 @@ fn float(dtype: base_mlx_sys::Dtype) -> Dtype {
         base_mlx_sys::Dtype::F16 => Dtype::F16,
         base_mlx_sys::Dtype::BF16 => Dtype::BF16,
         other => panic!("{other:?} is no float type"),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_host_tells_positions_from_others() {
+        let positions = HostArray::from_u32(&[3], &[7, 0, 1]);
+        let array = MlxArray::later(Recipe::Host(positions));
+        assert!(array.holds(&[7, 0, 1]));
+        assert!(!array.holds(&[7, 0, 2]) && !array.holds(&[7, 0]) && !array.holds(&[7, 0, 1, 0]));
+        let floats = MlxArray::later(Recipe::Host(HostArray::from_f32(&[1], &[0.0])));
+        assert!(!floats.holds(&[0]), "not positions, whatever their bytes");
     }
 }

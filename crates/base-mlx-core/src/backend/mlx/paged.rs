@@ -109,6 +109,8 @@ pub struct Pages {
     batch: Array,
     tokens: u32,
     table_width: u32,
+    /// Of each token in its sequence; `batch` begins with them.
+    positions: Vec<u32>,
     /// Of each sequence, before the step.
     starts: Vec<usize>,
     offsets: Arc<BlockLayout>,
@@ -143,8 +145,9 @@ impl Pages {
             words.extend(addresses.flat_map(|address| [address as u32, (address >> 32) as u32]));
         }
         let batch = kernels.upload(&words, &[words.len()]);
+        words.truncate(tokens);
         let (tokens, table_width) = (tokens as u32, table_width as u32);
-        Ok(Some(Self { batch, tokens, table_width, starts, offsets }))
+        Ok(Some(Self { batch, tokens, table_width, positions: words, starts, offsets }))
     }
 
     /// Writes the keys and values of all rows to their blocks, then lets each query look at its own sequence.
@@ -234,9 +237,10 @@ impl Launches<'_> {
         let kv_heads = k.shape().dim(1);
         let device = self.device;
         let (of_q, of_k) = (unrolled(q.array()), unrolled(k.array()));
-        // One kernel norms and rotates both, if both are to be treated alike, and by heads.
+        // One kernel norms and rotates both, if both are to be treated alike, by heads, and by the batch's own positions.
         let same_rope = |a: &Turned, b: &Turned| {
             a.positions.is(&b.positions)
+                && a.positions.holds(&self.pages.positions)
                 && Arc::ptr_eq(&a.rope.inv_freq, &b.rope.inv_freq)
                 && a.rope.attention_factor == b.rope.attention_factor
         };
