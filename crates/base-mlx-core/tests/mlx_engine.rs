@@ -197,3 +197,29 @@ fn memory_is_flat_over_two_hundred_requests() {
     println!("active: {before} bytes before, {after} bytes after");
     assert!(after < before + (8 << 20), "{before} bytes before, {after} bytes after");
 }
+
+/// A prompt's chunks but its last are computed without anybody waiting for them.
+#[test]
+fn prompts_that_are_dropped_midway_leave_nothing_behind() {
+    let name = "qwen3/tied";
+    let options = EngineOptions { step_tokens: Some(8), ..EngineOptions::default() };
+    let engine = Engine::start(&noise(name), name, &DEVICE, options).unwrap();
+    let long = || GenerateRequest {
+        prompt: (0..200).map(|n| (n * 7) % 60).collect(),
+        max_tokens: Some(2),
+        ..request(0, greedy())
+    };
+    let alone = (answer(&engine, long()), answer(&engine, request(3, greedy())));
+    let before = base_mlx_sys::active_memory();
+    for _ in 0..20 {
+        drop(engine.generate(long()).unwrap());
+        let dropped = engine.generate(long()).unwrap();
+        let found = answer(&engine, request(3, greedy()));
+        assert!(nearly_equal(&found.0, &alone.1.0), "{found:?}, {alone:?}");
+        drop(dropped);
+    }
+    let found = answer(&engine, long());
+    assert!(nearly_equal(&found.0, &alone.0.0), "{found:?}, {alone:?}");
+    let after = base_mlx_sys::active_memory();
+    assert!(after < before + (8 << 20), "{before} bytes before, {after} bytes after");
+}

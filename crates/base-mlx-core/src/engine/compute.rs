@@ -23,6 +23,13 @@ pub(super) struct Begun<B: Backend> {
     pub(super) chosen: Option<Tensor<B>>,
 }
 
+impl<B: Backend> Begun<B> {
+    /// Whether anything is wanted of it, so that who chooses waits for the device.
+    pub(super) fn is_read(&self) -> bool {
+        self.plan.spans.iter().any(|span| !span.wanted.is_empty())
+    }
+}
+
 impl<B: Backend> ModelRunner<B> {
     /// Gives the device the work of a plan. `tokens` are those of its spans if they are on the device already.
     pub(super) fn begin(

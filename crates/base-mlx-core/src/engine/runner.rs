@@ -3,6 +3,7 @@
 use std::collections::HashMap;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
+use std::time::Instant;
 
 use tokio::sync::mpsc::UnboundedSender;
 
@@ -43,10 +44,20 @@ pub(super) struct ModelRunner<B: Backend> {
     pub(super) next_sequence: u64,
     /// The step that was begun before the one before it was read.
     pub(super) ahead: Option<Begun<B>>,
+    /// Steps of which nothing was wanted, so that nobody has waited for them.
+    pub(super) unread: Option<Unread>,
     /// Of sequences that are gone while a step may be under way that still writes to them.
     pub(super) retired: Vec<B::Kv>,
     /// Batch sizes that are still to be tried before the first request.
     pub(super) warm_ups: Vec<usize>,
+}
+
+/// All steps since the last one that was read.
+#[derive(Clone, Copy)]
+pub(super) struct Unread {
+    began: Instant,
+    tokens: usize,
+    prompt_tokens: usize,
 }
 
 /// One answer of a request.
@@ -85,6 +96,7 @@ impl<B: Backend> ModelRunner<B> {
             requests: HashMap::new(),
             next_sequence: 0,
             ahead: None,
+            unread: None,
             retired: Vec::new(),
             warm_ups: warm_ups(&backend, &limits),
             backend,
@@ -139,6 +151,7 @@ impl<B: Backend> ModelRunner<B> {
             let error = GenerateError::Failed(message.to_owned());
             self.end(request, "failed", |_| Some(Event::Error(error)));
         }
+        self.unread = None;
     }
 
     /// Forgets a request and what is left of its sequences, writes its log line and sends its last event.
@@ -176,7 +189,11 @@ impl<B: Backend> ModelRunner<B> {
     }
 
     fn drop_retired(&mut self) {
-        if self.ahead.is_none() {
+        if self.unread.is_some() && self.scheduler.is_idle() {
+            self.backend.finish();
+            self.unread = None;
+        }
+        if self.ahead.is_none() && self.unread.is_none() {
             self.retired.clear();
         }
     }
@@ -205,9 +222,15 @@ impl<B: Backend> ModelRunner<B> {
         let outcome = catch_unwind(AssertUnwindSafe(|| self.choose_all(&begun)));
         match flatten(outcome) {
             Ok(outcomes) => {
-                let lengths = || begun.plan.spans.iter().map(|span| span.range.len());
-                let prompts = lengths().filter(|length| *length > 1).sum();
-                self.pace.measured(lengths().sum(), prompts, begun.began.elapsed());
+                let Unread { began, tokens, prompt_tokens } = self.with_unread(&begun);
+                if begun.is_read() {
+                    self.pace.measured(tokens, prompt_tokens, began.elapsed());
+                    drop(unused);
+                } else {
+                    // The device goes on with it while the next is built.
+                    self.unread = Some(Unread { began, tokens, prompt_tokens });
+                    self.retired.extend(unused);
+                }
                 self.commit(&begun.plan, outcomes);
                 match ahead {
                     Some(Ok(ahead)) => self.ahead = Some(ahead),
@@ -215,9 +238,24 @@ impl<B: Backend> ModelRunner<B> {
                     None => {}
                 }
             }
-            Err(message) => self.fail(&begun.plan, &message),
+            Err(message) => {
+                self.retired.extend(unused);
+                self.fail(&begun.plan, &message);
+            }
         }
-        drop(unused);
+    }
+
+    /// The step together with those that the device may have been at work on before it.
+    fn with_unread(&mut self, begun: &Begun<B>) -> Unread {
+        let before = self.unread.take();
+        let before = before.unwrap_or(Unread { began: begun.began, tokens: 0, prompt_tokens: 0 });
+        let lengths = || begun.plan.spans.iter().map(|span| span.range.len());
+        let prompt_tokens: usize = lengths().filter(|length| *length > 1).sum();
+        Unread {
+            began: before.began,
+            tokens: before.tokens + lengths().sum::<usize>(),
+            prompt_tokens: before.prompt_tokens + prompt_tokens,
+        }
     }
 
     fn memory(&self) -> Memory {
