@@ -61,6 +61,8 @@ pub trait Backend: Clone + Send + Sync + 'static {
     fn cached_bytes(&self) -> usize {
         0
     }
+    /// Gives what is kept for reuse back to the system.
+    fn clear_cache(&self) {}
     /// Bytes that keys and values could still get, where the device has memory of its own.
     fn free_bytes(&self) -> Option<usize> {
         None

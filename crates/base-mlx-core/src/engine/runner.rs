@@ -151,7 +151,10 @@ impl<B: Backend> ModelRunner<B> {
             let error = GenerateError::Failed(message.to_owned());
             self.end(request, "failed", |_| Some(Event::Error(error)));
         }
+        // If memory was short, the next step is to have what this one had.
         self.unread = None;
+        self.retired.clear();
+        self.backend.clear_cache();
     }
 
     /// Forgets a request and what is left of its sequences, writes its log line and sends its last event.

@@ -167,6 +167,12 @@ impl Backend for MlxBackend {
         mlx::cache_memory()
     }
 
+    fn clear_cache(&self) {
+        if let Err(error) = mlx::clear_cache() {
+            tracing::debug!("giving memory back: {error}");
+        }
+    }
+
     fn free_bytes(&self) -> Option<usize> {
         self.device.free_bytes()
     }
