@@ -209,6 +209,9 @@ pub enum DeviceError {
     /// It is not there, or this build cannot use it.
     #[error("{0}")]
     Unavailable(String),
+    /// A parameter that the type in which the device computes its model cannot hold.
+    #[error("a value of {value} is beyond {dtype}")]
+    Beyond { value: f32, dtype: Dtype },
     #[error("not enough memory on {device}: {bytes} bytes were asked for")]
     OutOfMemory { device: String, bytes: usize },
     #[error("the device failed: {0}")]

@@ -3,7 +3,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 
 use super::checkpoint::Stored;
 use super::{Checkpoint, Config, LoadError};
-use crate::backend::Backend;
+use crate::backend::{Backend, DeviceError};
 use crate::tensor::{HostArray, HostWeight, Shape, Tensor, Weight};
 
 /// Hands out a checkpoint's tensors by name, uploaded, and remembers which were asked for. A scope is a cheap copy
@@ -45,7 +45,8 @@ impl<B: Backend> Loader<B> {
         let full = self.full(name);
         self.checkpoint.require(&full)?.check_shape(shape, "")?;
         let values = self.optional_host(name)?.expect("the tensor was just found");
-        let array = self.backend.upload(HostArray::from_f32(shape, &values))?;
+        let array = self.backend.upload(HostArray::from_f32(shape, &values));
+        let array = array.map_err(|error| self.refused(full, error))?;
         Ok(Tensor::new(&self.backend, array, Shape::new(shape)))
     }
 
@@ -65,13 +66,15 @@ impl<B: Backend> Loader<B> {
 
     /// The matrix `name` + `.weight` of shape `[out, in]`, dense or quantised.
     pub fn weight(&self, name: &str, out_in: [usize; 2]) -> Result<Weight<B>, LoadError> {
-        let weight = self.checkpoint.weight(&self.full(name), out_in)?;
+        let full = self.full(name);
+        let weight = self.checkpoint.weight(&full, out_in)?;
         self.ignore(&format!("{name}.weight"));
         if let HostWeight::Affine { .. } = weight {
             self.ignore(&format!("{name}.scales"));
             self.ignore(&format!("{name}.biases"));
         }
-        Ok(self.backend.upload_weight(weight)?)
+        let uploaded = self.backend.upload_weight(weight);
+        uploaded.map_err(|error| self.refused(format!("{full}.weight"), error))
     }
 
     /// Whether there is a tensor of this full name within the scope.
@@ -101,6 +104,17 @@ impl<B: Backend> Loader<B> {
                 count: unread.len(),
                 first: first.name.clone(),
             }),
+        }
+    }
+
+    fn refused(&self, tensor: String, error: DeviceError) -> LoadError {
+        match error {
+            DeviceError::Beyond { value, dtype } => LoadError::Unsupported {
+                path: self.checkpoint.path().to_owned(),
+                what: format!("the value {value} in tensor `{tensor}`, beyond {dtype},"),
+                hint: format!("this device computes the model in {dtype}; use --device cpu"),
+            },
+            error => error.into(),
         }
     }
 

@@ -1,6 +1,9 @@
 use base_mlx_core::TokenId;
 use base_mlx_core::backend::Backend;
+use base_mlx_core::models;
 use base_mlx_core::tensor::Dtype;
+use base_mlx_core::weights::Checkpoint;
+use safetensors::SafeTensors;
 
 use crate::device::{on_mlx, tolerance};
 use crate::support::golden::{Golden, VARIANTS, alone, folder, in_company, load, relative_error};
@@ -68,6 +71,31 @@ fn alone_and_in_company(dtype: Dtype, tolerance: f32) {
                 let error = relative_error(together, &alone(backend, &*model, tokens));
                 assert!(error <= tolerance, "{name}, sequence {i}: {error:e}");
             }
+        }
+    });
+}
+
+#[test]
+fn a_parameter_beyond_float16_is_an_error_that_names_it() {
+    on_mlx(|backend| {
+        let path = std::path::Path::new(env!("CARGO_TARGET_TMPDIR")).join("beyond-float16");
+        std::fs::create_dir_all(&path).unwrap();
+        std::fs::copy(folder("llama/tied").join("config.json"), path.join("config.json")).unwrap();
+        let file = std::fs::read(folder("llama/tied").join("model.safetensors")).unwrap();
+        // A norm's weight goes to the device as a tensor, a matrix as a weight.
+        for name in ["model.norm.weight", "model.layers.1.mlp.up_proj.weight"] {
+            let mut file = file.clone();
+            let tensors = SafeTensors::deserialize(&file).unwrap();
+            let tensor = tensors.tensor(name).unwrap();
+            assert_eq!(tensor.dtype(), safetensors::Dtype::F32);
+            let start = tensor.data().as_ptr() as usize - file.as_ptr() as usize;
+            file[start..start + 4].copy_from_slice(&1e5_f32.to_le_bytes());
+            std::fs::write(path.join("model.safetensors"), &file).unwrap();
+            let checkpoint = Checkpoint::open(&path).unwrap();
+            let loaded = models::load(&checkpoint, &backend.for_model(Dtype::F16));
+            let error = loaded.err().unwrap().to_string();
+            assert!(error.contains(&format!("the value 100000 in tensor `{name}`")), "{error}");
+            assert!(models::load(&checkpoint, &backend.for_model(Dtype::BF16)).is_ok());
         }
     });
 }

@@ -94,6 +94,10 @@ impl Backend for MlxBackend {
     }
 
     fn upload(&self, data: HostArray) -> Result<MlxArray, DeviceError> {
+        // A parameter will be converted when activations meet it.
+        if (data.dtype, self.dtype) == (Dtype::F32, Dtype::F16) {
+            within_float16(&data.to_f32())?;
+        }
         Ok(MlxArray::later(Recipe::Host(data)))
     }
 
@@ -240,24 +244,27 @@ impl Backend for MlxBackend {
     }
 }
 
-/// Fails if a value is beyond the type: float16 ends at 65,504.
+/// Fails if a value is beyond the type.
 fn converted(data: &HostArray, dtype: Dtype) -> Result<HostArray, DeviceError> {
     let values = data.to_f32();
     let bytes: Vec<u8> = match dtype {
         Dtype::F32 => values.iter().flat_map(|value| value.to_le_bytes()).collect(),
         Dtype::BF16 => values.iter().flat_map(|x| half::bf16::from_f32(*x).to_le_bytes()).collect(),
         Dtype::F16 => {
-            if let Some(beyond) = values.iter().find(|x| x.abs() > half::f16::MAX.to_f32()) {
-                let what = format!(
-                    "a weight is {beyond}, beyond float16, which this model is computed in\nhint: use --device cpu"
-                );
-                return Err(DeviceError::Unavailable(what));
-            }
+            within_float16(&values)?;
             values.iter().flat_map(|x| half::f16::from_f32(*x).to_le_bytes()).collect()
         }
         other => panic!("a model computed in {other}"),
     };
     Ok(HostArray { dtype, shape: data.shape.clone(), data: bytes.into() })
+}
+
+/// It ends at 65,504.
+fn within_float16(values: &[f32]) -> Result<(), DeviceError> {
+    match values.iter().find(|x| x.abs() > half::f16::MAX.to_f32()) {
+        Some(&value) => Err(DeviceError::Beyond { value, dtype: Dtype::F16 }),
+        None => Ok(()),
+    }
 }
 
 /// The groups that MLX's products know. GGUF's smaller ones are expanded.
@@ -272,7 +279,10 @@ mod tests {
         let within = HostArray::from_f32(&[2], &[1.5, -65_504.0]);
         assert_eq!(converted(&within, Dtype::F16).unwrap().to_f32(), [1.5, -65_504.0]);
         let beyond = converted(&HostArray::from_f32(&[1], &[1e5]), Dtype::F16).unwrap_err();
-        assert!(beyond.to_string().starts_with("a weight is 100000, beyond float16"), "{beyond}");
+        assert!(
+            matches!(beyond, DeviceError::Beyond { value: 1e5, dtype: Dtype::F16 }),
+            "{beyond}"
+        );
         assert!(converted(&HostArray::from_f32(&[1], &[1e5]), Dtype::BF16).is_ok());
     }
 }
