@@ -15,15 +15,14 @@ pub enum Dtype {
     U8,
     I32,
     U32,
-    U64,
     F16,
     BF16,
     F32,
 }
 
 impl Dtype {
-    const ALL: [Self; 8] =
-        [Self::Bool, Self::U8, Self::I32, Self::U32, Self::U64, Self::F16, Self::BF16, Self::F32];
+    const ALL: [Self; 7] =
+        [Self::Bool, Self::U8, Self::I32, Self::U32, Self::F16, Self::BF16, Self::F32];
 
     /// Bytes of one element.
     pub fn size(self) -> usize {
@@ -31,7 +30,6 @@ impl Dtype {
             Self::Bool | Self::U8 => 1,
             Self::F16 | Self::BF16 => 2,
             Self::I32 | Self::U32 | Self::F32 => 4,
-            Self::U64 => 8,
         }
     }
 }
@@ -86,11 +84,6 @@ impl Array {
         Self::from_bytes(&bytes, shape, Dtype::U32)
     }
 
-    /// Allocated at once and never computed; holds what was left there. On CUDA it lies in unified memory.
-    pub fn empty(shape: &[usize], dtype: Dtype) -> Result<Self> {
-        build(|mlx| (mlx.empty)(shape.into(), dtype))
-    }
-
     pub fn full(shape: &[usize], value: f32, dtype: Dtype) -> Result<Self> {
         build(|mlx| (mlx.full)(shape.into(), value, dtype))
     }
@@ -107,40 +100,15 @@ impl Array {
 
     /// Computes the array and copies its elements, little-endian, row by row.
     pub fn to_bytes(&self) -> Result<Vec<u8>> {
-        let mut bytes = Vec::with_capacity(self.nbytes());
+        let mlx = owned()?;
+        let length = self.nbytes();
+        let mut bytes = Vec::with_capacity(length);
         // SAFETY: there is room for so many, and they are there when the copy has succeeded.
         unsafe {
-            self.copy(bytes.as_mut_ptr(), self.nbytes())?;
-            bytes.set_len(self.nbytes());
+            mlx.check((mlx.copy_to)(self, bytes.as_mut_ptr(), length))?;
+            bytes.set_len(length);
         }
         Ok(bytes)
-    }
-
-    /// As [`Array::to_bytes`], into a place that is there. Panics if it is not as long as the array.
-    pub fn copy_to(&self, bytes: &mut [u8]) -> Result<()> {
-        assert_eq!(bytes.len(), self.nbytes(), "bytes of {self:?}");
-        // SAFETY: a place of that length.
-        unsafe { self.copy(bytes.as_mut_ptr(), bytes.len()) }
-    }
-
-    /// # Safety
-    /// There is room for `length` bytes.
-    unsafe fn copy(&self, to: *mut u8, length: usize) -> Result<()> {
-        let mlx = owned()?;
-        // SAFETY: the caller's, and the bridge refuses any length but the array's.
-        mlx.check(unsafe { (mlx.copy_to)(self, to, length) })
-    }
-
-    /// The elements of any float type as f32.
-    pub fn to_f32(&self) -> Result<Vec<f32>> {
-        let bytes = self.astype(Dtype::F32)?.to_bytes()?;
-        Ok(bytes.as_chunks::<4>().0.iter().map(|bytes| f32::from_le_bytes(*bytes)).collect())
-    }
-
-    /// The elements of any integer type as u32.
-    pub fn to_u32(&self) -> Result<Vec<u32>> {
-        let bytes = self.astype(Dtype::U32)?.to_bytes()?;
-        Ok(bytes.as_chunks::<4>().0.iter().map(|bytes| u32::from_le_bytes(*bytes)).collect())
     }
 
     /// Where the device finds the elements of an array that was evaluated, row by row only if they lie so. On CUDA

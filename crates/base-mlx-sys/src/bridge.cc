@@ -140,7 +140,7 @@ std::vector<std::string> strings(Slice<Text> texts) {
 
 // In the order of `Type`.
 const mx::Dtype dtypes[] = {
-    mx::bool_, mx::uint8, mx::int32, mx::uint32, mx::uint64, mx::float16, mx::bfloat16, mx::float32};
+    mx::bool_, mx::uint8, mx::int32, mx::uint32, mx::float16, mx::bfloat16, mx::float32};
 
 mx::Dtype dtype(Type type) {
   return dtypes[static_cast<uint8_t>(type)];
@@ -225,36 +225,10 @@ uint64_t data_pointer(const mx::array& a) {
   return reinterpret_cast<uint64_t>(a.data<uint8_t>());
 }
 
-std::vector<mx::array> split(const mx::array& a, Dims parts, int32_t axis) {
-  mx::Shape ends;
-  size_t end = 0;
-  for (size_t i = 0; i < parts.length; i++) {
-    end += parts.data[i];
-    ends.push_back(dim(end));
-  }
-  if (parts.length == 0 || ends.back() != a.shape(axis)) {
-    std::ostringstream message;
-    message << "parts of " << end << " entries do not make up axis " << axis << " of shape " << a.shape();
-    throw std::invalid_argument(message.str());
-  }
-  ends.pop_back();
-  return mx::split(a, ends, axis);
-}
-
 mx::array unary(const mx::array& a, Unary operation) {
   switch (operation) {
     case Unary::Exp: return mx::exp(a);
-    case Unary::Log: return mx::log(a);
     case Unary::Negative: return mx::negative(a);
-    case Unary::Sigmoid: return mx::sigmoid(a);
-    case Unary::Tanh: return mx::tanh(a);
-    case Unary::Erf: return mx::erf(a);
-    case Unary::Abs: return mx::abs(a);
-    case Unary::LogicalNot: return mx::logical_not(a);
-    case Unary::Sin: return mx::sin(a);
-    case Unary::Cos: return mx::cos(a);
-    case Unary::Sqrt: return mx::sqrt(a);
-    case Unary::Rsqrt: return mx::rsqrt(a);
   }
   throw std::invalid_argument("unary");
 }
@@ -267,11 +241,8 @@ mx::array binary(const mx::array& a, const mx::array& b, Binary operation) {
     case Binary::Divide: return mx::divide(a, b);
     case Binary::Maximum: return mx::maximum(a, b);
     case Binary::Minimum: return mx::minimum(a, b);
-    case Binary::Power: return mx::power(a, b);
     case Binary::Less: return mx::less(a, b);
     case Binary::LessEqual: return mx::less_equal(a, b);
-    case Binary::Greater: return mx::greater(a, b);
-    case Binary::GreaterEqual: return mx::greater_equal(a, b);
     case Binary::Equal: return mx::equal(a, b);
     case Binary::LogicalAnd: return mx::logical_and(a, b);
     case Binary::LogicalOr: return mx::logical_or(a, b);
@@ -282,13 +253,9 @@ mx::array binary(const mx::array& a, const mx::array& b, Binary operation) {
 mx::array along(const mx::array& a, int32_t axis, bool keepdims, Along operation) {
   switch (operation) {
     case Along::Sum: return mx::sum(a, axis, keepdims);
-    case Along::Mean: return mx::mean(a, axis, keepdims);
     case Along::Max: return mx::max(a, axis, keepdims);
     case Along::Argmax: return mx::argmax(a, axis, keepdims);
-    case Along::Logsumexp: return mx::logsumexp(a, axis, keepdims);
-    case Along::Softmax: return mx::softmax(a, axis, true);
     case Along::Cumsum: return mx::cumsum(a, axis);
-    case Along::Sort: return mx::sort(a, axis);
     case Along::Argsort: return mx::argsort(a, axis);
   }
   throw std::invalid_argument("along");
@@ -424,7 +391,6 @@ size_t set_limit(Limit which, size_t bytes) {
 #else
       no_cuda();
 #endif
-    case Limit::Memory: return mx::set_memory_limit(bytes);
     case Limit::Wired: return mx::set_wired_limit(bytes);
   }
   return 0;
@@ -454,7 +420,6 @@ const Table table = {
             return a;
           });
         },
-    .empty = [](Dims dims, Type type) { return make([&] { return empty(dims, type); }); },
     .full =
         [](Dims dims, float value, Type type) {
           return make([&] { return mx::full(shape(dims), value, dtype(type)); });
@@ -468,13 +433,8 @@ const Table table = {
     .data_pointer = [](In a, uint64_t* address) { return done([&] { *address = data_pointer(**a); }); },
 
     .astype = [](In a, Type type) { return make([&] { return mx::astype(**a, dtype(type)); }); },
-    .view = [](In a, Type type) { return make([&] { return mx::view(**a, dtype(type)); }); },
     .reshape = [](In a, Dims dims) { return make([&] { return mx::reshape(**a, shape(dims)); }); },
-    .expand_dims = [](In a, Axes axes) { return make([&] { return mx::expand_dims(**a, ints(axes)); }); },
-    .squeeze = [](In a, Axes axes) { return make([&] { return mx::squeeze(**a, ints(axes)); }); },
     .transpose = [](In a, Axes axes) { return make([&] { return mx::transpose(**a, ints(axes)); }); },
-    .contiguous = [](In a) { return make([&] { return mx::contiguous(**a); }); },
-    .broadcast_to = [](In a, Dims dims) { return make([&] { return mx::broadcast_to(**a, shape(dims)); }); },
     .slice =
         [](In a, Dims start, Dims stop) { return make([&] { return mx::slice(**a, shape(start), shape(stop)); }); },
     .slice_update =
@@ -484,11 +444,6 @@ const Table table = {
         },
     .concatenate =
         [](Arrays arrays, int32_t axis) { return make([&] { return mx::concatenate(list(arrays), axis); }); },
-    .stack = [](Arrays arrays, int32_t axis) { return make([&] { return mx::stack(list(arrays), axis); }); },
-    .split =
-        [](In a, Dims parts, int32_t axis, Array** arrays) {
-          return done([&] { hand_out(split(**a, parts, axis), arrays); });
-        },
     .take = [](In a, In indices, int32_t axis) { return make([&] { return mx::take(**a, **indices, axis); }); },
     .take_along_axis =
         [](In a, In indices, int32_t axis) { return make([&] { return mx::take_along_axis(**a, **indices, axis); }); },
@@ -500,13 +455,7 @@ const Table table = {
         [](In a, int32_t axis, bool keepdims, Along operation) {
           return make([&] { return along(**a, axis, keepdims, operation); });
         },
-    .argpartition =
-        [](In a, int32_t kth, int32_t axis) { return make([&] { return mx::argpartition(**a, kth, axis); }); },
     .matmul = [](In a, In b) { return make([&] { return mx::matmul(**a, **b); }); },
-    .addmm =
-        [](In c, In a, In b, float alpha, float beta) {
-          return make([&] { return mx::addmm(**c, **a, **b, alpha, beta); });
-        },
 
     .quantized_matmul =
         [](In x, const Quantized* w) {
@@ -525,18 +474,8 @@ const Table table = {
         [](const Quantized* w) {
           return make([&] { return mx::dequantize(*w->packed, *w->scales, *w->biases, w->group_size, w->bits); });
         },
-    .quantize =
-        [](In w, int32_t group_size, int32_t bits, Quantized* quantized) {
-          return done([&] {
-            Array* parts[3];
-            hand_out(mx::quantize(**w, group_size, bits), parts);
-            *quantized = {parts[0], parts[1], parts[2], group_size, bits};
-          });
-        },
 
     .rms_norm = [](In x, In w, float eps) { return make([&] { return mx::fast::rms_norm(**x, **w, eps); }); },
-    .layer_norm =
-        [](In x, In w, In b, float eps) { return make([&] { return mx::fast::layer_norm(**x, **w, **b, eps); }); },
     .rope =
         [](In x, int32_t dims, float scale, In offset, In freqs) {
           return make([&] { return mx::fast::rope(**x, dims, false, std::nullopt, scale, **offset, **freqs); });

@@ -30,9 +30,9 @@ using Axes = Slice<int32_t>;
 using Text = Slice<char>;
 
 // The order of `Dtype` in Rust.
-enum class Type : uint8_t { Bool, U8, I32, U32, U64, F16, BF16, F32 };
+enum class Type : uint8_t { Bool, U8, I32, U32, F16, BF16, F32 };
 
-enum class Unary : uint8_t { Exp, Log, Negative, Sigmoid, Tanh, Erf, Abs, LogicalNot, Sin, Cos, Sqrt, Rsqrt };
+enum class Unary : uint8_t { Exp, Negative };
 
 enum class Binary : uint8_t {
   Add,
@@ -41,23 +41,20 @@ enum class Binary : uint8_t {
   Divide,
   Maximum,
   Minimum,
-  Power,
   Less,
   LessEqual,
-  Greater,
-  GreaterEqual,
   Equal,
   LogicalAnd,
   LogicalOr
 };
 
-enum class Along : uint8_t { Sum, Mean, Max, Argmax, Logsumexp, Softmax, Cumsum, Sort, Argsort };
+enum class Along : uint8_t { Sum, Max, Argmax, Cumsum, Argsort };
 
 enum class Backend : uint8_t { Cpu, Metal, Cuda };
 
 enum class Memory : uint8_t { Active, Peak, Cache };
 
-enum class Limit : uint8_t { Cache, CudaCache, Memory, Wired };
+enum class Limit : uint8_t { Cache, CudaCache, Wired };
 
 // An affine weight.
 struct Quantized {
@@ -129,7 +126,6 @@ struct Table {
 
   // Data
   Array* (*from_bytes)(Slice<uint8_t> bytes, Dims shape, Type dtype);
-  Array* (*empty)(Dims shape, Type dtype);
   Array* (*full)(Dims shape, float value, Type dtype);
   Array* (*arange)(float start, float stop, float step, Type dtype);
   bool (*copy_to)(In a, uint8_t* bytes, size_t length);
@@ -137,20 +133,12 @@ struct Table {
 
   // Shapes
   Array* (*astype)(In a, Type dtype);
-  Array* (*view)(In a, Type dtype);
   Array* (*reshape)(In a, Dims shape);
-  Array* (*expand_dims)(In a, Axes axes);
-  Array* (*squeeze)(In a, Axes axes);
   Array* (*transpose)(In a, Axes axes);
-  Array* (*contiguous)(In a);
-  Array* (*broadcast_to)(In a, Dims shape);
   Array* (*slice)(In a, Dims start, Dims stop);
   // Takes `a`.
   Array* (*slice_update)(Array* a, In update, Dims start, Dims stop);
   Array* (*concatenate)(Arrays arrays, int32_t axis);
-  Array* (*stack)(Arrays arrays, int32_t axis);
-  // `arrays` has room for one array a part.
-  bool (*split)(In a, Dims parts, int32_t axis, Array** arrays);
   Array* (*take)(In a, In indices, int32_t axis);
   Array* (*take_along_axis)(In a, In indices, int32_t axis);
 
@@ -159,19 +147,15 @@ struct Table {
   Array* (*binary)(In a, In b, Binary operation);
   Array* (*select)(In condition, In a, In b);
   Array* (*along)(In a, int32_t axis, bool keepdims, Along operation);
-  Array* (*argpartition)(In a, int32_t kth, int32_t axis);
   Array* (*matmul)(In a, In b);
-  Array* (*addmm)(In c, In a, In b, float alpha, float beta);
 
   // Quantised products
   Array* (*quantized_matmul)(In x, const Quantized* w);
   Array* (*gather_qmm)(In x, const Quantized* w, In indices);
   Array* (*dequantize)(const Quantized* w);
-  bool (*quantize)(In w, int32_t group_size, int32_t bits, Quantized* quantized);
 
   // mlx::core::fast
   Array* (*rms_norm)(In x, In w, float eps);
-  Array* (*layer_norm)(In x, In w, In b, float eps);
   Array* (*rope)(In x, int32_t dims, float scale, In offset, In freqs);
   Array* (*attention)(In q, In k, In v, float scale, bool causal, In mask);
   // silu(gate) * up, in one kernel where MLX compiles.
@@ -202,7 +186,7 @@ struct Table {
   bool (*synchronize)();
 
   // Devices
-  bool has_cuda; // of its own, beside MLX's
+  bool has_cuda; // whether it was built for it
   bool (*backend_is_available)(Backend backend);
   bool (*set_default_device)(bool gpu);
   // Lies in the bridge until the next call on this thread.

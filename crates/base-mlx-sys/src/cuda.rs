@@ -96,7 +96,7 @@ impl Array {
         build(|mlx| (mlx.cuda_pinned)(bytes.into(), shape.into(), dtype))
     }
 
-    /// As [`Array::empty`], in CUDA's own memory, where the host cannot write.
+    /// Allocated at once and never computed, in CUDA's own memory, where the host cannot write; holds what was left there.
     pub fn cuda_empty(shape: &[usize], dtype: Dtype) -> Result<Self> {
         build(|mlx| (mlx.cuda_empty)(shape.into(), dtype))
     }

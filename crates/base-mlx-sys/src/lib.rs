@@ -39,7 +39,7 @@ pub use {
     runtime::{
         Device, active_memory, async_eval, cache_memory, clear_cache, device_info, eval, has_cuda,
         peak_memory, reset_peak_memory, set_cache_limit, set_cuda_cache_limit, set_default_device,
-        set_memory_limit, set_wired_limit, synchronize, version,
+        set_wired_limit, synchronize, version,
     },
 };
 

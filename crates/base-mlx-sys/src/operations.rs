@@ -1,10 +1,7 @@
 //! The operations on arrays.
 
-use std::mem::MaybeUninit;
-
 use crate::Result;
 use crate::array::{Array, Dtype, Quantized, build};
-use crate::runtime::owned;
 use crate::table::{Along, Binary, Unary};
 
 /// What each query of [`Array::scaled_dot_product_attention`] sees.
@@ -22,35 +19,12 @@ impl Array {
         build(|mlx| (mlx.astype)(self, dtype))
     }
 
-    /// The same bytes as another type; where its size differs, the last dimension does.
-    pub fn view(&self, dtype: Dtype) -> Result<Self> {
-        build(|mlx| (mlx.view)(self, dtype))
-    }
-
     pub fn reshape(&self, shape: &[usize]) -> Result<Self> {
         build(|mlx| (mlx.reshape)(self, shape.into()))
     }
 
-    /// Dimensions of one, where the result has these axes.
-    pub fn expand_dims(&self, axes: &[i32]) -> Result<Self> {
-        build(|mlx| (mlx.expand_dims)(self, axes.into()))
-    }
-
-    pub fn squeeze(&self, axes: &[i32]) -> Result<Self> {
-        build(|mlx| (mlx.squeeze)(self, axes.into()))
-    }
-
     pub fn transpose(&self, axes: &[i32]) -> Result<Self> {
         build(|mlx| (mlx.transpose)(self, axes.into()))
-    }
-
-    /// The same elements, laid out row by row without gaps.
-    pub fn contiguous(&self) -> Result<Self> {
-        build(|mlx| (mlx.contiguous)(self))
-    }
-
-    pub fn broadcast_to(&self, shape: &[usize]) -> Result<Self> {
-        build(|mlx| (mlx.broadcast_to)(self, shape.into()))
     }
 
     /// The elements from `start` up to `stop` in each dimension.
@@ -66,22 +40,6 @@ impl Array {
 
     pub fn concatenate(arrays: &[&Self], axis: i32) -> Result<Self> {
         build(|mlx| (mlx.concatenate)(arrays.into(), axis))
-    }
-
-    /// Side by side along a new axis.
-    pub fn stack(arrays: &[&Self], axis: i32) -> Result<Self> {
-        build(|mlx| (mlx.stack)(arrays.into(), axis))
-    }
-
-    /// Parts of so many entries of `axis`, which together are all of them.
-    pub fn split(&self, parts: &[usize], axis: i32) -> Result<Vec<Self>> {
-        let mlx = owned()?;
-        let mut arrays = Vec::with_capacity(parts.len());
-        // SAFETY: there is room for one array a part.
-        mlx.check(unsafe { (mlx.split)(self, parts.into(), axis, arrays.as_mut_ptr()) })?;
-        // SAFETY: it has succeeded, so all of them are there.
-        unsafe { arrays.set_len(parts.len()) };
-        Ok(arrays)
     }
 
     /// The entries of `axis` whose numbers are given.
@@ -114,19 +72,9 @@ impl Array {
         self.along(axis, false, Along::Argmax)
     }
 
-    /// Places along `axis`, those of the `kth` smallest elements first.
-    pub fn argpartition(&self, kth: i32, axis: i32) -> Result<Self> {
-        build(|mlx| (mlx.argpartition)(self, kth, axis))
-    }
-
     /// `[…, rows, inner] @ […, inner, columns]`
     pub fn matmul(&self, other: &Self) -> Result<Self> {
         build(|mlx| (mlx.matmul)(self, other))
-    }
-
-    /// `beta * self + alpha * (a @ b)`
-    pub fn addmm(&self, a: &Self, b: &Self, alpha: f32, beta: f32) -> Result<Self> {
-        build(|mlx| (mlx.addmm)(self, a, b, alpha, beta))
     }
 
     /// `self @ w.T`: `[…, in]` → `[…, out]`.
@@ -143,15 +91,6 @@ impl Array {
         build(|mlx| unsafe { (mlx.gather_qmm)(self, w, indices) })
     }
 
-    /// In groups along the last axis.
-    pub fn quantize(&self, group_size: i32, bits: i32) -> Result<Quantized> {
-        let mlx = owned()?;
-        let mut quantized = MaybeUninit::uninit();
-        mlx.check((mlx.quantize)(self, group_size, bits, &mut quantized))?;
-        // SAFETY: it has succeeded, so all of it is there.
-        Ok(unsafe { quantized.assume_init() })
-    }
-
     /// `silu(self) * up`, elementwise, in one kernel where the device compiles them.
     pub fn swiglu(&self, up: &Self) -> Result<Self> {
         build(|mlx| (mlx.swiglu)(self, up))
@@ -160,10 +99,6 @@ impl Array {
     /// `x / sqrt(mean(x²) + eps) * w` over the last axis.
     pub fn rms_norm(&self, w: &Self, eps: f32) -> Result<Self> {
         build(|mlx| (mlx.rms_norm)(self, w, eps))
-    }
-
-    pub fn layer_norm(&self, w: &Self, b: &Self, eps: f32) -> Result<Self> {
-        build(|mlx| (mlx.layer_norm)(self, w, b, eps))
     }
 
     /// Rotates pairs (i, i + dims / 2) of `[batch, heads, tokens, head_dim]`: token t of a batch entry by the angle
@@ -204,11 +139,9 @@ macro_rules! elementwise {
 }
 
 elementwise! {
-    exp => Exp, log => Log, negative => Negative, sigmoid => Sigmoid, tanh => Tanh, erf => Erf, abs => Abs,
-    logical_not => LogicalNot, sin => Sin, cos => Cos, sqrt => Sqrt, rsqrt => Rsqrt;
+    exp => Exp, negative => Negative;
     add => Add, subtract => Subtract, multiply => Multiply, divide => Divide, maximum => Maximum,
-    minimum => Minimum, power => Power, less => Less, less_equal => LessEqual, greater => Greater,
-    greater_equal => GreaterEqual, equal => Equal, logical_and => LogicalAnd, logical_or => LogicalOr
+    minimum => Minimum, less => Less, less_equal => LessEqual, equal => Equal, logical_and => LogicalAnd, logical_or => LogicalOr
 }
 
 /// Operations along one axis: those that keep it, and those that may leave it with one element.
@@ -229,8 +162,7 @@ macro_rules! along {
 }
 
 along! {
-    softmax => Softmax, cumsum => Cumsum, sort => Sort, argsort => Argsort;
-    sum => Sum, mean => Mean, max => Max, logsumexp => Logsumexp
+    cumsum => Cumsum, argsort => Argsort; sum => Sum, max => Max
 }
 
 impl Quantized {

@@ -125,11 +125,6 @@ pub fn set_cuda_cache_limit(bytes: usize) -> Result<usize> {
     set_limit(Limit::CudaCache, bytes)
 }
 
-/// From how many bytes on MLX waits for running work before it takes more. Returns the limit before.
-pub fn set_memory_limit(bytes: usize) -> Result<usize> {
-    set_limit(Limit::Memory, bytes)
-}
-
 /// How many bytes Metal keeps wired at most. Returns the limit before.
 pub fn set_wired_limit(bytes: usize) -> Result<usize> {
     set_limit(Limit::Wired, bytes)

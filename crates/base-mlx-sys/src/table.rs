@@ -3,7 +3,6 @@
 
 use std::ffi::c_void;
 use std::marker::PhantomData;
-use std::mem::MaybeUninit;
 use std::ptr::NonNull;
 
 use crate::array::{Array, Dtype, Quantized};
@@ -65,17 +64,7 @@ pub(crate) struct RawKernel([u8; 0]);
 #[repr(u8)]
 pub(crate) enum Unary {
     Exp,
-    Log,
     Negative,
-    Sigmoid,
-    Tanh,
-    Erf,
-    Abs,
-    LogicalNot,
-    Sin,
-    Cos,
-    Sqrt,
-    Rsqrt,
 }
 
 #[repr(u8)]
@@ -86,11 +75,8 @@ pub(crate) enum Binary {
     Divide,
     Maximum,
     Minimum,
-    Power,
     Less,
     LessEqual,
-    Greater,
-    GreaterEqual,
     Equal,
     LogicalAnd,
     LogicalOr,
@@ -99,13 +85,9 @@ pub(crate) enum Binary {
 #[repr(u8)]
 pub(crate) enum Along {
     Sum,
-    Mean,
     Max,
     Argmax,
-    Logsumexp,
-    Softmax,
     Cumsum,
-    Sort,
     Argsort,
 }
 
@@ -120,7 +102,6 @@ pub(crate) enum Memory {
 pub(crate) enum Limit {
     Cache,
     CudaCache,
-    Memory,
     Wired,
 }
 
@@ -200,25 +181,17 @@ pub(crate) struct Table {
     pub(crate) is_available: extern "C" fn(&Array) -> i32,
 
     pub(crate) from_bytes: extern "C" fn(Slice<u8>, Dims, Dtype) -> New,
-    pub(crate) empty: extern "C" fn(Dims, Dtype) -> New,
     pub(crate) full: extern "C" fn(Dims, f32, Dtype) -> New,
     pub(crate) arange: extern "C" fn(f32, f32, f32, Dtype) -> New,
     pub(crate) copy_to: unsafe extern "C" fn(&Array, *mut u8, usize) -> bool,
     pub(crate) data_pointer: extern "C" fn(&Array, &mut u64) -> bool,
 
     pub(crate) astype: extern "C" fn(&Array, Dtype) -> New,
-    pub(crate) view: extern "C" fn(&Array, Dtype) -> New,
     pub(crate) reshape: extern "C" fn(&Array, Dims) -> New,
-    pub(crate) expand_dims: extern "C" fn(&Array, Axes) -> New,
-    pub(crate) squeeze: extern "C" fn(&Array, Axes) -> New,
     pub(crate) transpose: extern "C" fn(&Array, Axes) -> New,
-    pub(crate) contiguous: extern "C" fn(&Array) -> New,
-    pub(crate) broadcast_to: extern "C" fn(&Array, Dims) -> New,
     pub(crate) slice: extern "C" fn(&Array, Dims, Dims) -> New,
     pub(crate) slice_update: extern "C" fn(Array, &Array, Dims, Dims) -> New,
     pub(crate) concatenate: extern "C" fn(Arrays, i32) -> New,
-    pub(crate) stack: extern "C" fn(Arrays, i32) -> New,
-    pub(crate) split: unsafe extern "C" fn(&Array, Dims, i32, *mut Array) -> bool,
     pub(crate) take: unsafe extern "C" fn(&Array, &Array, i32) -> New,
     pub(crate) take_along_axis: unsafe extern "C" fn(&Array, &Array, i32) -> New,
 
@@ -226,17 +199,13 @@ pub(crate) struct Table {
     pub(crate) binary: extern "C" fn(&Array, &Array, Binary) -> New,
     pub(crate) select: extern "C" fn(&Array, &Array, &Array) -> New,
     pub(crate) along: extern "C" fn(&Array, i32, bool, Along) -> New,
-    pub(crate) argpartition: extern "C" fn(&Array, i32, i32) -> New,
     pub(crate) matmul: extern "C" fn(&Array, &Array) -> New,
-    pub(crate) addmm: extern "C" fn(&Array, &Array, &Array, f32, f32) -> New,
 
     pub(crate) quantized_matmul: extern "C" fn(&Array, &Quantized) -> New,
     pub(crate) gather_qmm: unsafe extern "C" fn(&Array, &Quantized, &Array) -> New,
     pub(crate) dequantize: extern "C" fn(&Quantized) -> New,
-    pub(crate) quantize: extern "C" fn(&Array, i32, i32, &mut MaybeUninit<Quantized>) -> bool,
 
     pub(crate) rms_norm: extern "C" fn(&Array, &Array, f32) -> New,
-    pub(crate) layer_norm: extern "C" fn(&Array, &Array, &Array, f32) -> New,
     pub(crate) rope: extern "C" fn(&Array, i32, f32, &Array, &Array) -> New,
     pub(crate) attention: extern "C" fn(&Array, &Array, &Array, f32, bool, Option<&Array>) -> New,
 

@@ -12,8 +12,13 @@ fn array(values: &[f32], shape: &[usize]) -> Array {
     Array::from_f32(values, shape).unwrap()
 }
 
+fn floats(a: &Array) -> Vec<f32> {
+    let bytes = a.astype(Dtype::F32).unwrap().to_bytes().unwrap();
+    bytes.as_chunks::<4>().0.iter().map(|bytes| f32::from_le_bytes(*bytes)).collect()
+}
+
 fn close(got: Result<Array>, expected: &[f32]) {
-    let got = got.unwrap().to_f32().unwrap();
+    let got = floats(&got.unwrap());
     assert_eq!(got.len(), expected.len(), "{got:?} for {expected:?}");
     for (got, expected) in got.iter().zip(expected) {
         assert!((got - expected).abs() <= 1e-5 * expected.abs().max(1.0), "{got} for {expected}");
@@ -54,19 +59,9 @@ fn arrays_come_back_as_they_went() {
     close(Ok(a), &[1.0, -2.0]);
     close(Array::full(&[2, 1], 3.0, Dtype::F16), &[3.0, 3.0]);
     let counted = Array::arange(1.0, 4.0, 1.0, Dtype::U32).unwrap();
-    assert_eq!(counted.to_u32().unwrap(), [1, 2, 3]);
-    let wide = 0x0123_4567_89ab_cdef_u64.to_le_bytes();
-    let wide_array = Array::from_bytes(&wide, &[1], Dtype::U64).unwrap();
-    assert_eq!(wide_array.to_bytes().unwrap(), wide);
-    assert_eq!(wide_array.view(Dtype::U32).unwrap().to_bytes().unwrap(), wide);
-    assert_eq!(wide_array.view(Dtype::F16).unwrap().shape(), [4]);
+    close(Ok(counted), &[1.0, 2.0, 3.0]);
 
     let a = array(&[1.0, 2.0, 3.0, 4.0], &[2, 2]);
-    let mut bytes = [0; 16];
-    a.transpose(&[1, 0]).unwrap().copy_to(&mut bytes).unwrap();
-    assert_eq!(bytes[4..8], 3.0_f32.to_le_bytes());
-    let second_row = a.slice(&[1, 0], &[2, 2]).unwrap();
-    close(second_row.broadcast_to(&[2, 2]), &[3.0, 4.0, 3.0, 4.0]);
     assert!(Array::full(&[0, 3], 1.0, Dtype::F32).unwrap().to_bytes().unwrap().is_empty());
 
     let sum = a.add(&a).unwrap();
@@ -79,9 +74,6 @@ fn arrays_come_back_as_they_went() {
     eval(&[&last]).unwrap();
     // SAFETY: on the CPU it is the CPU's address of an array that lives.
     assert_eq!(unsafe { *(last.data_pointer().unwrap() as *const f32) }, 8.0);
-    let empty = Array::empty(&[2, 2], Dtype::F32).unwrap();
-    assert_eq!((empty.shape(), empty.is_available()), (vec![2, 2], Ok(true)));
-    close(empty.slice_update(&a, &[0, 0], &[2, 2]), &[1.0, 2.0, 3.0, 4.0]);
 }
 
 fn shapes_change() {
@@ -96,14 +88,6 @@ fn shapes_change() {
     let places = Array::from_u32(&[2, 0], &[2, 1]).unwrap();
     // SAFETY: there are three places in a row.
     close(unsafe { a.take_along_axis(&places, 1) }, &[3.0, 4.0]);
-    close(array(&[1.0, 2.0], &[2, 1]).broadcast_to(&[2, 2]), &[1.0, 1.0, 2.0, 2.0]);
-    let parts = a.split(&[1, 2], 1).unwrap();
-    assert_eq!(parts.iter().map(Array::shape).collect::<Vec<_>>(), [[2, 1], [2, 2]]);
-    close(Ok(parts[1].clone()), &[2.0, 3.0, 5.0, 6.0]);
-    let column = parts[0].squeeze(&[1]).unwrap();
-    assert_eq!(column.shape(), [2]);
-    assert_eq!(column.expand_dims(&[0, 2]).unwrap().shape(), [1, 2, 1]);
-    close(Array::stack(&[&column, &column], 1), &[1.0, 1.0, 4.0, 4.0]);
     close(
         a.clone().slice_update(&array(&[9.0], &[1, 1]), &[1, 1], &[2, 2]),
         &[1.0, 2.0, 3.0, 4.0, 9.0, 6.0],
@@ -122,60 +106,54 @@ fn numbers_are_right() {
     close(a.less(&b), &[1.0, 1.0]);
     close(b.less_equal(&a), &[0.0, 0.0]);
     close(a.equal(&a), &[1.0, 1.0]);
-    close(b.greater(&a), &[1.0, 1.0]);
-    close(a.greater_equal(&a), &[1.0, 1.0]);
     let three = Array::scalar(3.0, Dtype::F32).unwrap();
     close(a.multiply(&three), &[3.0, -6.0]);
-    close(a.power(&three), &[1.0, -8.0]);
-    close(b.sqrt(), &[2.0, 2.828_427]);
-    close(b.rsqrt(), &[0.5, 0.353_553_4]);
-    close(a.sin(), &[0.841_471, -0.909_297_4]);
-    close(a.cos(), &[0.540_302_3, -0.416_146_84]);
     let odd = array(&[1.0, 0.0], &[2]).equal(&array(&[1.0, 1.0], &[2])).unwrap();
     close(odd.logical_and(&odd), &[1.0, 0.0]);
-    close(odd.logical_or(&odd.logical_not().unwrap()), &[1.0, 1.0]);
+    close(odd.logical_or(&a.less(&b).unwrap()), &[1.0, 1.0]);
     close(Array::select(&odd, &a, &b), &[1.0, 8.0]);
     close(a.exp(), &[std::f32::consts::E, 0.135_335_28]);
-    close(b.log(), &[1.386_294_4, 2.079_441_5]);
     close(a.negative(), &[-1.0, 2.0]);
-    close(a.abs(), &[1.0, 2.0]);
-    close(a.sigmoid(), &[0.731_058_6, 0.119_202_92]);
-    close(a.tanh(), &[0.761_594_2, -0.964_027_6]);
-    close(a.erf(), &[0.842_700_8, -0.995_322_3]);
+    close(a.swiglu(&b), &[4.0 * 0.731_058_6, 8.0 * -2.0 * 0.119_202_92]);
 
     let rows = array(&[3.0, 1.0, 2.0, 0.0, 0.0, 0.0], &[2, 3]);
     close(rows.sum(1), &[6.0, 0.0]);
-    close(rows.mean(1), &[2.0, 0.0]);
     close(rows.max(1), &[3.0, 0.0]);
     close(rows.cumsum(1), &[3.0, 4.0, 6.0, 0.0, 0.0, 0.0]);
-    close(rows.sort(1), &[1.0, 2.0, 3.0, 0.0, 0.0, 0.0]);
-    close(rows.logsumexp(1), &[3.407_606, 1.098_612_3]);
-    close(rows.softmax(1).unwrap().slice(&[1, 0], &[2, 1]), &[1.0 / 3.0]);
-    assert_eq!(rows.argmax(1).unwrap().to_u32().unwrap(), [0, 0]);
+    close(rows.argmax(1), &[0.0, 0.0]);
     let first = rows.slice(&[0, 0], &[1, 3]).unwrap();
-    assert_eq!(first.argsort(1).unwrap().to_u32().unwrap(), [1, 2, 0]);
-    assert_eq!(first.argpartition(0, 1).unwrap().to_u32().unwrap()[0], 1);
+    close(first.argsort(1), &[1.0, 2.0, 0.0]);
     let column = array(&[1.0, 10.0, 100.0], &[3, 1]);
     close(first.matmul(&column), &[213.0]);
-    close(array(&[1.0], &[1, 1]).addmm(&first, &column, 2.0, 3.0), &[429.0]);
 
     let x = array(&[3.0, 4.0], &[1, 2]);
     let norm = 12.5_f32.sqrt();
     close(x.rms_norm(&array(&[1.0, 2.0], &[2]), 0.0), &[3.0 / norm, 8.0 / norm]);
-    let (ones, zeros) = (array(&[1.0, 1.0], &[2]), array(&[0.0, 0.0], &[2]));
-    close(x.layer_norm(&ones, &zeros, 0.0), &[-1.0, 1.0]);
     // One pair, turned by two radians at offset 2 and frequency 1.
     let pair = array(&[1.0, 0.0], &[1, 1, 1, 2]);
     let offset = Array::from_u32(&[2], &[1]).unwrap().astype(Dtype::I32).unwrap();
     close(pair.rope(2, 1.0, &offset, &array(&[1.0], &[1])), &[2.0_f32.cos(), 2.0_f32.sin()]);
 }
 
+/// 32 values in one row: 0 and the largest by turns, value after value from the lowest bit on.
+fn zero_and_largest(bits: i32) -> Quantized {
+    let is_set = |bit: i32| u32::from(bit / bits % 2 == 1);
+    let word = |word| (0..32).map(|bit| is_set(word * 32 + bit) << bit).sum();
+    let words: Vec<u32> = (0..bits).map(word).collect();
+    Quantized {
+        packed: Array::from_u32(&words, &[1, bits as usize]).unwrap(),
+        scales: array(&[1.0], &[1, 1]),
+        biases: array(&[0.0], &[1, 1]),
+        group_size: 32,
+        bits,
+    }
+}
+
 fn quantised_products_are_right() {
     for bits in [2, 3, 4, 5, 6, 8] {
-        // 32 values that every width holds exactly: 0 and its largest, twice one.
-        let largest = ((1 << bits) - 1) as f32;
+        let largest = ((1_u32 << bits) - 1) as f32;
         let values: Vec<f32> = (0..32).map(|i| if i % 2 == 0 { 0.0 } else { largest }).collect();
-        let w = array(&values, &[1, 32]).quantize(32, bits).unwrap();
+        let w = zero_and_largest(bits);
         close(w.dequantize(), &values);
         let x = array(&[0.5; 32], &[1, 32]);
         close(x.quantized_matmul(&w), &[8.0 * largest]);
@@ -248,13 +226,10 @@ fn mistakes_are_errors() {
     assert!(a.slice_update(&b, &[0], &[1]).is_err());
     // SAFETY: refused for its axis, before any index counts.
     assert!(unsafe { b.take(&b, 7) }.is_err());
-    let vast = Array::full(&[1 << 30, 1 << 30], 0.0, Dtype::F32).and_then(|a| a.contiguous());
+    let vast = Array::full(&[1 << 30, 1 << 30], 0.0, Dtype::F32).and_then(|a| a.add(&a));
     assert!(vast.and_then(|a| eval(&[&a])).is_err(), "four exabytes were found");
-    assert!(Array::empty(&[1 << 30, 1 << 30], Dtype::F32).is_err());
     assert!(Array::full(&[1 << 40], 0.0, Dtype::Bool).is_err());
-    assert!(b.split(&[1, 1], 0).is_err());
-    assert!(b.split(&[], 0).is_err());
-    assert!(b.quantize(7, 4).is_err());
+    assert!(Quantized { group_size: 7, ..zero_and_largest(4) }.dequantize().is_err());
     let kernel = Kernel::cuda("nothing", &["x"], &["y"], "y[0] = x[0];", "", 0);
     let one = array(&[1.0], &[1]);
     let launch = Launch {
@@ -274,8 +249,7 @@ fn mistakes_are_errors() {
 fn a_lone_handle_is_written_in_place() {
     const ROWS: usize = 4096;
     let row = array(&[1.0; 256], &[1, 256]);
-    let mut cache =
-        Array::full(&[ROWS, 256], 0.0, Dtype::F32).and_then(|a| a.contiguous()).unwrap();
+    let mut cache = array(&vec![0.0; ROWS * 256], &[ROWS, 256]);
     eval(&[&cache, &row]).unwrap();
     let write = |cache: Array, at: usize| {
         let cache = cache.slice_update(&row, &[at, 0], &[at + 1, 256]).unwrap();
