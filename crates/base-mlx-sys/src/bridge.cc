@@ -1,16 +1,11 @@
 #include "bridge.h"
 
-#include <dlfcn.h>
-
 #include <cstring>
 #include <sstream>
 #include <stdexcept>
 
-#include "mlx/backend/cuda/cuda.h"
-
-#ifdef BASE_MLX_CUDA
 #include "cuda.h"
-#endif
+#include "mlx/backend/cuda/cuda.h"
 
 namespace base_mlx {
 
@@ -32,6 +27,43 @@ namespace {
 
 // Beyond any machine's memory. MLX's CPU device does not look whether an allocation failed, so it must not be tried.
 constexpr size_t most_bytes = size_t{1} << 46;
+
+// In the order of `Type`.
+const mx::Dtype dtypes[] = {
+    mx::bool_, mx::uint8, mx::int32, mx::uint32, mx::float16, mx::bfloat16, mx::float32};
+
+} // namespace
+
+std::string string(Text text) {
+  return {text.data, text.length};
+}
+
+mx::Dtype dtype(Type type) {
+  return dtypes[static_cast<uint8_t>(type)];
+}
+
+mx::Shape shape(Dims dims) {
+  mx::Shape to;
+  for (size_t i = 0; i < dims.length; i++) {
+    if (dims.data[i] > INT32_MAX) {
+      throw std::invalid_argument("a dimension of " + std::to_string(dims.data[i]) + " is beyond MLX");
+    }
+    to.push_back(static_cast<mx::ShapeElem>(dims.data[i]));
+  }
+  return to;
+}
+
+size_t bytes_of(Dims dims, Type type) {
+  size_t bytes = mx::size_of(dtype(type));
+  for (size_t i = 0; i < dims.length; i++) {
+    if (__builtin_mul_overflow(bytes, dims.data[i], &bytes) || bytes > most_bytes) {
+      throw std::invalid_argument("an array has more than " + std::to_string(most_bytes) + " bytes");
+    }
+  }
+  return bytes;
+}
+
+namespace {
 
 thread_local std::string error;
 
@@ -94,21 +126,6 @@ void hand_out(std::vector<mx::array>&& arrays, Array** to) {
   }
 }
 
-mx::ShapeElem dim(size_t dim) {
-  if (dim > INT32_MAX) {
-    throw std::invalid_argument("a dimension of " + std::to_string(dim) + " is beyond MLX");
-  }
-  return static_cast<mx::ShapeElem>(dim);
-}
-
-mx::Shape shape(Dims dims) {
-  mx::Shape to;
-  for (size_t i = 0; i < dims.length; i++) {
-    to.push_back(dim(dims.data[i]));
-  }
-  return to;
-}
-
 std::vector<int> ints(Axes axes) {
   return {axes.data, axes.data + axes.length};
 }
@@ -126,24 +143,12 @@ std::vector<mx::array> list(Arrays arrays) {
   return to;
 }
 
-std::string string(Text text) {
-  return {text.data, text.length};
-}
-
 std::vector<std::string> strings(Slice<Text> texts) {
   std::vector<std::string> to;
   for (size_t i = 0; i < texts.length; i++) {
     to.push_back(string(texts.data[i]));
   }
   return to;
-}
-
-// In the order of `Type`.
-const mx::Dtype dtypes[] = {
-    mx::bool_, mx::uint8, mx::int32, mx::uint32, mx::float16, mx::bfloat16, mx::float32};
-
-mx::Dtype dtype(Type type) {
-  return dtypes[static_cast<uint8_t>(type)];
 }
 
 int32_t number(const mx::array& a) {
@@ -159,12 +164,7 @@ int32_t number(const mx::array& a) {
 
 // What it holds is left over from others.
 mx::array empty(Dims dims, Type type) {
-  size_t bytes = mx::size_of(dtype(type));
-  for (size_t i = 0; i < dims.length; i++) {
-    if (__builtin_mul_overflow(bytes, dims.data[i], &bytes) || bytes > most_bytes) {
-      throw std::invalid_argument("an array has more than " + std::to_string(most_bytes) + " bytes");
-    }
-  }
+  const size_t bytes = bytes_of(dims, type);
   auto data = mx::allocator::malloc(bytes);
   if (bytes > 0 && data.buffer().ptr() == nullptr) {
     throw std::runtime_error("cannot allocate an array of " + std::to_string(bytes) + " bytes");
@@ -172,33 +172,8 @@ mx::array empty(Dims dims, Type type) {
   return mx::array(std::move(data), shape(dims), dtype(type));
 }
 
-// MLX's own; its header wants CUDA's.
-struct CudaBuffer {
-  void* data;
-  size_t size;
-  int device; // -1: unified memory
-};
-
 const CudaBuffer* cuda_buffer(const mx::array& a) {
   return mx::cu::is_available() ? static_cast<const CudaBuffer*>(a.buffer().ptr()) : nullptr;
-}
-
-// `array::data` would move the whole buffer to unified memory, for good.
-bool copy_from_cuda(const mx::array& a, uint8_t* bytes) {
-  using Copy = int (*)(void*, unsigned long long, size_t);
-  static const auto copy = [] {
-    auto* driver = dlopen("libcuda.so.1", RTLD_NOW | RTLD_NOLOAD);
-    return driver ? reinterpret_cast<Copy>(dlsym(driver, "cuMemcpyDtoH_v2")) : nullptr;
-  }();
-  const auto* buffer = cuda_buffer(a);
-  if (!copy || !buffer || buffer->device < 0) {
-    return false;
-  }
-  auto from = reinterpret_cast<unsigned long long>(buffer->data) + a.offset();
-  if (int error = copy(bytes, from, a.nbytes()); error != 0) {
-    throw std::runtime_error("copying from the device failed with CUDA's error " + std::to_string(error));
-  }
-  return true;
 }
 
 void copy_to(mx::array a, uint8_t* bytes, size_t length) {
@@ -210,9 +185,16 @@ void copy_to(mx::array a, uint8_t* bytes, size_t length) {
   if (length != a.nbytes()) {
     throw std::invalid_argument("an array has " + std::to_string(a.nbytes()) + " bytes, not " + std::to_string(length));
   }
-  if (length > 0 && !copy_from_cuda(a, bytes)) {
-    std::memcpy(bytes, a.data<uint8_t>(), length);
+  if (length == 0) {
+    return;
   }
+#ifdef BASE_MLX_CUDA
+  // `array::data` would move the whole buffer to unified memory, for good.
+  if (const auto* buffer = cuda_buffer(a); buffer && buffer->device >= 0) {
+    return cuda_copy(a, bytes);
+  }
+#endif
+  std::memcpy(bytes, a.data<uint8_t>(), length);
 }
 
 uint64_t data_pointer(const mx::array& a) {
@@ -584,12 +566,6 @@ const Table table = {
 };
 
 } // namespace
-
-#ifdef BASE_MLX_CUDA
-mx::Dtype dtype_of(Type type) {
-  return dtype(type);
-}
-#endif
 
 } // namespace base_mlx
 

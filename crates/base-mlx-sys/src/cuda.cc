@@ -73,6 +73,7 @@ struct Driver {
   int (*cuMemAllocAsync)(Address* address, size_t bytes, void* stream);
   int (*cuMemFree)(Address address);
   int (*cuMemHostAlloc)(void** memory, size_t bytes, unsigned int flags);
+  int (*cuMemcpyDtoH)(void* to, Address from, size_t bytes);
   int (*cuStreamSynchronize)(void* stream);
   int (*cuGraphCreate)(CUgraph_st** graph, unsigned int flags);
   int (*cuGraphDestroy)(CUgraph_st* graph);
@@ -125,6 +126,7 @@ const Driver& driver() {
     find(library, "cuMemAllocAsync", found.cuMemAllocAsync);
     find(library, "cuMemFree_v2", found.cuMemFree);
     find(library, "cuMemHostAlloc", found.cuMemHostAlloc);
+    find(library, "cuMemcpyDtoH_v2", found.cuMemcpyDtoH);
     find(library, "cuStreamSynchronize", found.cuStreamSynchronize);
     find(library, "cuGraphCreate", found.cuGraphCreate);
     find(library, "cuGraphDestroy", found.cuGraphDestroy);
@@ -164,19 +166,8 @@ void check(int result, const char* what) {
   }
 }
 
-std::string string(Text text) {
-  return {text.data, text.length};
-}
-
 // Attributes of the driver's: a device's compute capability, a kernel's dynamic shared memory, and a launch's clusters.
 constexpr int CAPABILITY_MAJOR = 75, CAPABILITY_MINOR = 76, MAX_DYNAMIC_SHARED_SIZE_BYTES = 8, CLUSTER_DIMENSION = 4;
-
-// As MLX's own, which its operations look into.
-struct CudaBuffer {
-  void* data;
-  size_t size;
-  int device; // -1: unified memory
-};
 
 // Device memory for what own kernels write. MLX's is out of reach: only its own operations can have memory of the device
 // alone.
@@ -469,17 +460,6 @@ class Launched : public mx::Primitive {
   std::vector<uint32_t> numbers_;
 };
 
-mx::Shape shape(Dims dims) {
-  mx::Shape to;
-  for (size_t i = 0; i < dims.length; i++) {
-    if (dims.data[i] > INT32_MAX) {
-      throw std::invalid_argument("a dimension of " + std::to_string(dims.data[i]) + " is beyond MLX");
-    }
-    to.push_back(static_cast<mx::ShapeElem>(dims.data[i]));
-  }
-  return to;
-}
-
 } // namespace
 
 void cuda_compile(Text source, Text expression, Slice<Text> options, Text* code, Text* name) {
@@ -546,7 +526,7 @@ std::vector<mx::array> cuda_launch(void* function, std::vector<mx::array> inputs
   std::vector<mx::Dtype> dtypes;
   for (size_t i = 0; i < launch.outputs.length; i++) {
     shapes.push_back(shape(launch.outputs.data[i].shape));
-    dtypes.push_back(dtype_of(launch.outputs.data[i].dtype));
+    dtypes.push_back(dtype(launch.outputs.data[i].dtype));
   }
   auto primitive = std::make_shared<Launched>(
       mx::default_stream(mx::Device::gpu), static_cast<CUfunc_st*>(function), launch);
@@ -554,23 +534,20 @@ std::vector<mx::array> cuda_launch(void* function, std::vector<mx::array> inputs
 }
 
 mx::array cuda_empty(Dims dims, Type type) {
-  const auto to = shape(dims);
-  size_t bytes = mx::size_of(dtype_of(type));
-  for (auto dim : to) {
-    if (__builtin_mul_overflow(bytes, static_cast<size_t>(dim), &bytes)) {
-      throw std::invalid_argument("an array has more bytes than can be counted");
-    }
-  }
-  return mx::array(pool().allocate(bytes), to, dtype_of(type));
+  return mx::array(pool().allocate(bytes_of(dims, type)), shape(dims), dtype(type));
 }
 
 mx::array cuda_pinned(Slice<uint8_t> bytes, Dims dims, Type type) {
-  auto a = mx::array(pinned().allocate(bytes.length), shape(dims), dtype_of(type));
+  auto a = mx::array(pinned().allocate(bytes.length), shape(dims), dtype(type));
   if (bytes.length != a.nbytes()) {
     throw std::invalid_argument("the bytes are not those of the shape");
   }
   std::memcpy(static_cast<CudaBuffer*>(a.buffer().ptr())->data, bytes.data, bytes.length);
   return a;
+}
+
+void cuda_copy(const mx::array& a, uint8_t* bytes) {
+  check(driver().cuMemcpyDtoH(bytes, address(a), a.nbytes()), "copying from the device");
 }
 
 size_t cuda_memory(Memory which) {
