@@ -111,7 +111,7 @@ fn window_mask(rows: usize, keys: usize, window: usize) -> Array {
     };
     let queries = line(keys - rows, keys, [rows, 1]);
     let keys = line(0, keys, [1, keys]);
-    let window = built(Array::full(&[], window as f32, base_mlx_sys::Dtype::I32));
+    let window = built(Array::scalar(window as f32, base_mlx_sys::Dtype::I32));
     let past = built(keys.less_equal(&queries));
     let near = built(queries.less(&built(keys.add(&window))));
     built(past.logical_and(&near))

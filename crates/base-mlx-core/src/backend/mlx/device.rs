@@ -133,8 +133,7 @@ impl Device {
             *written = None;
             return array;
         }
-        let dtype = built(array.dtype());
-        let copy = built(array.add(&built(Array::full(&[], 0.0, dtype))));
+        let copy = built(copied(&array));
         // If memory is short this fails, and what was written is still there.
         built(mlx::eval(&[&copy]));
         *written = None;
@@ -185,6 +184,11 @@ impl MlxDevice {
             Self::Cpu => "mlx-cpu",
         }
     }
+}
+
+/// A copy that the device makes, so that it lies in the device's own memory.
+pub(super) fn copied(array: &Array) -> mlx::Result<Array> {
+    array.add(&Array::scalar(0.0, array.dtype()?)?)
 }
 
 /// What MLX built of arguments that we have checked.

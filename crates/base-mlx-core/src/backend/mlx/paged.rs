@@ -8,7 +8,7 @@ use base_mlx_sys::{self as mlx, Array, CudaLaunch, Dtype};
 use super::MlxBackend;
 use super::array::{MlxArray, Norm, Recipe, Turned};
 use super::attention::look;
-use super::device::{Device, built, failed};
+use super::device::{Device, built, copied, failed};
 use super::kernels::{Float, Heads, Kernel, Kernels, PLACE_WARPS};
 use super::kv::Store;
 use super::linear::Product;
@@ -89,8 +89,7 @@ impl Block {
 
     /// In MLX's order of work: after what was started to write the old one, before what will write the new one.
     fn copied(&self) -> Result<Self, DeviceError> {
-        let zero = Array::scalar(0.0, self.array.dtype().map_err(failed)?).map_err(failed)?;
-        let copy = self.array.add(&zero).map_err(failed)?;
+        let copy = copied(&self.array).map_err(failed)?;
         mlx::async_eval(&[&copy]).map_err(failed)?;
         Self::of(copy)
     }

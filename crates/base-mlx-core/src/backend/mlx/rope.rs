@@ -37,7 +37,7 @@ impl Device {
             1.0 => turned,
             // It tempers what is rotated, not the rest.
             factor => {
-                let factor = built(Array::full(&[], factor, built(turned.dtype())));
+                let factor = built(Array::scalar(factor, built(turned.dtype())));
                 let all = [tokens, heads, 1, head_dim];
                 let front = built(turned.slice(&[0; 4], &[tokens, heads, 1, rotary]));
                 let front = built(front.multiply(&factor));

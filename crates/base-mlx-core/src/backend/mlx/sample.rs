@@ -34,7 +34,7 @@ pub(super) fn choose(
     };
     // A row without a finite logit has nothing to choose.
     let largest = built(built(x.max(-1)).reshape(&[rows.len()]));
-    let lowest = built(Array::full(&[], f32::MIN, Dtype::F32));
+    let lowest = built(Array::scalar(f32::MIN, Dtype::F32));
     let some = built(lowest.less_equal(&largest));
     let none = built(Array::from_u32(&[NO_TOKEN], &[1]));
     MlxArray::known(built(Array::select(&some, &tokens, &none)))
@@ -86,7 +86,7 @@ fn draw(x: &Array, rows: &[Draw]) -> Array {
     let largest = built(x.max(-1));
     let scaled = built(built(x.subtract(&largest)).divide(&temperature));
     let mut weights = built(scaled.exp());
-    let zero = built(Array::full(&[], 0.0, Dtype::F32));
+    let zero = built(Array::scalar(0.0, Dtype::F32));
     if rows.iter().any(|row| row.top_k > 0 || row.top_p < 1.0) {
         let keep = best_of(x, &weights, rows);
         weights = built(Array::select(&keep, &weights, &zero));
@@ -102,7 +102,7 @@ fn draw(x: &Array, rows: &[Draw]) -> Array {
     let all = built(sums.max(-1));
     let target = built(all.multiply(&column(rows, |row| row.uniform)));
     // Rounding may put the target on the sum of all; the last token with weight is then meant.
-    let almost = built(all.multiply(&built(Array::full(&[], 1.0 - f32::EPSILON, Dtype::F32))));
+    let almost = built(all.multiply(&built(Array::scalar(1.0 - f32::EPSILON, Dtype::F32))));
     let target = built(target.minimum(&almost));
     let beyond = built(built(target.less(&sums)).astype(Dtype::U32));
     built(built(beyond.argmax(-1)).astype(Dtype::U32))
@@ -119,7 +119,7 @@ fn best_of(x: &Array, weights: &Array, rows: &[Draw]) -> Array {
         built(built(Array::arange(0.0, vocab as f32, 1.0, Dtype::F32)).reshape(&[1, vocab]));
     let most = column(rows, |row| if row.top_k == 0 { vocab as f32 } else { row.top_k as f32 });
     let first = built(places.less(&most));
-    let zero = built(Array::full(&[], 0.0, Dtype::F32));
+    let zero = built(Array::scalar(0.0, Dtype::F32));
     let sorted = built(Array::select(&first, &sorted, &zero));
     let sums = built(sorted.cumsum(-1));
     let limit = built(built(sums.max(-1)).multiply(&column(rows, |row| row.top_p)));
@@ -129,8 +129,8 @@ fn best_of(x: &Array, weights: &Array, rows: &[Draw]) -> Array {
     let unlimited = built(unlimited.astype(Dtype::Bool));
     let within = built(built(before.less(&limit)).logical_or(&unlimited));
     let kept = built(built(within.logical_and(&first)).astype(Dtype::I32));
-    let count = built(built(kept.sum(-1)).maximum(&built(Array::full(&[], 1.0, Dtype::I32))));
-    let last = built(count.subtract(&built(Array::full(&[], 1.0, Dtype::I32))));
+    let count = built(built(kept.sum(-1)).maximum(&built(Array::scalar(1.0, Dtype::I32))));
+    let last = built(count.subtract(&built(Array::scalar(1.0, Dtype::I32))));
     let last = built(last.astype(Dtype::U32));
     #[allow(unsafe_code)]
     // SAFETY: at least one token and at most all of them are kept.
