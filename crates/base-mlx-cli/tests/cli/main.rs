@@ -5,6 +5,7 @@
 mod bench;
 mod chat;
 mod config;
+mod device;
 mod models;
 mod process;
 mod run;

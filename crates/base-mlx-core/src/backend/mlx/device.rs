@@ -49,13 +49,7 @@ impl Device {
         let MlxOptions { device: kind, own_kernels, cache_bytes, .. } = options;
         let device = kind.mlx();
         if !kind.is_available() {
-            let without_cuda = kind == MlxDevice::Cuda && !mlx::has_cuda();
-            let hint = match without_cuda && cfg!(target_os = "linux") {
-                true => "\nhint: this build's MLX is for CPUs; build with --features cuda",
-                false => "",
-            };
-            let what = format!("MLX {} finds no {} device here{hint}", mlx::version(), kind.name());
-            return Err(DeviceError::Unavailable(what));
+            return Err(kind.is_missing());
         }
         mlx::set_default_device(device).map_err(failed)?;
         let info = |key| mlx::device_info(device, key).unwrap_or_default();
@@ -175,6 +169,25 @@ impl MlxDevice {
 
     pub(super) fn is_available(self) -> bool {
         self.mlx().is_available()
+    }
+
+    /// Whether the MLX that is loaded was built to have it.
+    pub(super) fn is_expected(self) -> bool {
+        match self {
+            Self::Metal => cfg!(target_os = "macos"),
+            Self::Cuda => mlx::has_cuda(),
+            Self::Cpu => true,
+        }
+    }
+
+    pub(super) fn is_missing(self) -> DeviceError {
+        let without_cuda = self == Self::Cuda && !mlx::has_cuda();
+        let hint = match without_cuda && cfg!(target_os = "linux") {
+            true => "\nhint: this build's MLX is for CPUs; build with --features cuda",
+            false => "",
+        };
+        let what = format!("MLX {} finds no {} device here{hint}", mlx::version(), self.name());
+        DeviceError::Unavailable(what)
     }
 
     pub fn name(self) -> &'static str {

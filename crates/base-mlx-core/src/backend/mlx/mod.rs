@@ -48,11 +48,14 @@ impl MlxBackend {
         Ok(Self { device: Arc::new(Device::open(options)?), dtype: Dtype::F32 })
     }
 
-    /// Whether this program has MLX and MLX has that device. An error if it should have, and the machine lacks something.
+    /// Whether this program has MLX and MLX has that device. An error if it was built to have them, and something is
+    /// missing.
     pub fn is_there(device: MlxDevice) -> Result<bool, DeviceError> {
         match mlx::load() {
-            Ok(()) => Ok(device.is_available()),
-            Err(mlx::Error::NotFound { .. }) => Ok(false),
+            Ok(()) if device.is_available() => Ok(true),
+            Ok(()) if device.is_expected() => Err(device.is_missing()),
+            Ok(()) => Ok(false),
+            Err(mlx::Error::NotFound { .. }) if !mlx::BUILT => Ok(false),
             Err(error) => Err(DeviceError::Unavailable(error.to_string())),
         }
     }
