@@ -183,7 +183,8 @@ fn variant() -> Result<(&'static str, String), String> {
             let output = Command::new("sw_vers").arg("-productVersion").output();
             let version = output.ok().and_then(|output| String::from_utf8(output.stdout).ok());
             let major = version.and_then(|version| version.split('.').next()?.trim().parse().ok());
-            // Each build has the kernels that its macOS can compile, the newest those of the newest GPUs.
+            // Each build has the kernels that its macOS can compile, the newest those of the newest GPUs. The one for 26 says
+            // of itself that it is for 26.2 and later, its tag that it is for all of 26, as pip takes it.
             let built_for = match major.unwrap_or(14) {
                 26.. => 26,
                 15..26 => 15,
