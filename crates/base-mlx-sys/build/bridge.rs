@@ -30,9 +30,7 @@ pub(crate) fn build(mlx: &Mlx) -> Result<(), String> {
     build.cpp(true).std("c++20").pic(true).opt_level(2).debug(false).warnings(false);
     build.flag("-fvisibility=hidden").flag("-isystem").flag(&mlx.include);
     build.define("BASE_MLX_BRIDGE_VERSION", format!("0x{version:x}").as_str());
-    let compiler = build.try_get_compiler().map_err(|error| {
-        format!("found no C++ compiler: {error}\nhint: install one, or name it in CXX")
-    })?;
+    let compiler = build.try_get_compiler().map_err(|error| error.to_string())?;
     let mut compile = compiler.to_command();
     compile.args([if macos { "-dynamiclib" } else { "-shared" }, "src/bridge.cc"]);
     // A Mac's libmlx has none of what it calls.
@@ -91,10 +89,12 @@ fn rename(partial: &Path, folder: &PathBuf, name: &str) -> Result<(), String> {
     }
 }
 
+/// The C++ compiler, which `cc` names without looking whether it is there.
 fn run(command: &mut Command) -> Result<Output, String> {
-    let output = command
-        .output()
-        .map_err(|error| format!("cannot run {}: {error}", command.get_program().display()))?;
+    let output = command.output().map_err(|error| {
+        let program = command.get_program().display();
+        format!("cannot run the C++ compiler {program}: {error}\nhint: install one, or name it in CXX")
+    })?;
     if output.status.success() {
         return Ok(output);
     }
