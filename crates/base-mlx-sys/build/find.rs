@@ -179,6 +179,9 @@ fn variant() -> Result<(&'static str, String), String> {
     let target = |part| env::var(part).expect("cargo sets it for build scripts");
     let machine = target("CARGO_CFG_TARGET_ARCH");
     match target("CARGO_CFG_TARGET_OS").as_str() {
+        "macos" if machine != "aarch64" => {
+            Err("MLX, which base-mlx needs on macOS, is for Macs with Apple silicon".to_owned())
+        }
         "macos" => {
             let output = Command::new("sw_vers").arg("-productVersion").output();
             let version = output.ok().and_then(|output| String::from_utf8(output.stdout).ok());
@@ -190,8 +193,7 @@ fn variant() -> Result<(&'static str, String), String> {
                 15..26 => 15,
                 _ => 14,
             };
-            let machine = if machine == "aarch64" { "arm64" } else { "x86_64" };
-            Ok(("mlx-metal", format!("macosx_{built_for}_0_{machine}")))
+            Ok(("mlx-metal", format!("macosx_{built_for}_0_arm64")))
         }
         "linux" => {
             let package = match (cfg!(feature = "cuda"), env::var("BASE_MLX_MLX_CUDA").as_deref()) {
