@@ -99,7 +99,11 @@ fn run(command: &mut Command) -> Result<Output, String> {
         return Ok(output);
     }
     let said = String::from_utf8_lossy(&output.stderr);
-    Err(format!("{}: {}\n{}", written(command), output.status, said.trim()))
+    let hint = match cfg!(feature = "cuda") && said.contains("mlx::core::cu::") {
+        true => "\nhint: --features cuda wants an MLX that was built for CUDA; is BASE_MLX_MLX_DIR one?",
+        false => "",
+    };
+    Err(format!("{}: {}\n{}{hint}", written(command), output.status, said.trim()))
 }
 
 fn written(command: &Command) -> String {

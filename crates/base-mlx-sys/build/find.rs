@@ -73,6 +73,8 @@ pub(crate) fn mlx() -> Result<Mlx, String> {
     }
     let cache = cache()?;
     if let Some(folder) = folder("BASE_MLX_MLX_DIR") {
+        // Cargo runs this in the crate's folder, which is not the user's: what they see shows it.
+        let folder = std::path::absolute(&folder).unwrap_or(folder);
         let named = format!("BASE_MLX_MLX_DIR is {}, which", folder.display());
         let mlx = at(&folder, &cache)
             .ok_or_else(|| format!("{named} has no include/mlx/mlx.h and lib/libmlx"))?;
