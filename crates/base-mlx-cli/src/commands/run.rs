@@ -1,7 +1,7 @@
 use std::io::{self, IsTerminal, Read, Write};
 
 use anyhow::{Context, Result, bail};
-use base_mlx_core::engine::{Engine, EngineOptions};
+use base_mlx_core::engine::{Device, Engine, EngineOptions};
 use base_mlx_core::store::Store;
 use clap::Args;
 
@@ -21,7 +21,7 @@ pub(crate) struct Arguments {
     parameters: Parameters,
     #[command(flatten)]
     compute: Compute,
-    /// Tell on stderr how long it took
+    /// Tell on stderr how long it took, and on what
     #[arg(long, short)]
     verbose: bool,
 }
@@ -38,7 +38,7 @@ pub(crate) fn run(arguments: Arguments, file: &ConfigFile, store: &Store) -> Res
         .build()
         .context("cannot listen to signals")?;
     let verbose = arguments.verbose;
-    let after = |outcome: &Outcome| if verbose { report(outcome) } else { Ok(()) };
+    let after = |outcome: &Outcome| if verbose { report(outcome, &device) } else { Ok(()) };
     let Some(prompt) = prompt else { return chat::talk(&mut conversation, &runtime, after) };
 
     let mut stdout = io::stdout();
@@ -69,7 +69,7 @@ impl Arguments {
     }
 }
 
-fn report(outcome: &Outcome) -> io::Result<()> {
+fn report(outcome: &Outcome, device: &Device) -> io::Result<()> {
     let Some(usage) = outcome.usage else { return Ok(()) };
     let mut stderr = io::stderr();
     let rate =
@@ -80,5 +80,6 @@ fn report(outcome: &Outcome) -> io::Result<()> {
     writeln!(stderr, "prompt: {prompt} tokens, {first:.2} s, {:.1} tok/s", rate(computed, first))?;
     // The first token comes with the prompt's time.
     let later = answer.saturating_sub(1);
-    writeln!(stderr, "answer: {answer} tokens, {rest:.2} s, {:.1} tok/s", rate(later, rest))
+    writeln!(stderr, "answer: {answer} tokens, {rest:.2} s, {:.1} tok/s", rate(later, rest))?;
+    writeln!(stderr, "device: {}", device.describe())
 }

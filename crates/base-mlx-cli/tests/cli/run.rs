@@ -13,6 +13,7 @@ fn only_the_answer_goes_to_stdout() {
     assert!(success, "{stderr}");
     assert_eq!(stdout, "The capital of France is Paris.\n");
     assert!(stderr.contains("prompt: ") && stderr.contains("tok/s"), "{stderr}");
+    assert!(stderr.lines().last().unwrap().starts_with("device: cpu, "), "{stderr}");
 }
 
 #[test]
