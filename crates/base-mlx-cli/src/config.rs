@@ -45,16 +45,21 @@ pub(crate) struct Compute {
 impl Compute {
     /// Starts the device; says on stderr if it is not the one that could be expected.
     pub(crate) fn start_device(&self, file: &ConfigFile, store: &Store) -> Result<Device> {
-        let device = Device::start(DeviceOptions {
-            kind: self.device.or(file.device).unwrap_or_default().kind(),
-            threads: self.threads.or(file.threads.map(Count::get)),
-            stock_kernels: self.stock_kernels.or(file.stock_kernels).unwrap_or(false),
-            kernel_cache: Some(store.options().home.join("kernels")),
-        })?;
+        let device = self.start_device_quietly(file, store)?;
         if let Some(warning) = device.warning() {
             writeln!(std::io::stderr(), "warning: {warning}")?;
         }
         Ok(device)
+    }
+
+    /// Starts the device; the caller says why it is not another.
+    pub(crate) fn start_device_quietly(&self, file: &ConfigFile, store: &Store) -> Result<Device> {
+        Ok(Device::start(DeviceOptions {
+            kind: self.device.or(file.device).unwrap_or_default().kind(),
+            threads: self.threads.or(file.threads.map(Count::get)),
+            stock_kernels: self.stock_kernels.or(file.stock_kernels).unwrap_or(false),
+            kernel_cache: Some(store.options().home.join("kernels")),
+        })?)
     }
 
     pub(crate) fn engine(&self, file: &ConfigFile) -> EngineOptions {

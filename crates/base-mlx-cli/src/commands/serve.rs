@@ -55,7 +55,10 @@ pub(crate) fn run(arguments: Arguments, file: &ConfigFile, store: &Store) -> Res
     start_log(arguments.log_format.or(file.log_format).unwrap_or_default());
     let mut options = arguments.options(file)?;
     let key = arguments.key_word(file);
-    let device = arguments.compute.start_device(file, store)?;
+    let device = arguments.compute.start_device_quietly(file, store)?;
+    if let Some(warning) = device.warning() {
+        tracing::warn!("{warning}");
+    }
     let runtime = tokio::runtime::Runtime::new().context("cannot start the server's threads")?;
     let served = runtime.block_on(async {
         let wanted = arguments.model.or_else(|| file.model.clone());

@@ -1,7 +1,9 @@
 use std::env::consts::{DLL_EXTENSION, DLL_PREFIX};
 use std::path::{Path, PathBuf};
 
-use crate::process::{User, output};
+use serde_json::Value;
+
+use crate::process::{Serving, User, output};
 
 const QUESTION: [&str; 5] = ["run", "smollm2", "Hi", "--max-tokens", "1"];
 
@@ -28,6 +30,19 @@ fn a_gpu_that_cannot_be_used_is_told_and_the_cpu_answers() {
     let file = bridge(&folder);
     let told = "warning: computing on the CPU, because no GPU can be used: cannot open";
     assert!(stderr.starts_with(&format!("{told} {}: ", file.display())), "{stderr}");
+}
+
+#[test]
+fn a_server_logs_in_its_format_that_no_gpu_can_be_used() {
+    let user = User::new();
+    let arguments = ["serve", "--port", "0", "--model", "smollm2", "--log-format", "json"];
+    let mut command = user.command_with_models(&arguments);
+    command.env("BASE_MLX_DEVICE", "auto").env("BASE_MLX_MLX_LIB", broken_mlx(&user));
+    let serving = Serving::start(&mut command);
+    let line: Value = serde_json::from_str(&serving.before).unwrap();
+    assert_eq!(line["level"], "WARN");
+    let message = line["message"].as_str().unwrap();
+    assert!(message.starts_with("computing on the CPU, because no GPU can be used: "), "{message}");
 }
 
 #[test]

@@ -75,6 +75,8 @@ pub(crate) struct Serving {
     pub(crate) child: Child,
     pub(crate) address: String,
     pub(crate) curl: String,
+    /// All of stderr before the line that says where it listens.
+    pub(crate) before: String,
     stderr: Receiver<String>,
 }
 
@@ -91,8 +93,10 @@ impl Serving {
         });
         let mut curl = String::new();
         BufReader::new(child.stdout.take().unwrap()).read_line(&mut curl).unwrap();
-        let mut serving = Self { child, address: String::new(), curl, stderr };
-        let line = serving.line_with("listening on");
+        let (address, before) = Default::default();
+        let mut serving = Self { child, address, curl, before, stderr };
+        let (before, line) = serving.lines_to("listening on");
+        serving.before = before;
         let rest = line.split("http://").nth(1).expect("an address");
         serving.address = rest.split_whitespace().next().unwrap().to_owned();
         serving
@@ -100,10 +104,15 @@ impl Serving {
 
     /// The next line of stderr with `part` in it.
     pub(crate) fn line_with(&self, part: &str) -> String {
+        self.lines_to(part).1
+    }
+
+    /// The lines before it, and that line.
+    fn lines_to(&self, part: &str) -> (String, String) {
         let mut seen = String::new();
         while let Ok(line) = self.stderr.recv_timeout(Duration::from_secs(60)) {
             if line.contains(part) {
-                return line;
+                return (seen, line);
             }
             seen += &line;
             seen.push('\n');
