@@ -48,11 +48,11 @@ pub(crate) struct Arguments {
 pub(crate) fn run(arguments: Arguments, file: &ConfigFile, store: &Store) -> Result<()> {
     ensure!(arguments.generate >= 2, "a rate needs --generate of at least 2");
     let cannot_write = |path: &Path| format!("cannot write the report {}", path.display());
-    // Minutes of measuring would be lost.
-    let report = match &arguments.report {
-        Some(path) => Some((path, File::create(path).with_context(|| cannot_write(path))?)),
-        None => None,
-    };
+    // Minutes of measuring would be lost. What is there stays until there is something better.
+    if let Some(path) = &arguments.report {
+        let opened = File::options().create(true).append(true).open(path);
+        opened.with_context(|| cannot_write(path))?;
+    }
     let model = models::find_or_pull(store, &arguments.model)?;
     let device = arguments.compute.start_device(file, store)?;
     let options = EngineOptions { parallel: arguments.streams, ..arguments.compute.engine(file) };
@@ -90,8 +90,8 @@ pub(crate) fn run(arguments: Arguments, file: &ConfigFile, store: &Store) -> Res
         "arch": std::env::consts::ARCH,
         "cores": std::thread::available_parallelism().map_or(1, |cores| cores.get()),
     });
-    if let Some((path, mut file)) = report {
-        writeln!(file, "{object:#}").with_context(|| cannot_write(path))?;
+    if let Some(path) = &arguments.report {
+        std::fs::write(path, format!("{object:#}\n")).with_context(|| cannot_write(path))?;
     }
     let mut stdout = io::stdout();
     if arguments.json {

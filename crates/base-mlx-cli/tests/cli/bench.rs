@@ -17,6 +17,23 @@ fn bench_prints_one_json_object() {
 }
 
 #[test]
+fn a_report_stays_until_there_is_another() {
+    let user = User::new();
+    let file = user.home.path().join("report.json");
+    std::fs::write(&file, "old").unwrap();
+    let arguments = ["bench", "--prompt", "16", "--generate", "4", "--repeat", "1", "--report"];
+    let bench = |more: &[&str]| {
+        let mut command = user.command_with_models(&arguments);
+        let (success, _, stderr) = output(command.arg(&file).args(more));
+        assert_eq!(success, more.is_empty(), "{stderr}");
+        std::fs::read_to_string(&file).unwrap()
+    };
+    assert_eq!(bench(&["--ctx", "8"]), "old");
+    let object: Value = serde_json::from_str(&bench(&[])).unwrap();
+    assert_eq!(object["prompt_tokens"], 16);
+}
+
+#[test]
 fn bench_prints_a_table_for_people() {
     let user = User::new();
     let arguments =
