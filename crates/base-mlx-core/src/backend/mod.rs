@@ -72,7 +72,7 @@ pub trait Backend: Clone + Send + Sync + 'static {
     fn step_tokens(&self) -> usize {
         128
     }
-    /// Numbers of sequences that a model steps with once when it is loaded, last one first: a device that compiles its
+    /// Numbers of tokens that a model tries steps with when it is loaded, last one first: a device that compiles its
     /// kernels when they are first used does it then.
     fn warm_ups(&self) -> &[usize] {
         &[]

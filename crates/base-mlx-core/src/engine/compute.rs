@@ -282,19 +282,20 @@ impl<B: Backend> ModelRunner<B> {
         }
     }
 
-    /// One step of so many sequences that nobody asked for, so that the first request finds the device's kernels
-    /// compiled and the weights in place.
+    /// Two steps of so many tokens that nobody asked for, so that the first request finds the device's kernels compiled
+    /// and the weights in place. They are one sequence's, and the second sees what the first has kept, as the later chunks
+    /// of a prompt do.
     pub(super) fn warm_up(&mut self, rows: usize) {
         let work = catch_unwind(AssertUnwindSafe(|| {
-            let mut caches: Vec<B::Kv> =
-                (0..rows).map(|_| self.backend.new_kv(&self.layers)).collect::<Result<_, _>>()?;
+            let mut cache = self.backend.new_kv(&self.layers)?;
+            let tokens = vec![0; rows];
+            let wanted: Vec<u32> = (0..rows.min(LOGITS_ROWS) as u32).collect();
             for _ in 0..2 {
-                let batch = caches.iter_mut().map(|kv| (kv, &[0][..])).collect();
-                let mut step = Step::new(&self.backend, batch)?;
-                let logits = self.model.logits(&self.model.hidden(&mut step));
+                let mut step = Step::new(&self.backend, vec![(&mut cache, &tokens[..])])?;
+                let logits = self.model.logits(&self.model.hidden(&mut step).take_rows(&wanted));
                 let draw = Draw { temperature: 1.0, top_k: 2, top_p: 0.9, ..Draw::GREEDY };
-                let draws: Vec<Draw> =
-                    (0..rows).map(|row| if row == 0 { draw } else { Draw::GREEDY }).collect();
+                let draw = |row: &u32| if *row == 0 { draw } else { Draw::GREEDY };
+                let draws: Vec<Draw> = wanted.iter().map(draw).collect();
                 let last = if B::CHOOSES {
                     self.backend.choose(&logits, self.vocab_size, &draws)
                 } else {
@@ -306,7 +307,7 @@ impl<B: Backend> ModelRunner<B> {
         }));
         if let Err(message) = flatten(work) {
             // The first request will meet it again, and be told.
-            tracing::warn!("warming up with {rows} sequences failed: {message}");
+            tracing::warn!("warming up with {rows} tokens failed: {message}");
             self.warm_ups.clear();
         }
     }

@@ -48,7 +48,7 @@ pub(super) struct ModelRunner<B: Backend> {
     pub(super) unread: Option<Unread>,
     /// Of sequences that are gone while a step may be under way that still writes to them.
     pub(super) retired: Vec<B::Kv>,
-    /// Batch sizes that are still to be tried before the first request.
+    /// Numbers of tokens that are still to be tried before the first request.
     pub(super) warm_ups: Vec<usize>,
 }
 
@@ -98,7 +98,7 @@ impl<B: Backend> ModelRunner<B> {
             ahead: None,
             unread: None,
             retired: Vec::new(),
-            warm_ups: warm_ups(&backend, &limits),
+            warm_ups: possible(backend.warm_ups(), &limits),
             backend,
             model,
             text,
@@ -342,10 +342,10 @@ impl<B: Backend> Runner for ModelRunner<B> {
     }
 }
 
-/// Batch sizes that so many sequences can come to, and no others.
-fn warm_ups<B: Backend>(backend: &B, limits: &Limits) -> Vec<usize> {
-    let possible = |rows: &&usize| **rows < 2 * limits.running;
-    backend.warm_ups().iter().filter(possible).copied().collect()
+/// Numbers of tokens that a step can have. A prompt has as many as it likes, however few sequences run.
+fn possible(warm_ups: &[usize], limits: &Limits) -> Vec<usize> {
+    // What is compiled for so many serves down to half as many.
+    warm_ups.iter().filter(|&&tokens| tokens < 2 * limits.step_tokens).copied().collect()
 }
 
 pub(super) fn token_logprob(text: &Text, token: TokenId, found: Logprob) -> TokenLogprob {
@@ -359,4 +359,16 @@ pub(super) fn token_logprob(text: &Text, token: TokenId, found: Logprob) -> Toke
 
 fn bytes_of(text: &Text, token: TokenId) -> Vec<u8> {
     text.tokenizer.token_bytes(token).to_vec()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn one_sequence_is_warmed_up_for_prompts_too() {
+        let limits = Limits { running: 1, step_tokens: 2048, kv_tokens: 4096, context: 4096 };
+        assert_eq!(possible(&[256, 63, 8, 1], &limits), [256, 63, 8, 1]);
+        assert_eq!(possible(&[256, 63, 8, 1], &Limits { step_tokens: 40, ..limits }), [63, 8, 1]);
+    }
 }

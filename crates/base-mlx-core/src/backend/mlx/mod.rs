@@ -193,8 +193,9 @@ impl Backend for MlxBackend {
 
     fn warm_ups(&self) -> &[usize] {
         match (&self.device.kernels, self.device.kind) {
-            // All numbers of rows that products are compiled for.
-            (Some(_), _) => &[64, 32, 16, 8, 4, 2, 1],
+            // Each number of rows that products are compiled for, then what a prompt of more is computed with. 63, because
+            // a sequence's 64 rows would attend as a prompt does.
+            (Some(_), _) => &[256, 63, 32, 16, 8, 4, 2, 1],
             (None, MlxDevice::Cpu) => &[],
             (None, _) => &[1],
         }
