@@ -63,10 +63,14 @@ impl Device {
             // Else the system may page out weights that are in use.
             mlx::set_wired_limit(bytes).map_err(failed)?;
         }
-        let kernels = match kind {
+        let kernels = match (kind, &*info("architecture")) {
             // They use what Hopper has and no one before it, and have run on nothing else.
-            MlxDevice::Cuda if own_kernels && info("architecture") == "sm_90" => {
+            (MlxDevice::Cuda, "sm_90") if own_kernels => {
                 Kernels::new(options.kernel_cache, kernels::machine(device))
+            }
+            (MlxDevice::Cuda, other) if own_kernels => {
+                tracing::info!("no own kernels: they are for sm_90 (H100, H200), not {other}");
+                None
             }
             _ => None,
         };
