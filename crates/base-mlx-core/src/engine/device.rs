@@ -25,7 +25,8 @@ pub struct Device {
 }
 
 impl Device {
-    /// Starts the device thread, and on it the device.
+    /// Starts the device thread, and on it the device. MLX belongs to the thread that had it first for as long as the
+    /// process lives: another device cannot use it, not even when that one is gone.
     pub fn start(options: DeviceOptions) -> Result<Self, DeviceError> {
         let (sender, receiver) = channel();
         let thread = DeviceThread::spawn(move || {
