@@ -1,33 +1,29 @@
 use base_mlx_core::TokenId;
-use base_mlx_core::backend::Backend;
+use base_mlx_core::backend::{Backend, MlxDevice};
 use base_mlx_core::models;
 use base_mlx_core::tensor::Dtype;
 use base_mlx_core::weights::Checkpoint;
 use safetensors::SafeTensors;
 
-use crate::device::{on_mlx, tolerance};
+use crate::device::{device, on_mlx};
 use crate::support::golden::{Golden, VARIANTS, alone, folder, in_company, load, relative_error};
-
-/// As for the other backends.
-const F32: f32 = 1e-4;
 
 #[test]
 fn every_family_agrees_with_mlx_lm_in_f32() {
-    agrees(Dtype::F32, F32);
+    agrees(Dtype::F32);
 }
 
 #[test]
 fn every_family_agrees_with_mlx_lm_in_f16() {
-    agrees(Dtype::F16, 2.0 * tolerance(Dtype::F16) as f32);
+    agrees(Dtype::F16);
 }
 
 #[test]
 fn every_family_agrees_with_mlx_lm_in_bf16() {
-    agrees(Dtype::BF16, 2.0 * tolerance(Dtype::BF16) as f32);
+    agrees(Dtype::BF16);
 }
 
-/// Twice the tolerance of an operation is what the layers of these models may add up to.
-fn agrees(dtype: Dtype, tolerance: f32) {
+fn agrees(dtype: Dtype) {
     on_mlx(move |backend| {
         let backend = backend.for_model(dtype);
         let mut wrong = Vec::new();
@@ -38,26 +34,27 @@ fn agrees(dtype: Dtype, tolerance: f32) {
             let error = relative_error(&whole, &golden.logits);
             println!("{dtype} {name:20} {error:.1e}");
             wrong.extend(
-                (error > tolerance || error.is_nan()).then(|| format!("{name}: {error:e}")),
+                (error > tolerance(dtype, name) || error.is_nan())
+                    .then(|| format!("{name}: {error:e}")),
             );
         }
-        assert!(wrong.is_empty(), "{dtype}: further than {tolerance:e} from mlx-lm: {wrong:#?}");
+        assert!(wrong.is_empty(), "{dtype}: too far from mlx-lm: {wrong:#?}");
     });
 }
 
 /// MLX chooses its kernels by the number of rows, so here it is the same but for rounding.
 #[test]
 fn chunks_in_company_give_the_logits_of_running_alone_in_f32() {
-    alone_and_in_company(Dtype::F32, F32);
+    alone_and_in_company(Dtype::F32);
 }
 
 /// Own kernels on CUDA compute in 16 bits only.
 #[test]
 fn chunks_in_company_give_the_logits_of_running_alone_in_f16() {
-    alone_and_in_company(Dtype::F16, 2.0 * tolerance(Dtype::F16) as f32);
+    alone_and_in_company(Dtype::F16);
 }
 
-fn alone_and_in_company(dtype: Dtype, tolerance: f32) {
+fn alone_and_in_company(dtype: Dtype) {
     on_mlx(move |backend| {
         let backend = &backend.for_model(dtype);
         for name in VARIANTS {
@@ -69,10 +66,24 @@ fn alone_and_in_company(dtype: Dtype, tolerance: f32) {
             let together = in_company(backend, &*model, &sequences);
             for (i, (tokens, together)) in sequences.iter().zip(&together).enumerate() {
                 let error = relative_error(together, &alone(backend, &*model, tokens));
-                assert!(error <= tolerance, "{name}, sequence {i}: {error:e}");
+                assert!(error <= tolerance(dtype, name), "{name}, sequence {i}: {error:e}");
             }
         }
     });
+}
+
+/// About twice what an operation is allowed is what the layers of these models add up to, in F32 no more than on the other
+/// backends. Quantised ones in BF16 on MLX's CPU device can hardly be judged: their logic is in F16 and F32.
+fn tolerance(dtype: Dtype, name: &str) -> f32 {
+    let quantised = ["every_width", "quantised"].iter().any(|kind| name.ends_with(kind));
+    match (dtype, quantised && device() == MlxDevice::Cpu) {
+        (Dtype::F32, _) => 1e-4,
+        (Dtype::F16, false) => 8e-3,
+        (Dtype::F16, true) => 2e-2,
+        (Dtype::BF16, false) => 6e-2,
+        (Dtype::BF16, true) => 2e-1,
+        (other, _) => panic!("activations of {other}"),
+    }
 }
 
 #[test]

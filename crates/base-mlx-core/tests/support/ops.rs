@@ -43,6 +43,14 @@ pub(crate) fn table() -> Vec<Case> {
     table.push(Case::Linear { rows: 130, outputs: 301, inner: 576, weight: AFFINE_4, bias: true });
     table.push(Case::Linear { rows: 1, outputs: 2050, inner: 576, weight: AFFINE_8, bias: false });
     table.push(Case::Linear { rows: 9, outputs: 5, inner: 9728, weight: AFFINE_4, bias: false });
+    // As many rows as kernels of many rows are for, and one more than the largest but one.
+    for (bits, group) in [(4, 64), (8, 32)] {
+        let weight = Kind::Affine { bits, group, scales: BF16 };
+        for rows in [16, 33, 64] {
+            let (outputs, inner, bias) = (150, 640, rows == 33);
+            table.push(Case::Linear { rows, outputs, inner, weight, bias });
+        }
+    }
     for dtype in [F32, F16, BF16] {
         table.push(Case::Embed { vocab: 11, width: 37, tokens: 500, table: Kind::Dense(dtype) });
     }
