@@ -8,6 +8,8 @@ use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
+use crate::cores::cores;
+
 /// Memory that a thread keeps from piece to piece, so that pieces need not allocate.
 #[derive(Default)]
 pub struct Scratch(Vec<f32>);
@@ -31,10 +33,9 @@ pub struct Pool {
 }
 
 impl Pool {
-    /// A pool of `threads` threads, the caller's included: at least one, at most one for each core.
+    /// A pool of `threads` threads, the caller's included: at least one, at most one for each of [`cores`].
     pub fn new(threads: usize) -> Self {
-        let cores = std::thread::available_parallelism().map_or(1, |cores| cores.get());
-        Self::start(threads.min(cores))
+        Self::start(threads.min(cores()))
     }
 
     fn start(threads: usize) -> Self {
@@ -325,8 +326,7 @@ mod tests {
 
     #[test]
     fn there_are_never_more_threads_than_cores() {
-        let cores = std::thread::available_parallelism().unwrap().get();
-        assert_eq!(Pool::new(usize::MAX).threads(), cores);
+        assert_eq!(Pool::new(usize::MAX).threads(), cores());
         assert_eq!(Pool::new(0).threads(), 1);
     }
 }
