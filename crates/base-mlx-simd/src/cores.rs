@@ -60,7 +60,7 @@ fn ranges(list: &str) -> Option<Vec<(usize, usize)>> {
     list.trim().split(',').map(range).collect()
 }
 
-#[cfg(test)]
+#[cfg(all(test, not(loom)))]
 mod tests {
     use super::*;
 

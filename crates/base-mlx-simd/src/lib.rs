@@ -20,6 +20,7 @@ mod matrix;
 mod pool;
 mod rope;
 mod shared;
+mod sync;
 
 pub use attention::{AttentionShape, AttentionSpan, KEY_BLOCK, attention};
 pub use cores::cores;
