@@ -16,7 +16,7 @@ const OPENAI_CLIENT: &[&str] = &["openai==3.54.0"];
 type Step = fn(&Path) -> Result<()>;
 
 pub(crate) fn run(root: &Path) -> Result<()> {
-    let steps: [(&str, Step); 10] = [
+    let steps: [(&str, Step); 11] = [
         ("c++ compiler", |_| compiler::find()),
         ("fmt", fmt),
         ("tidy", tidy::run),
@@ -24,6 +24,7 @@ pub(crate) fn run(root: &Path) -> Result<()> {
         ("clippy", clippy),
         ("default build needs no C++", without_cpp),
         ("test", test),
+        ("loom", loom),
         ("openai client", openai_client),
         ("smollm2 knows Paris", smollm2_knows_paris),
         ("qwen2.5-coder writes a function that runs", qwen_writes_a_function),
@@ -81,6 +82,18 @@ fn test(root: &Path) -> Result<()> {
 }
 
 const WITH_MLX: [&str; 2] = ["--features", "base-mlx-cli/mlx"];
+
+/// Every order in which the pool's threads can meet. In a folder of its own: with other flags cargo would compile
+/// everything again, here and then there.
+fn loom(root: &Path) -> Result<()> {
+    process::run(
+        cargo(root)
+            .env("RUSTFLAGS", "--cfg loom")
+            .env("CARGO_TARGET_DIR", process::target(root).join("loom"))
+            .args(["test", "--release", "--locked", "--package", "base-mlx-simd"])
+            .args(["--lib", "models"]),
+    )
+}
 
 /// The official Python client against a server of ours.
 fn openai_client(root: &Path) -> Result<()> {

@@ -29,7 +29,7 @@ pub(crate) struct Compute {
     /// Most tokens of a conversation, prompt and answer [default: the model's]
     #[arg(long, env = "BASE_MLX_CTX", value_name = "TOKENS", value_parser = count)]
     pub(crate) ctx: Option<usize>,
-    /// Compute threads [default: one for each core]
+    /// Compute threads, at most the default [default: one for each fast core]
     #[arg(long, env = "BASE_MLX_THREADS", value_name = "N", value_parser = count)]
     pub(crate) threads: Option<usize>,
     /// What computes [default: auto]

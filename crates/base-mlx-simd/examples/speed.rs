@@ -4,13 +4,13 @@ use std::hint::black_box;
 use std::time::{Duration, Instant};
 
 use base_mlx_simd::{
-    Affine, AttentionShape, AttentionSpan, Floats, Isa, KEY_BLOCK, Matrix, Pool, attention, linear,
+    Affine, AttentionShape, AttentionSpan, Floats, Isa, KEY_BLOCK, Matrix, Pool, attention, cores,
+    linear,
 };
 
 fn main() {
-    let cores = std::thread::available_parallelism().map_or(1, |cores| cores.get());
     let threads = std::env::args().nth(1).and_then(|threads| threads.parse().ok());
-    let pool = Pool::new(threads.unwrap_or(cores));
+    let pool = Pool::new(threads.unwrap_or_else(cores));
     for isa in Isa::all() {
         println!("{}, {} threads", isa.name(), pool.threads());
         println!(

@@ -12,6 +12,7 @@ mod affine;
 mod attention;
 #[cfg(target_arch = "x86_64")]
 mod avx2;
+mod cores;
 mod elementwise;
 mod isa;
 mod linear;
@@ -19,8 +20,10 @@ mod matrix;
 mod pool;
 mod rope;
 mod shared;
+mod sync;
 
 pub use attention::{AttentionShape, AttentionSpan, KEY_BLOCK, attention};
+pub use cores::cores;
 pub use elementwise::{add, rms_norm, swiglu};
 pub use isa::{Isa, Kernel, Lanes};
 pub use linear::linear;

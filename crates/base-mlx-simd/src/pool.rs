@@ -1,12 +1,17 @@
 //! Fork and join. A job is a number of pieces; whoever is free claims the next one, the caller included, so that a
-//! thread which the operating system does not run holds up at most the one piece that it has claimed.
+//! thread which the operating system does not run holds up at most the one piece that it has claimed. For the same
+//! reason no lock is held where another thread may need it: who sleeps is woken through its own handle.
 
 use std::any::Any;
 use std::panic::{AssertUnwindSafe, catch_unwind, resume_unwind};
-use std::sync::atomic::{AtomicBool, AtomicPtr, AtomicU64, AtomicUsize, Ordering};
-use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError};
-use std::thread::JoinHandle;
-use std::time::{Duration, Instant};
+use std::sync::{PoisonError, TryLockError};
+use std::time::Duration;
+
+use crate::cores::cores;
+use crate::sync::{
+    Arc, AtomicBool, AtomicPtr, AtomicU64, AtomicUsize, Builder, JoinHandle, Mutex, Ordering,
+    Thread, current, fence, park, spin_until,
+};
 
 /// Memory that a thread keeps from piece to piece, so that pieces need not allocate.
 #[derive(Default)]
@@ -27,27 +32,33 @@ pub struct Pool {
     shared: Arc<Shared>,
     /// Held by the caller whose job the workers share.
     caller: Mutex<Scratch>,
-    workers: Vec<JoinHandle<()>>,
+    workers: Vec<Worker>,
+}
+
+struct Worker {
+    thread: JoinHandle<()>,
+    bed: Arc<Bed>,
 }
 
 impl Pool {
-    /// A pool of `threads` threads, the caller's included: at least one, at most one for each core.
+    /// A pool of `threads` threads, the caller's included: at least one, at most one for each of [`cores`].
     pub fn new(threads: usize) -> Self {
-        let cores = std::thread::available_parallelism().map_or(1, |cores| cores.get());
-        Self::start(threads.min(cores))
+        Self::start(threads.min(cores()))
     }
 
     fn start(threads: usize) -> Self {
-        let shared = Arc::new(Shared::default());
+        let shared = Arc::new(Shared::new());
         let workers = (1..threads)
             .map_while(|index| {
-                let shared = shared.clone();
-                let name = format!("compute-{index}");
+                let bed = Arc::new(Bed::new());
+                let (shared, own_bed) = (shared.clone(), bed.clone());
+                let builder = Builder::new().name(format!("compute-{index}"));
                 // A pool with fewer threads than asked for is slower, not wrong.
-                std::thread::Builder::new().name(name).spawn(move || shared.work()).ok()
+                let thread = builder.spawn(move || shared.work(&own_bed)).ok()?;
+                Some(Worker { thread, bed })
             })
             .collect();
-        Self { shared, caller: Mutex::default(), workers }
+        Self { shared, caller: Mutex::new(Scratch::default()), workers }
     }
 
     /// How many threads share a job, the caller included.
@@ -60,13 +71,14 @@ impl Pool {
     /// or when called from a piece, all of it runs on the calling thread.
     pub fn run(&self, pieces: usize, piece: impl Fn(usize, &mut Scratch) + Sync) {
         let caller = match self.caller.try_lock() {
-            Err(std::sync::TryLockError::WouldBlock) => None,
+            Err(TryLockError::WouldBlock) => None,
             Ok(guard) => Some(guard),
-            Err(std::sync::TryLockError::Poisoned(error)) => Some(error.into_inner()),
+            // Nothing but the scratch is guarded, and that may hold any value.
+            Err(TryLockError::Poisoned(error)) => Some(error.into_inner()),
         };
         match caller {
             Some(mut scratch) if pieces > 1 && !self.workers.is_empty() => {
-                let panic = self.shared.fork_join(pieces, &piece, &mut scratch);
+                let panic = self.fork_join(pieces, &piece, &mut scratch);
                 drop(scratch);
                 if let Some(panic) = panic {
                     resume_unwind(panic);
@@ -79,16 +91,35 @@ impl Pool {
             }
         }
     }
+
+    fn fork_join(
+        &self,
+        pieces: usize,
+        piece: &(dyn Fn(usize, &mut Scratch) + Sync),
+        scratch: &mut Scratch,
+    ) -> Option<Panic> {
+        let job = Job { pieces, piece, caller: current(), panic: Mutex::new(None) };
+        self.shared.publish(&job);
+        for worker in self.workers.iter().take(pieces - 1) {
+            if worker.bed.occupied.load(Ordering::Relaxed)
+                && worker.bed.occupied.swap(false, Ordering::Relaxed)
+            {
+                worker.thread.thread().unpark();
+            }
+        }
+        self.shared.run_pieces(scratch);
+        self.shared.wait_for_others();
+        job.panic.into_inner().unwrap_or_else(PoisonError::into_inner)
+    }
 }
 
 impl Drop for Pool {
     fn drop(&mut self) {
-        self.shared.closed.store(true, Ordering::SeqCst);
-        drop(lock(&self.shared.sleep));
-        self.shared.wake.notify_all();
+        self.shared.closed.store(true, Ordering::Release);
         for worker in self.workers.drain(..) {
+            worker.thread.thread().unpark();
             // A worker catches every panic of a piece, so there is nothing to learn from a failed join.
-            let _ = worker.join();
+            let _ = worker.thread.join();
         }
     }
 }
@@ -97,148 +128,181 @@ type Panic = Box<dyn Any + Send>;
 
 /// A job, on its caller's stack until all its pieces have finished.
 struct Job<'a> {
-    pieces: u32,
+    pieces: usize,
     piece: &'a (dyn Fn(usize, &mut Scratch) + Sync),
+    caller: Thread,
+    panic: Mutex<Option<Panic>>,
 }
 
-#[derive(Default)]
+/// Where one worker sleeps. A line of the cache of its own, so that looking at it costs the caller nothing.
+#[repr(align(128))]
+struct Bed {
+    occupied: AtomicBool,
+}
+
+impl Bed {
+    fn new() -> Self {
+        Self { occupied: AtomicBool::new(false) }
+    }
+}
+
 struct Shared {
-    /// The number of the job in the high half, its pieces not yet claimed in the low half.
+    published: Published,
+    finished: Finished,
+    closed: AtomicBool,
+}
+
+/// What workers look at while they wait.
+#[repr(align(128))]
+struct Published {
+    /// The number of the job in the high bits, its pieces not yet claimed in the low ones. A thread that is stopped
+    /// between its look and its claim is wrong only if a job of the same number is published meanwhile: in 2^40 jobs.
     unclaimed: AtomicU64,
     job: AtomicPtr<Job<'static>>,
-    /// Pieces of the job that have not finished.
+}
+
+/// What the caller looks at while it waits.
+#[repr(align(128))]
+struct Finished {
+    /// Pieces of the job that have not finished, and [`ASLEEP`] when the caller must be woken.
     unfinished: AtomicUsize,
-    panic: Mutex<Option<Panic>>,
-    sleeping_workers: AtomicUsize,
-    sleeping_caller: AtomicBool,
-    closed: AtomicBool,
-    /// Guards no data: whoever goes to sleep holds it from the last look at the atomics until asleep.
-    sleep: Mutex<()>,
-    wake: Condvar,
-    finished: Condvar,
+}
+
+impl Shared {
+    fn new() -> Self {
+        Self {
+            published: Published {
+                unclaimed: AtomicU64::new(0),
+                job: AtomicPtr::new(std::ptr::null_mut()),
+            },
+            finished: Finished { unfinished: AtomicUsize::new(0) },
+            closed: AtomicBool::new(false),
+        }
+    }
+
+    /// After this, a worker that sleeps has its bed occupied; one that does not will see the job before it sleeps.
+    fn publish(&self, job: &Job) {
+        assert!(job.pieces as u64 <= PIECES, "at most {PIECES} pieces");
+        let Published { unclaimed, job: place } = &self.published;
+        self.finished.unfinished.store(job.pieces, Ordering::Relaxed);
+        place.store((&raw const *job).cast_mut().cast(), Ordering::Relaxed);
+        let number = (unclaimed.load(Ordering::Relaxed) & !PIECES).wrapping_add(PIECES + 1);
+        unclaimed.store(number | job.pieces as u64, Ordering::Release);
+        fence(Ordering::SeqCst);
+    }
+
+    /// Claims pieces and runs them until none is left; false if there was none.
+    fn run_pieces(&self, scratch: &mut Scratch) -> bool {
+        let Published { unclaimed, job: place } = &self.published;
+        let mut job = std::ptr::null_mut();
+        let mut ran = 0;
+        let mut seen = unclaimed.load(Ordering::Acquire);
+        while seen & PIECES != 0 {
+            // Read before the claim: the claim succeeds only if `seen` was still true, and then this is its job.
+            job = place.load(Ordering::Relaxed);
+            if let Err(now) = unclaimed.compare_exchange_weak(
+                seen,
+                seen - 1,
+                Ordering::Acquire,
+                Ordering::Acquire,
+            ) {
+                seen = now;
+                continue;
+            }
+            // SAFETY: this thread has claimed a piece of the job and not reported it finished, so the caller is still
+            // inside `fork_join`, where the job lives; the `'static` of the pointer is never used beyond that.
+            let running = unsafe { &*job };
+            running.run_piece(running.pieces - (seen & PIECES) as usize, scratch);
+            ran += 1;
+            seen = unclaimed.load(Ordering::Acquire);
+        }
+        if ran > 0 {
+            self.report(job, ran);
+        }
+        ran > 0
+    }
+
+    /// Counts the pieces that this thread has run as finished, at once, for others count in the same place. A pointer,
+    /// for at the last piece the caller may return, and the job be gone, before this does.
+    fn report(&self, job: *const Job<'static>, ran: usize) {
+        let unfinished = &self.finished.unfinished;
+        let mut seen = unfinished.load(Ordering::Relaxed);
+        loop {
+            // SAFETY: the pieces are not counted yet, so the job is there.
+            let sleeper = (seen == ASLEEP + ran).then(|| unsafe { (*job).caller.clone() });
+            match unfinished.compare_exchange_weak(
+                seen,
+                seen - ran,
+                Ordering::AcqRel,
+                Ordering::Relaxed,
+            ) {
+                Ok(_) => {
+                    if let Some(sleeper) = sleeper {
+                        sleeper.unpark();
+                    }
+                    return;
+                }
+                Err(now) => seen = now,
+            }
+        }
+    }
+
+    fn wait_for_others(&self) {
+        let unfinished = &self.finished.unfinished;
+        if spin_until(|| unfinished.load(Ordering::Acquire) == 0, AWAKE) {
+            return;
+        }
+        if unfinished.fetch_or(ASLEEP, Ordering::Acquire) != 0 {
+            while unfinished.load(Ordering::Acquire) != ASLEEP {
+                park();
+            }
+        }
+    }
+
+    /// A worker's life.
+    fn work(&self, bed: &Bed) {
+        let mut scratch = Scratch::default();
+        let closed = || self.closed.load(Ordering::Acquire);
+        let called = || self.published.unclaimed.load(Ordering::Acquire) & PIECES != 0 || closed();
+        while !closed() {
+            if self.run_pieces(&mut scratch) || spin_until(called, AWAKE) {
+                continue;
+            }
+            bed.occupied.store(true, Ordering::Relaxed);
+            fence(Ordering::SeqCst);
+            while bed.occupied.load(Ordering::Relaxed) && !called() {
+                park();
+            }
+            bed.occupied.store(false, Ordering::Relaxed);
+        }
+    }
+}
+
+impl Job<'_> {
+    fn run_piece(&self, index: usize, scratch: &mut Scratch) {
+        let Err(panic) = catch_unwind(AssertUnwindSafe(|| (self.piece)(index, scratch))) else {
+            return;
+        };
+        let mut first = self.panic.lock().unwrap_or_else(PoisonError::into_inner);
+        match *first {
+            None => *first = Some(panic),
+            // Dropping what was thrown may throw again, and this thread has to go on.
+            Some(_) => std::mem::forget(panic),
+        }
+    }
 }
 
 /// How long a thread without work stays awake: longer than the gaps between the operations of a forward pass, short
 /// enough to cost nothing when idle.
 const AWAKE: Duration = Duration::from_micros(50);
 
-const PIECES: u64 = u32::MAX as u64;
+const PIECES: u64 = (1 << 24) - 1;
+const ASLEEP: usize = 1 << (usize::BITS - 1);
 
-impl Shared {
-    fn fork_join(
-        &self,
-        pieces: usize,
-        piece: &(dyn Fn(usize, &mut Scratch) + Sync),
-        scratch: &mut Scratch,
-    ) -> Option<Panic> {
-        let mut job = Job { pieces: u32::try_from(pieces).expect("fewer than 2^32 pieces"), piece };
-        self.unfinished.store(pieces, Ordering::SeqCst);
-        self.job.store((&raw mut job).cast(), Ordering::SeqCst);
-        let number = (self.unclaimed.load(Ordering::SeqCst) >> 32).wrapping_add(1);
-        self.unclaimed.store((number << 32) | u64::from(job.pieces), Ordering::SeqCst);
-        if self.sleeping_workers.load(Ordering::SeqCst) > 0 {
-            drop(lock(&self.sleep));
-            self.wake.notify_all();
-        }
-        while self.run_one(scratch) {}
-        self.wait_for_others();
-        lock(&self.panic).take()
-    }
+#[cfg(all(test, loom))]
+mod models;
 
-    fn wait_for_others(&self) {
-        let finished = || self.unfinished.load(Ordering::SeqCst) == 0;
-        if spin_until(finished) {
-            return;
-        }
-        let mut guard = lock(&self.sleep);
-        self.sleeping_caller.store(true, Ordering::SeqCst);
-        while !finished() {
-            guard = self.finished.wait(guard).unwrap_or_else(PoisonError::into_inner);
-        }
-        self.sleeping_caller.store(false, Ordering::SeqCst);
-    }
-
-    /// Claims a piece and runs it; false if there is none.
-    fn run_one(&self, scratch: &mut Scratch) -> bool {
-        let mut seen = self.unclaimed.load(Ordering::SeqCst);
-        let job = loop {
-            if seen & PIECES == 0 {
-                return false;
-            }
-            // Read before the claim: the claim succeeds only if `seen` was still true, and then this is its job.
-            let job = self.job.load(Ordering::SeqCst);
-            match self.unclaimed.compare_exchange_weak(
-                seen,
-                seen - 1,
-                Ordering::SeqCst,
-                Ordering::SeqCst,
-            ) {
-                Ok(_) => break job,
-                Err(now) => seen = now,
-            }
-        };
-        let left = (seen & PIECES) as usize;
-        let result = catch_unwind(AssertUnwindSafe(|| {
-            // SAFETY: this thread has claimed a piece of the job and not reported it finished, so the caller is still
-            // inside `fork_join`, where the job lives; the `'static` of the pointer is never used beyond that.
-            let job = unsafe { &*job };
-            (job.piece)(job.pieces as usize - left, scratch);
-        }));
-        if let Err(panic) = result {
-            lock(&self.panic).get_or_insert(panic);
-        }
-        // The last look at the job: the caller may return as soon as the count is zero.
-        let last = self.unfinished.fetch_sub(1, Ordering::SeqCst) == 1;
-        if last && self.sleeping_caller.load(Ordering::SeqCst) {
-            drop(lock(&self.sleep));
-            self.finished.notify_all();
-        }
-        true
-    }
-
-    /// A worker's life.
-    fn work(&self) {
-        let mut scratch = Scratch::default();
-        let closed = || self.closed.load(Ordering::SeqCst);
-        let called = || self.unclaimed.load(Ordering::SeqCst) & PIECES != 0 || closed();
-        while !closed() {
-            while self.run_one(&mut scratch) {}
-            if spin_until(called) {
-                continue;
-            }
-            let mut guard = lock(&self.sleep);
-            self.sleeping_workers.fetch_add(1, Ordering::SeqCst);
-            while !called() {
-                guard = self.wake.wait(guard).unwrap_or_else(PoisonError::into_inner);
-            }
-            self.sleeping_workers.fetch_sub(1, Ordering::SeqCst);
-        }
-    }
-}
-
-/// Looks again and again for a moment; says whether the condition came true.
-fn spin_until(done: impl Fn() -> bool) -> bool {
-    let mut until = None;
-    loop {
-        for _ in 0..64 {
-            if done() {
-                return true;
-            }
-            std::hint::spin_loop();
-        }
-        let now = Instant::now();
-        if now >= *until.get_or_insert(now + AWAKE) {
-            return false;
-        }
-    }
-}
-
-/// None of the pool's locks is held while foreign code runs, so a poisoned one guards sound data.
-fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
-    mutex.lock().unwrap_or_else(PoisonError::into_inner)
-}
-
-#[cfg(test)]
+#[cfg(all(test, not(loom)))]
 mod tests {
     use super::*;
 
@@ -312,7 +376,7 @@ mod tests {
     fn idle_workers_sleep_and_wake_again() {
         let pool = Pool::start(3);
         for _ in 0..20 {
-            while pool.shared.sleeping_workers.load(Ordering::SeqCst) < 2 {
+            while !pool.workers.iter().all(|worker| worker.bed.occupied.load(Ordering::SeqCst)) {
                 std::thread::yield_now();
             }
             let ran = AtomicUsize::new(0);
@@ -325,8 +389,7 @@ mod tests {
 
     #[test]
     fn there_are_never_more_threads_than_cores() {
-        let cores = std::thread::available_parallelism().unwrap().get();
-        assert_eq!(Pool::new(usize::MAX).threads(), cores);
+        assert_eq!(Pool::new(usize::MAX).threads(), cores());
         assert_eq!(Pool::new(0).threads(), 1);
     }
 }

@@ -93,14 +93,18 @@ fn rename(partial: &Path, folder: &PathBuf, name: &str) -> Result<(), String> {
 fn run(command: &mut Command) -> Result<Output, String> {
     let output = command.output().map_err(|error| {
         let program = command.get_program().display();
-        format!("cannot run the C++ compiler {program}: {error}\nhint: install one, or name it in CXX")
+        format!(
+            "cannot run the C++ compiler {program}: {error}\nhint: install one, or name it in CXX"
+        )
     })?;
     if output.status.success() {
         return Ok(output);
     }
     let said = String::from_utf8_lossy(&output.stderr);
     let hint = match cfg!(feature = "cuda") && said.contains("mlx::core::cu::") {
-        true => "\nhint: --features cuda wants an MLX that was built for CUDA; is BASE_MLX_MLX_DIR one?",
+        true => {
+            "\nhint: --features cuda wants an MLX that was built for CUDA; is BASE_MLX_MLX_DIR one?"
+        }
         false => "",
     };
     Err(format!("{}: {}\n{}{hint}", written(command), output.status, said.trim()))

@@ -19,7 +19,7 @@ use crate::weights::{Checkpoint, LoadError};
 #[derive(Clone, Debug, Default)]
 pub struct DeviceOptions {
     pub kind: DeviceKind,
-    /// Compute threads of the CPU; `None` is one for each core that this process may use.
+    /// Compute threads of the CPU; `None` is one for each of [`base_mlx_simd::cores`], the most there can be.
     pub threads: Option<usize>,
     /// Compute with MLX's stock operations where own kernels would be faster. For comparing.
     pub stock_kernels: bool,
@@ -93,9 +93,7 @@ pub(super) struct Opened {
 }
 
 fn cpu(options: &DeviceOptions) -> AnyBackend {
-    let cores = std::thread::available_parallelism().map_or(1, |cores| cores.get());
-    let threads = options.threads.unwrap_or(cores).clamp(1, cores);
-    AnyBackend::Cpu(CpuBackend::new(threads))
+    AnyBackend::Cpu(CpuBackend::new(options.threads.unwrap_or(usize::MAX)))
 }
 
 /// Behind [`Engine::start`].

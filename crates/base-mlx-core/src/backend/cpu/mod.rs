@@ -33,7 +33,7 @@ struct Device {
 }
 
 impl CpuBackend {
-    /// Computes on `threads` threads, at least one and at most one for each core.
+    /// Computes on `threads` threads, at least one and at most one for each of [`base_mlx_simd::cores`].
     pub fn new(threads: usize) -> Self {
         Self::with_isa(threads, Isa::best())
     }

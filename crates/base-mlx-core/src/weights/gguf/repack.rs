@@ -1,4 +1,3 @@
-use std::num::NonZero;
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::thread;
 
@@ -103,7 +102,7 @@ impl<S: Fn(usize) -> usize + Sync> Matrix<'_, S> {
         if self.data.len() < MIN_PARALLEL_BYTES {
             return 1;
         }
-        thread::available_parallelism().map_or(1, NonZero::get).min(self.rows)
+        base_mlx_simd::cores().min(self.rows)
     }
 
     /// False if a scale or a bias did not fit.
