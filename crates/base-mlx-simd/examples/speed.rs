@@ -5,12 +5,15 @@ use std::time::{Duration, Instant};
 
 use base_mlx_simd::{
     Affine, AttentionShape, AttentionSpan, Floats, Isa, KEY_BLOCK, Matrix, Pool, attention, linear,
+    read_bandwidth,
 };
 
 fn main() {
     let cores = std::thread::available_parallelism().map_or(1, |cores| cores.get());
     let threads = std::env::args().nth(1).and_then(|threads| threads.parse().ok());
     let pool = Pool::new(threads.unwrap_or(cores));
+    let bandwidth = read_bandwidth(&pool, 1 << 30).expect("memory to read");
+    println!("memory is read at {:.1} GB/s", bandwidth / 1e9);
     for isa in Isa::all() {
         println!("{}, {} threads", isa.name(), pool.threads());
         println!(

@@ -12,6 +12,7 @@ mod affine;
 mod attention;
 #[cfg(target_arch = "x86_64")]
 mod avx2;
+mod bandwidth;
 mod elementwise;
 mod isa;
 mod linear;
@@ -21,6 +22,7 @@ mod rope;
 mod shared;
 
 pub use attention::{AttentionShape, AttentionSpan, KEY_BLOCK, attention};
+pub use bandwidth::read_bandwidth;
 pub use elementwise::{add, rms_norm, swiglu};
 pub use isa::{Isa, Kernel, Lanes};
 pub use linear::linear;
