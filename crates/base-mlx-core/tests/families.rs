@@ -199,6 +199,15 @@ fn numbers_too_large_end_before_they_take_memory() {
     );
 }
 
+#[test]
+fn a_step_reads_all_parameters_but_an_embedding_that_is_not_the_head() {
+    let tied = Altered::new("llama/tied");
+    let all: usize = tied.tensors.values().map(|(_, _, data)| data.len()).sum();
+    assert_eq!(tied.load().unwrap().step_bytes(), all);
+    let untied = tied.config("tie_word_embeddings", json!(false)).with("lm_head.weight", &[64, 64]);
+    assert_eq!(untied.load().unwrap().step_bytes(), all);
+}
+
 /// A copy of a variant with one file, to be spoilt.
 struct Altered {
     config: Value,

@@ -5,12 +5,14 @@ use std::time::{Duration, Instant};
 
 use base_mlx_simd::{
     Affine, AttentionShape, AttentionSpan, Floats, Isa, KEY_BLOCK, Matrix, Pool, attention, cores,
-    linear,
+    linear, read_bandwidth,
 };
 
 fn main() {
     let threads = std::env::args().nth(1).and_then(|threads| threads.parse().ok());
     let pool = Pool::new(threads.unwrap_or_else(cores));
+    let bandwidth = read_bandwidth(&pool, 1 << 30).expect("memory to read");
+    println!("memory is read at {:.1} GB/s", bandwidth / 1e9);
     for isa in Isa::all() {
         println!("{}, {} threads", isa.name(), pool.threads());
         println!(

@@ -12,6 +12,7 @@ mod affine;
 mod attention;
 #[cfg(target_arch = "x86_64")]
 mod avx2;
+mod bandwidth;
 mod cores;
 mod elementwise;
 mod isa;
@@ -23,6 +24,7 @@ mod shared;
 mod sync;
 
 pub use attention::{AttentionShape, AttentionSpan, KEY_BLOCK, attention};
+pub use bandwidth::read_bandwidth;
 pub use cores::cores;
 pub use elementwise::{add, rms_norm, swiglu};
 pub use isa::{Isa, Kernel, Lanes};

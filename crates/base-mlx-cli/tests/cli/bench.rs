@@ -1,3 +1,5 @@
+use std::path::PathBuf;
+
 use serde_json::Value;
 
 use crate::process::{User, output};
@@ -5,15 +7,34 @@ use crate::process::{User, output};
 #[test]
 fn bench_prints_one_json_object() {
     let user = User::new();
-    let arguments = ["bench", "--prompt", "16", "--generate", "4", "--repeat", "1", "--json"];
+    let arguments = ["bench", "--prompt", "16", "--generate", "4", "--repeat", "2", "--json"];
     let (success, stdout, stderr) = output(&mut user.command_with_models(&arguments));
     assert!(success, "{stderr}");
     assert_eq!(stdout.lines().count(), 1);
     let object: Value = serde_json::from_str(&stdout).unwrap();
-    for key in ["prefill_tokens_per_second", "decode_tokens_per_second", "peak_rss_mb", "load_ms"] {
-        assert!(object[key].as_f64().is_some_and(|value| value > 0.0), "{key} in {stdout}");
+    let number = |key: &str| object[key].as_f64().unwrap_or_else(|| panic!("{key} in {stdout}"));
+    for key in [
+        "prefill_tokens_per_second",
+        "decode_tokens_per_second",
+        "first_token_ms",
+        "cold_first_token_ms",
+        "memory_bytes_per_second",
+        "memory_share",
+        "peak_rss_mb",
+        "load_ms",
+    ] {
+        assert!(number(key) > 0.0, "{key} in {stdout}");
     }
     assert_eq!(object["model"], "smollm2");
+    let [lowest, highest] =
+        [0, 1].map(|end| object["decode_tokens_per_second_range"][end].as_f64().unwrap());
+    let median = number("decode_tokens_per_second");
+    assert!(lowest <= median && median <= highest, "{stdout}");
+    // Each of 30 layers keeps 2 * 3 * 64 floats of each of 18 tokens, on average. The head is the embedding, so all
+    // weights are read; as affine groups those of Q8_0 are a little larger than in the file.
+    let kv = f64::from(30 * 2 * 3 * 64 * 4 * 18);
+    let weights = (number("decode_bytes_per_token") - kv) / number("model_bytes");
+    assert!((1.0..1.05).contains(&weights), "{weights} of the file in {stdout}");
 }
 
 #[test]
@@ -40,7 +61,50 @@ fn bench_prints_a_table_for_people() {
         ["bench", "--prompt", "16", "--generate", "4", "--repeat", "1", "--threads", "1"];
     let (success, stdout, stderr) = output(&mut user.command_with_models(&arguments));
     assert!(success, "{stderr}");
-    for part in ["prefill", "decode", "tok/s", "cpu, 1 thread", "peak host memory"] {
+    for part in ["prefill", "decode", "tok/s", "MB a token", "cpu, 1 thread", "peak host memory"] {
         assert!(stdout.contains(part), "no {part} in {stdout}");
     }
+}
+
+#[test]
+fn bench_compares_with_an_earlier_result() {
+    let user = User::new();
+    let file = in_home(&user, "result.json");
+    let path = file.to_str().unwrap();
+    let same = ["bench", "--prompt", "16", "--generate", "4", "--repeat", "1", "--threads", "1"];
+    let (success, _, stderr) = output(user.command_with_models(&same).args(["--report", path]));
+    assert!(success, "{stderr}");
+
+    // The report may take the place of what it is compared with.
+    let (success, stdout, stderr) =
+        output(user.command_with_models(&same).args(["--compare", path, "--report", path]));
+    assert!(success, "{stderr}");
+    assert!(stdout.contains("now / earlier") && stdout.contains("decode, tok/s"), "{stdout}");
+    assert!(!stderr.contains("warning"), "{stderr}");
+
+    let other = ["bench", "--prompt", "9", "--generate", "4", "--repeat", "1", "--threads", "1"];
+    let (success, _, stderr) = output(user.command_with_models(&other).args(["--compare", path]));
+    assert!(success, "{stderr}");
+    let warning = "warning: not measured alike: tokens of the prompt: 16, now 9\n";
+    assert_eq!(stderr, warning);
+}
+
+#[test]
+fn bench_says_before_it_measures_that_there_is_nothing_to_compare_with() {
+    let user = User::new();
+    let file = in_home(&user, "result.json");
+    let compare = ["bench", "--compare", file.to_str().unwrap()];
+    let error = |user: &User| {
+        let (success, stdout, stderr) = output(&mut user.command(&compare));
+        assert!(!success && stdout.is_empty(), "{stdout}");
+        stderr
+    };
+    assert!(error(&user).contains("cannot read the earlier result"), "{}", error(&user));
+    std::fs::write(&file, "model  smollm2").unwrap();
+    let garbled = error(&user);
+    assert!(garbled.contains("result.json is not what `base-mlx bench --json` prints: expected"));
+}
+
+fn in_home(user: &User, name: &str) -> PathBuf {
+    user.home.path().join(name)
 }

@@ -53,6 +53,12 @@ impl Device {
         self.backend.describe()
     }
 
+    /// Bytes a second that the device's threads read from memory together, measured now, which takes a second or two and
+    /// wants an idle device. `None` if it is not the CPU, or too little memory is free to tell.
+    pub fn read_bandwidth(&self) -> Option<f64> {
+        self.backend.read_bandwidth()
+    }
+
     /// False after `stop`, or if the thread is lost.
     pub fn is_running(&self) -> bool {
         self.thread.is_running()

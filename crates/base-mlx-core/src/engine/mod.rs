@@ -74,6 +74,10 @@ pub struct ModelInfo {
     pub vocab_size: usize,
     /// Bytes of the weights on disk.
     pub bytes: u64,
+    /// Bytes of parameters that a step reads, however few its tokens.
+    pub step_bytes: u64,
+    /// Bytes that a sequence remembers of each token, and reads again for each token after it that sees it.
+    pub kv_bytes_per_token: u64,
     pub sampling: SamplingDefaults,
 }
 

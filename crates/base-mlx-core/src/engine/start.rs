@@ -84,7 +84,19 @@ impl AnyBackend {
             Self::Mlx(backend) => backend.describe(),
         }
     }
+
+    pub(super) fn read_bandwidth(&self) -> Option<f64> {
+        let Self::Cpu(backend) = self else { return None };
+        let bytes =
+            free_bytes().map_or(FAR_BEYOND_CACHES, |free| (free / 2).min(FAR_BEYOND_CACHES));
+        (bytes >= BEYOND_CACHES).then(|| backend.read_bandwidth(bytes).ok()).flatten()
+    }
 }
+
+/// Caches of servers hold hundreds of megabytes, which several machines share.
+const FAR_BEYOND_CACHES: usize = 1 << 30;
+/// Machines with so little memory have small caches.
+const BEYOND_CACHES: usize = 128 << 20;
 
 /// What was opened, and what its user should know of it.
 pub(super) struct Opened {
@@ -146,6 +158,8 @@ fn load<B: Backend>(
         context: context.min(kv_tokens),
         vocab_size: model.vocab_size(),
         bytes,
+        step_bytes: model.step_bytes() as u64,
+        kv_bytes_per_token: bytes_per_token as u64,
         sampling: SamplingDefaults::load(path)?,
     };
     let limits = Limits {

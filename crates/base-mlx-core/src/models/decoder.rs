@@ -14,6 +14,7 @@ pub(super) struct Decoder<B: Backend, A> {
     norm: RmsNorm<B>,
     head: Head<B>,
     layer_spec: LayerSpec,
+    step_bytes: usize,
 }
 
 /// A family's attention: `[tokens, hidden_size]` → `[tokens, hidden_size]`.
@@ -74,6 +75,8 @@ impl<B: Backend, A: Attention<B>> Decoder<B, A> {
             head: Head::load(loader, &embed_tokens)?,
             embed_tokens,
             layer_spec: LayerSpec { kv_heads: sizes.num_key_value_heads, head_dim: sizes.head_dim },
+            // All is loaded by now: fields are evaluated in the order they are written in.
+            step_bytes: loader.step_bytes(),
         })
     }
 }
@@ -95,6 +98,10 @@ impl<B: Backend, A: Attention<B>> Model<B> for Decoder<B, A> {
 impl<B: Backend, A: Attention<B>> LanguageModel<B> for Decoder<B, A> {
     fn vocab_size(&self) -> usize {
         self.head.vocab_size()
+    }
+
+    fn step_bytes(&self) -> usize {
+        self.step_bytes
     }
 
     fn logits(&self, hidden: &Tensor<B>) -> Tensor<B> {

@@ -44,6 +44,9 @@ pub trait Model<B: Backend>: Send {
 pub trait LanguageModel<B: Backend>: Model<B> {
     /// The width of the logits; at least as large as the tokenizer's vocabulary.
     fn vocab_size(&self) -> usize;
+    /// Bytes of parameters that a step reads, however few its tokens. Of an embedding that is not also the head it reads
+    /// a row a token.
+    fn step_bytes(&self) -> usize;
     /// `[rows, hidden_size]` → `[rows, vocab_size]`; call it on the rows that are wanted.
     fn logits(&self, hidden: &Tensor<B>) -> Tensor<B>;
 }

@@ -7,6 +7,7 @@ use crate::weights::{LoadError, Loader};
 /// A row for each token of the vocabulary.
 pub struct Embedding<B: Backend> {
     table: Weight<B>,
+    bytes: usize,
 }
 
 /// Hidden states to logits: `hidden @ weight.T`.
@@ -21,7 +22,8 @@ impl<B: Backend> Embedding<B> {
         vocab_size: usize,
         hidden_size: usize,
     ) -> Result<Self, LoadError> {
-        Ok(Self { table: loader.weight(name, [vocab_size, hidden_size])? })
+        let (table, bytes) = loader.table(name, [vocab_size, hidden_size])?;
+        Ok(Self { table, bytes })
     }
 
     /// The step's tokens → `[tokens, hidden_size]`.
@@ -41,6 +43,7 @@ impl<B: Backend> Head<B> {
             for part in ["weight", "scales", "biases"] {
                 loader.ignore(&format!("lm_head.{part}"));
             }
+            loader.count_for_step(embedding.bytes);
             return Ok(Self { weight: embedding.table.clone() });
         }
         let [vocab_size, hidden_size] =

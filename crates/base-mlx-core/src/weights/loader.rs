@@ -1,4 +1,5 @@
 use std::fmt::Display;
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 
 use super::checkpoint::Stored;
@@ -14,12 +15,14 @@ pub struct Loader<B: Backend> {
     scope: String,
     /// For each of the checkpoint's tensors whether it was asked for; one for all scopes.
     read: Arc<Mutex<Vec<bool>>>,
+    /// See [`Loader::step_bytes`]; one count for all scopes.
+    step_bytes: Arc<AtomicUsize>,
 }
 
 impl<B: Backend> Loader<B> {
     pub(super) fn new(checkpoint: Checkpoint, backend: B) -> Self {
         let read = Arc::new(Mutex::new(vec![false; checkpoint.stored().len()]));
-        Self { checkpoint, backend, scope: String::new(), read }
+        Self { checkpoint, backend, scope: String::new(), read, step_bytes: Arc::default() }
     }
 
     pub fn config(&self) -> &Config {
@@ -37,6 +40,7 @@ impl<B: Backend> Loader<B> {
             backend: self.backend.clone(),
             scope: self.full(&scope.to_string()),
             read: Arc::clone(&self.read),
+            step_bytes: Arc::clone(&self.step_bytes),
         }
     }
 
@@ -45,6 +49,7 @@ impl<B: Backend> Loader<B> {
         let full = self.full(name);
         self.checkpoint.require(&full)?.check_shape(shape, "")?;
         let values = self.optional_host(name)?.expect("the tensor was just found");
+        self.count_for_step(size_of_val(&values[..]));
         let array = self.backend.upload(HostArray::from_f32(shape, &values));
         let array = array.map_err(|error| self.refused(full, error))?;
         Ok(Tensor::new(&self.backend, array, Shape::new(shape)))
@@ -66,6 +71,13 @@ impl<B: Backend> Loader<B> {
 
     /// The matrix `name` + `.weight` of shape `[out, in]`, dense or quantised.
     pub fn weight(&self, name: &str, out_in: [usize; 2]) -> Result<Weight<B>, LoadError> {
+        let (weight, bytes) = self.table(name, out_in)?;
+        self.count_for_step(bytes);
+        Ok(weight)
+    }
+
+    /// The same of which a step reads single rows only, and its bytes.
+    pub fn table(&self, name: &str, out_in: [usize; 2]) -> Result<(Weight<B>, usize), LoadError> {
         let full = self.full(name);
         let weight = self.checkpoint.weight(&full, out_in)?;
         self.ignore(&format!("{name}.weight"));
@@ -73,8 +85,20 @@ impl<B: Backend> Loader<B> {
             self.ignore(&format!("{name}.scales"));
             self.ignore(&format!("{name}.biases"));
         }
+        let bytes = weight.bytes();
         let uploaded = self.backend.upload_weight(weight);
-        uploaded.map_err(|error| self.refused(format!("{full}.weight"), error))
+        let weight = uploaded.map_err(|error| self.refused(format!("{full}.weight"), error))?;
+        Ok((weight, bytes))
+    }
+
+    /// Bytes of what was loaded so far that every step reads, however few its tokens.
+    pub fn step_bytes(&self) -> usize {
+        self.step_bytes.load(Ordering::Relaxed)
+    }
+
+    /// Adds to [`Loader::step_bytes`].
+    pub fn count_for_step(&self, bytes: usize) {
+        self.step_bytes.fetch_add(bytes, Ordering::Relaxed);
     }
 
     /// Whether there is a tensor of this full name within the scope.

@@ -51,6 +51,11 @@ impl CpuBackend {
         format!("cpu, {threads} thread{plural}, {}", self.device.isa.name())
     }
 
+    /// Bytes a second that its threads read together from so many bytes of memory.
+    pub fn read_bandwidth(&self, bytes: usize) -> std::io::Result<f64> {
+        base_mlx_simd::read_bandwidth(self.pool(), bytes)
+    }
+
     fn pool(&self) -> &Pool {
         &self.device.pool
     }

@@ -1,0 +1,97 @@
+use std::time::Instant;
+
+use anyhow::{Context, Result, bail, ensure};
+use base_mlx_core::TokenId;
+use base_mlx_core::engine::{Engine, Event, GenerateRequest};
+use base_mlx_core::sample::SamplingParams;
+use base_mlx_core::text::AddSpecial;
+
+use super::Arguments;
+
+pub(super) struct Run {
+    pub(super) prefill_tokens_per_second: f64,
+    pub(super) decode_tokens_per_second: f64,
+    pub(super) first_token_ms: f64,
+}
+
+/// As many prompts as streams, all at once, and their answers. Every one has another prompt, so that no cache helps.
+pub(super) fn measure(engine: &Engine, arguments: &Arguments, number: usize) -> Result<Run> {
+    let streams = arguments.streams;
+    let requests = (0..streams)
+        .map(|stream| {
+            Ok(GenerateRequest {
+                prompt: prompt(engine, arguments.prompt, number * streams + stream)?,
+                choices: 1,
+                sampling: SamplingParams { temperature: 0.0, ..SamplingParams::default() },
+                max_tokens: Some(arguments.generate),
+                stop: Vec::new(),
+                ignore_end: true,
+                score_prompt: false,
+                streamed: true,
+            })
+        })
+        .collect::<Result<Vec<_>>>()?;
+    let begun = Instant::now();
+    let generations = requests
+        .into_iter()
+        .map(|request| engine.generate(request))
+        .collect::<Result<Vec<_>, _>>()?;
+    let waiting: Vec<_> = generations
+        .into_iter()
+        .map(|mut generation| {
+            std::thread::spawn(move || {
+                let mut tokens = Vec::new();
+                let mut usage = None;
+                while let Some(event) = generation.next_blocking() {
+                    match event {
+                        Event::Text { .. } => tokens.push(Instant::now()),
+                        Event::Usage(found) => usage = Some(found),
+                        Event::Error(error) => return Err(error),
+                        Event::Prompt { .. } | Event::Finish { .. } => {}
+                    }
+                }
+                Ok((tokens, usage, Instant::now()))
+            })
+        })
+        .collect();
+    let mut answers = Vec::new();
+    let mut prompts = 0;
+    for thread in waiting {
+        let (tokens, usage, end) =
+            thread.join().map_err(|_| anyhow::anyhow!("a thread that listened broke off"))??;
+        let usage = usage.context("the answer broke off")?;
+        if usage.cached_tokens > 0 || usage.completion_tokens < arguments.generate {
+            bail!("the run does not count: {usage:?}\nhint: is the context long enough (--ctx)?");
+        }
+        let first = *tokens.first().context("the answer has no text")?;
+        prompts += usage.prompt_tokens;
+        answers.push((first, tokens, usage.completion_tokens, end));
+    }
+    // The first token comes out of the prefill. Answers that run while other prompts are still read wait for them, so
+    // only what comes after the last prompt is decoding.
+    let first = answers.iter().map(|(first, ..)| *first).max().expect("at least one stream");
+    let end = answers.iter().map(|(.., end)| *end).max().expect("at least one stream");
+    let decoded = answers.iter().map(|(_, texts, tokens, _)| {
+        // A piece of text may be several tokens: an unfinished character waits for its end.
+        let after = texts.iter().filter(|text| **text > first).count();
+        *tokens as f64 * after as f64 / texts.len() as f64
+    });
+    let prefill = (first - begun).as_secs_f64();
+    let decode = (end - first).as_secs_f64();
+    Ok(Run {
+        prefill_tokens_per_second: prompts as f64 / prefill,
+        decode_tokens_per_second: decoded.sum::<f64>() / decode,
+        first_token_ms: prefill * 1000.0,
+    })
+}
+
+/// So many tokens of plain English.
+fn prompt(engine: &Engine, tokens: usize, number: usize) -> Result<Vec<TokenId>> {
+    let begin = engine.text().tokenizer.encode(&format!("{number}. "), AddSpecial::Yes);
+    let sentence = engine.text().tokenizer.encode(SENTENCE, AddSpecial::No);
+    ensure!(!sentence.is_empty(), "the tokenizer makes nothing of plain English");
+    Ok(begin.into_iter().chain(sentence.into_iter().cycle()).take(tokens).collect())
+}
+
+const SENTENCE: &str = " The keeper of the lighthouse wrote down the weather every evening, the wind first, then the \
+     height of the waves, and last of all the ships that had passed since noon.";
