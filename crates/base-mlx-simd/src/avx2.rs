@@ -3,6 +3,7 @@
 use std::arch::x86_64::*;
 
 use crate::isa::{Kernel, Lanes, place};
+use crate::quads::{QuadKernel, Quads};
 
 /// Exists only if the CPU has AVX2, FMA and F16C.
 #[derive(Clone, Copy, Debug)]
@@ -19,6 +20,15 @@ impl Avx2 {
     pub(crate) fn run<K: Kernel>(self, kernel: K) -> K::Output {
         #[target_feature(enable = "avx2,fma,f16c")]
         fn compiled_for_avx2<K: Kernel>(avx2: Avx2, kernel: K) -> K::Output {
+            kernel.run(avx2)
+        }
+        // SAFETY: an `Avx2` exists only if the CPU has these features.
+        unsafe { compiled_for_avx2(self, kernel) }
+    }
+
+    pub(crate) fn run_quads<K: QuadKernel>(self, kernel: K) -> K::Output {
+        #[target_feature(enable = "avx2,fma,f16c")]
+        fn compiled_for_avx2<K: QuadKernel>(avx2: Avx2, kernel: K) -> K::Output {
             kernel.run(avx2)
         }
         // SAFETY: an `Avx2` exists only if the CPU has these features.
@@ -251,3 +261,111 @@ fn lanes_of(of: impl Fn(i32) -> i32) -> __m256i {
 
 /// A shuffle writes a zero where the index has its highest bit set.
 const ZERO: u8 = 0x80;
+
+impl Quads for Avx2 {
+    const OUTPUTS: usize = 8;
+    const SIGNED_BYTES: bool = true;
+    const ROWS: usize = 4;
+    type Bytes = __m256i;
+    type Ints = __m256i;
+    type Floats = __m256;
+
+    #[inline(always)]
+    fn load(self, from: &[u8]) -> __m256i {
+        let from: &[u8; 32] = from.first_chunk().expect("a vector has sixteen quads");
+        // SAFETY: the CPU has AVX2, and the array holds the bytes that are read.
+        unsafe { _mm256_loadu_si256(from.as_ptr().cast()) }
+    }
+    #[inline(always)]
+    fn field<const SHIFT: i32>(self, bytes: __m256i, mask: u8) -> __m256i {
+        values!({
+            let shifted = if SHIFT == 0 { bytes } else { _mm256_srli_epi16::<SHIFT>(bytes) };
+            _mm256_and_si256(shifted, _mm256_set1_epi8(mask as i8))
+        })
+    }
+    #[inline(always)]
+    fn join<const SHIFT: i32>(self, low: __m256i, high: __m256i) -> __m256i {
+        values!(_mm256_or_si256(low, _mm256_slli_epi16::<SHIFT>(high)))
+    }
+    #[inline(always)]
+    fn ints(self, value: i32) -> __m256i {
+        values!(_mm256_set1_epi32(value))
+    }
+    #[inline(always)]
+    fn dot<const BITS: usize>(
+        self,
+        sums: __m256i,
+        weights: [__m256i; 4],
+        x: &[[i8; 4]; 4],
+    ) -> __m256i {
+        // SAFETY: an `Avx2` exists only if the CPU has AVX2.
+        unsafe { dot::<BITS>(sums, weights, x) }
+    }
+    #[inline(always)]
+    fn floats(self, value: f32) -> __m256 {
+        values!(_mm256_set1_ps(value))
+    }
+    #[inline(always)]
+    fn halves(self, from: &[u8]) -> __m256 {
+        Lanes::f16(self, from.first_chunk().expect("a vector has sixteen halves"))
+    }
+    #[inline(always)]
+    fn convert(self, ints: __m256i) -> __m256 {
+        values!(_mm256_cvtepi32_ps(ints))
+    }
+    #[inline(always)]
+    fn mul(self, a: __m256, b: __m256) -> __m256 {
+        values!(_mm256_mul_ps(a, b))
+    }
+    #[inline(always)]
+    fn mul_add(self, a: __m256, b: __m256, c: __m256) -> __m256 {
+        values!(_mm256_fmadd_ps(a, b, c))
+    }
+    #[inline(always)]
+    fn store(self, floats: __m256, to: &mut [f32]) {
+        Lanes::store(self, floats, to.first_chunk_mut().expect("room for a vector"));
+    }
+    #[inline(always)]
+    fn prefetch(self, here: &[u8], bytes: usize) {
+        let there = here.as_ptr().cast::<i8>().wrapping_add(bytes);
+        // SAFETY: a prefetch of any address is sound: it reads nothing and faults nowhere.
+        unsafe { _mm_prefetch::<_MM_HINT_T0>(there) }
+    }
+}
+
+#[inline]
+#[target_feature(enable = "avx2")]
+fn dot<const BITS: usize>(sums: __m256i, weights: [__m256i; 4], x: &[[i8; 4]; 4]) -> __m256i {
+    let a = pairs::<BITS>(weights[0], x[0]);
+    let b = pairs::<BITS>(weights[1], x[1]);
+    let c = pairs::<BITS>(weights[2], x[2]);
+    let d = pairs::<BITS>(weights[3], x[3]);
+    match BITS {
+        // Two products of 8 bits take 16, four of up to 6 bits, eight of up to 5.
+        8 => add_pairs(add_pairs(add_pairs(add_pairs(sums, a), b), c), d),
+        6 => {
+            let sums = add_pairs(sums, _mm256_add_epi16(a, b));
+            add_pairs(sums, _mm256_add_epi16(c, d))
+        }
+        _ => add_pairs(sums, _mm256_add_epi16(_mm256_add_epi16(a, b), _mm256_add_epi16(c, d))),
+    }
+}
+
+/// Sums of two products, in 16 bits.
+#[inline]
+#[target_feature(enable = "avx2")]
+fn pairs<const BITS: usize>(weights: __m256i, x: [i8; 4]) -> __m256i {
+    let quad = _mm256_set1_epi32(i32::from_le_bytes(x.map(|x| x as u8)));
+    if BITS < 8 {
+        return _mm256_maddubs_epi16(weights, quad);
+    }
+    // Two products with unsigned bytes would overflow; with bytes from -128 on they fit just so.
+    let signed = _mm256_xor_si256(weights, _mm256_set1_epi8(-128));
+    _mm256_maddubs_epi16(_mm256_abs_epi8(signed), _mm256_sign_epi8(quad, signed))
+}
+
+#[inline]
+#[target_feature(enable = "avx2")]
+fn add_pairs(sums: __m256i, pairs: __m256i) -> __m256i {
+    _mm256_add_epi32(sums, _mm256_madd_epi16(pairs, _mm256_set1_epi16(1)))
+}

@@ -2,6 +2,9 @@
 
 #[cfg(target_arch = "x86_64")]
 pub(crate) use crate::avx2::Avx2;
+#[cfg(target_arch = "x86_64")]
+pub(crate) use crate::avx512::Avx512;
+use crate::quads::QuadKernel;
 
 /// An instruction set that this CPU has. Found once, then handed to every kernel.
 #[derive(Clone, Copy, Debug)]
@@ -9,6 +12,8 @@ pub enum Isa {
     Scalar,
     #[cfg(target_arch = "x86_64")]
     Avx2(Avx2),
+    #[cfg(target_arch = "x86_64")]
+    Avx512(Avx512),
 }
 
 impl Isa {
@@ -21,7 +26,10 @@ impl Isa {
     pub fn all() -> Vec<Self> {
         let mut all = vec![Self::Scalar];
         #[cfg(target_arch = "x86_64")]
-        all.extend(Avx2::detect().map(Self::Avx2));
+        {
+            all.extend(Avx2::detect().map(Self::Avx2));
+            all.extend(Avx512::detect().map(Self::Avx512));
+        }
         all
     }
 
@@ -30,6 +38,8 @@ impl Isa {
             Self::Scalar => "scalar",
             #[cfg(target_arch = "x86_64")]
             Self::Avx2(_) => "avx2",
+            #[cfg(target_arch = "x86_64")]
+            Self::Avx512(_) => "avx512",
         }
     }
 
@@ -39,6 +49,18 @@ impl Isa {
             Self::Scalar => kernel.run(Scalar),
             #[cfg(target_arch = "x86_64")]
             Self::Avx2(avx2) => avx2.run(kernel),
+            #[cfg(target_arch = "x86_64")]
+            Self::Avx512(avx512) => avx512.avx2.run(kernel),
+        }
+    }
+
+    pub(crate) fn run_quads<K: QuadKernel>(self, kernel: K) -> K::Output {
+        match self {
+            Self::Scalar => kernel.run(Scalar),
+            #[cfg(target_arch = "x86_64")]
+            Self::Avx2(avx2) => avx2.run_quads(kernel),
+            #[cfg(target_arch = "x86_64")]
+            Self::Avx512(avx512) => avx512.run_quads(kernel),
         }
     }
 }
@@ -149,7 +171,7 @@ pub(crate) const fn place(bits: usize, vector: usize) -> u32 {
 pub(crate) struct Scalar;
 
 /// A fused multiply-add is a call into a library, and slow, where the compiler may not use the instruction.
-const FUSED: bool = cfg!(any(target_feature = "fma", target_arch = "aarch64"));
+pub(crate) const FUSED: bool = cfg!(any(target_feature = "fma", target_arch = "aarch64"));
 
 impl Scalar {
     #[inline(always)]

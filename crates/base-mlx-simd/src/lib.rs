@@ -2,7 +2,8 @@
 //!
 //! Every kernel is written once over [`Lanes`], eight f32 values side by side, and compiled for each instruction set
 //! of [`Isa`]; [`Isa::Scalar`] is the portable twin that judges the others in the tests. To add an instruction set:
-//! one implementation of `Lanes`, one variant of `Isa`.
+//! one implementation of `Lanes`, one variant of `Isa`. Products by [`Packed`] matrices are written over `Quads`
+//! in the same way, bytes that are multiplied exactly; [`Isa::Avx512`] differs from AVX2 in them alone.
 //!
 //! A row's result has the same bits alone and in company: every product has one eight-lane accumulator for each
 //! (row, output) that runs over the inner dimension in order, however many rows share the call, and attention walks a
@@ -12,13 +13,17 @@ mod affine;
 mod attention;
 #[cfg(target_arch = "x86_64")]
 mod avx2;
+#[cfg(target_arch = "x86_64")]
+mod avx512;
 mod bandwidth;
 mod cores;
 mod elementwise;
 mod isa;
 mod linear;
 mod matrix;
+mod packed;
 mod pool;
+mod quads;
 mod rope;
 mod shared;
 mod sync;
@@ -30,5 +35,6 @@ pub use elementwise::{add, rms_norm, swiglu};
 pub use isa::{Isa, Kernel, Lanes};
 pub use linear::linear;
 pub use matrix::{Affine, Floats, Matrix, unpack_rows};
+pub use packed::{Packed, linear_packed};
 pub use pool::{Pool, Scratch};
 pub use rope::{RopeTable, rope};

@@ -25,6 +25,23 @@ impl<'a> Floats<'a> {
         self.len() == 0
     }
 
+    /// All of them.
+    pub(crate) fn to_vec(self) -> Vec<f32> {
+        match self {
+            Self::F32(bytes) => {
+                bytes.as_chunks().0.iter().map(|quad| f32::from_le_bytes(*quad)).collect()
+            }
+            Self::F16(bytes) => {
+                let pairs = bytes.as_chunks().0.iter();
+                pairs.map(|pair| half::f16::from_le_bytes(*pair).to_f32()).collect()
+            }
+            Self::BF16(bytes) => {
+                let pairs = bytes.as_chunks().0.iter();
+                pairs.map(|pair| half::bf16::from_le_bytes(*pair).to_f32()).collect()
+            }
+        }
+    }
+
     /// Those from `start` on, up to eight; the lanes beyond `len` hold anything.
     #[inline(always)]
     pub(crate) fn load<L: Lanes>(self, lanes: L, start: usize, len: usize) -> L::V {

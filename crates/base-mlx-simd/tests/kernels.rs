@@ -1,8 +1,8 @@
 //! Every kernel on every instruction set this CPU has, compared with the portable one on random sizes.
 
 use base_mlx_simd::{
-    Affine, AttentionShape, AttentionSpan, Floats, Isa, KEY_BLOCK, Kernel, Lanes, Matrix, Pool,
-    RopeTable, add, attention, linear, rms_norm, rope, swiglu, unpack_rows,
+    Affine, AttentionShape, AttentionSpan, Floats, Isa, KEY_BLOCK, Kernel, Lanes, Matrix, Packed,
+    Pool, RopeTable, add, attention, linear, linear_packed, rms_norm, rope, swiglu, unpack_rows,
 };
 
 #[test]
@@ -42,6 +42,64 @@ fn a_row_has_the_same_bits_at_every_batch_size() {
             };
             let all = product(64);
             for rows in [1, 3, 8] {
+                let same = product(rows).iter().zip(&all).all(|(a, b)| a.to_bits() == b.to_bits());
+                assert!(same, "{}: {rows} rows, {stored:?}", isa.name());
+            }
+        }
+    }
+}
+
+#[test]
+fn packed_products_agree_and_are_close_to_the_exact_ones() {
+    let pool = Pool::new(2);
+    let mut seen = [false; 9];
+    for seed in 0..600 {
+        let mut dice = Dice(seed);
+        let stored = Stored::new(&mut dice);
+        let Some((bits, _)) = stored.affine else { continue };
+        seen[bits as usize] = true;
+        let rows = dice.below(11) + 1;
+        let [outputs, inner] = stored.matrix().shape();
+        let packed = Packed::new(&pool, &stored.affine(), outputs, inner);
+        let (x, bias) = (dice.floats(rows * inner), dice.floats(outputs));
+        let bias = (seed % 2 == 0).then_some(&bias[..]);
+        let what = format!("{rows} rows, {stored:?}");
+        agree(&what, rows * outputs, |isa, out| {
+            linear_packed(&pool, isa, &x, &packed, bias, out);
+        });
+        let (mut exact, mut found) = (vec![0.0; rows * outputs], vec![0.0; rows * outputs]);
+        linear(&pool, Isa::best(), &x, &stored.matrix(), bias, &mut exact);
+        linear_packed(&pool, Isa::best(), &x, &packed, bias, &mut found);
+        // A value of x is off by up to 1/254 of its group's largest; such errors add up like a walk at random.
+        let size = f32::from(1_u16 << bits) * (inner as f32).sqrt() / 254.0;
+        for (found, exact) in found.iter().zip(&exact) {
+            let far = (found - exact).abs();
+            assert!(far < 3.0 * size, "{what}: {found} for {exact}");
+        }
+    }
+    assert_eq!(seen.iter().filter(|seen| **seen).count(), 6, "each width");
+}
+
+#[test]
+fn a_row_has_the_same_bits_in_packed_products_at_every_batch_size() {
+    let pool = Pool::new(2);
+    for seed in 0..60 {
+        let mut dice = Dice(seed);
+        let stored = Stored::new(&mut dice);
+        if stored.affine.is_none() {
+            continue;
+        }
+        let [outputs, inner] = stored.matrix().shape();
+        let packed = Packed::new(&pool, &stored.affine(), outputs, inner);
+        let x = dice.floats(64 * inner);
+        for isa in Isa::all() {
+            let product = |rows| {
+                let mut out = vec![0.0; rows * outputs];
+                linear_packed(&pool, isa, &x[..rows * inner], &packed, None, &mut out);
+                out
+            };
+            let all = product(64);
+            for rows in [1, 3, 4, 8, 13] {
                 let same = product(rows).iter().zip(&all).all(|(a, b)| a.to_bits() == b.to_bits());
                 assert!(same, "{}: {rows} rows, {stored:?}", isa.name());
             }
@@ -289,21 +347,48 @@ impl Stored {
         let inner = group * (dice.below(20) + 1);
         let packed = (0..outputs * inner / 8 * bits).map(|_| dice.next() as u8).collect();
         let scales = dice.stored(outputs * inner / group, dtype);
-        let biases = dice.stored(outputs * inner / group, dtype);
+        let biases = match dice.below(3) {
+            0 => multiplied(&scales, dtype, -f32::from(1_u8 << (bits - 1))),
+            _ => dice.stored(outputs * inner / group, dtype),
+        };
         let affine = Some((bits as u32, group));
         Self { outputs, inner, affine, packed, dtype, scales, biases }
     }
 
     fn matrix(&self) -> Matrix<'_> {
         let floats = [Floats::F32, Floats::F16, Floats::BF16][self.dtype];
-        let (scales, biases) = (floats(&self.scales), floats(&self.biases));
         match self.affine {
-            None => Matrix::dense(scales, self.outputs, self.inner),
-            Some((bits, group)) => {
-                let affine = Affine { packed: &self.packed, scales, biases, bits, group };
-                Matrix::affine(affine, self.outputs, self.inner)
-            }
+            None => Matrix::dense(floats(&self.scales), self.outputs, self.inner),
+            Some(_) => Matrix::affine(self.affine(), self.outputs, self.inner),
         }
+    }
+
+    fn affine(&self) -> Affine<'_> {
+        let floats = [Floats::F32, Floats::F16, Floats::BF16][self.dtype];
+        let (bits, group) = self.affine.expect("the matrix is quantised");
+        let (scales, biases) = (floats(&self.scales), floats(&self.biases));
+        Affine { packed: &self.packed, scales, biases, bits, group }
+    }
+}
+
+/// Stored floats times a power of two.
+fn multiplied(stored: &[u8], dtype: usize, by: f32) -> Vec<u8> {
+    let pairs = stored.as_chunks::<2>().0.iter();
+    match dtype {
+        0 => {
+            let quads = stored.as_chunks::<4>().0.iter();
+            quads.flat_map(|x| (f32::from_le_bytes(*x) * by).to_le_bytes()).collect()
+        }
+        1 => pairs
+            .flat_map(|x| {
+                half::f16::from_f32(half::f16::from_le_bytes(*x).to_f32() * by).to_le_bytes()
+            })
+            .collect(),
+        _ => pairs
+            .flat_map(|x| {
+                half::bf16::from_f32(half::bf16::from_le_bytes(*x).to_f32() * by).to_le_bytes()
+            })
+            .collect(),
     }
 }
 

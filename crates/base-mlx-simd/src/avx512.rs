@@ -1,0 +1,132 @@
+//! AVX-512 with VNNI: Intel's servers since 2019, AMD's since Zen 4.
+
+use std::arch::x86_64::*;
+
+use crate::avx2::Avx2;
+use crate::quads::{QuadKernel, Quads};
+
+/// Exists only if the CPU has AVX-512 F, BW, VL and VNNI, and all that `Avx2` stands for.
+#[derive(Clone, Copy, Debug)]
+pub struct Avx512 {
+    pub(crate) avx2: Avx2,
+}
+
+impl Avx512 {
+    pub fn detect() -> Option<Self> {
+        let has = is_x86_feature_detected!("avx512f")
+            && is_x86_feature_detected!("avx512bw")
+            && is_x86_feature_detected!("avx512vl")
+            && is_x86_feature_detected!("avx512vnni");
+        Avx2::detect().filter(|_| has).map(|avx2| Self { avx2 })
+    }
+
+    pub(crate) fn run_quads<K: QuadKernel>(self, kernel: K) -> K::Output {
+        #[target_feature(enable = "avx2,fma,f16c,avx512f,avx512bw,avx512vl,avx512vnni")]
+        fn compiled_for_avx512<K: QuadKernel>(avx512: Avx512, kernel: K) -> K::Output {
+            kernel.run(avx512)
+        }
+        // SAFETY: an `Avx512` exists only if the CPU has these features.
+        unsafe { compiled_for_avx512(self, kernel) }
+    }
+}
+
+/// Instructions on values, without memory: sound wherever an [`Avx512`] exists.
+macro_rules! values {
+    ($call:expr) => {
+        // SAFETY: `self` exists only if the CPU has AVX-512 F, BW, VL and VNNI.
+        unsafe { $call }
+    };
+}
+
+impl Quads for Avx512 {
+    const OUTPUTS: usize = 16;
+    const SIGNED_BYTES: bool = false;
+    const ROWS: usize = 8;
+    type Bytes = __m512i;
+    type Ints = __m512i;
+    type Floats = __m512;
+
+    #[inline(always)]
+    fn load(self, from: &[u8]) -> __m512i {
+        let from: &[u8; 64] = from.first_chunk().expect("a vector has sixteen quads");
+        // SAFETY: the CPU has AVX-512, and the array holds the bytes that are read.
+        unsafe { _mm512_loadu_si512(from.as_ptr().cast()) }
+    }
+    #[inline(always)]
+    fn field<const SHIFT: i32>(self, bytes: __m512i, mask: u8) -> __m512i {
+        values!({
+            let shifted = match SHIFT {
+                0 => bytes,
+                1 => _mm512_srli_epi16::<1>(bytes),
+                2 => _mm512_srli_epi16::<2>(bytes),
+                3 => _mm512_srli_epi16::<3>(bytes),
+                4 => _mm512_srli_epi16::<4>(bytes),
+                5 => _mm512_srli_epi16::<5>(bytes),
+                6 => _mm512_srli_epi16::<6>(bytes),
+                _ => _mm512_srli_epi16::<7>(bytes),
+            };
+            _mm512_and_si512(shifted, _mm512_set1_epi8(mask as i8))
+        })
+    }
+    #[inline(always)]
+    fn join<const SHIFT: i32>(self, low: __m512i, high: __m512i) -> __m512i {
+        values!({
+            let high = match SHIFT {
+                2 => _mm512_slli_epi16::<2>(high),
+                _ => _mm512_slli_epi16::<4>(high),
+            };
+            _mm512_or_si512(low, high)
+        })
+    }
+    #[inline(always)]
+    fn ints(self, value: i32) -> __m512i {
+        values!(_mm512_set1_epi32(value))
+    }
+    #[inline(always)]
+    fn dot<const BITS: usize>(
+        self,
+        mut sums: __m512i,
+        weights: [__m512i; 4],
+        x: &[[i8; 4]; 4],
+    ) -> __m512i {
+        for i in 0..4 {
+            let quad = i32::from_le_bytes(x[i].map(|x| x as u8));
+            sums = values!(_mm512_dpbusd_epi32(sums, weights[i], _mm512_set1_epi32(quad)));
+        }
+        sums
+    }
+    #[inline(always)]
+    fn floats(self, value: f32) -> __m512 {
+        values!(_mm512_set1_ps(value))
+    }
+    #[inline(always)]
+    fn halves(self, from: &[u8]) -> __m512 {
+        let from: &[u8; 32] = from.first_chunk().expect("a vector has sixteen halves");
+        // SAFETY: the CPU has AVX-512, and the array holds the bytes that are read.
+        unsafe { _mm512_cvtph_ps(_mm256_loadu_si256(from.as_ptr().cast())) }
+    }
+    #[inline(always)]
+    fn convert(self, ints: __m512i) -> __m512 {
+        values!(_mm512_cvtepi32_ps(ints))
+    }
+    #[inline(always)]
+    fn mul(self, a: __m512, b: __m512) -> __m512 {
+        values!(_mm512_mul_ps(a, b))
+    }
+    #[inline(always)]
+    fn mul_add(self, a: __m512, b: __m512, c: __m512) -> __m512 {
+        values!(_mm512_fmadd_ps(a, b, c))
+    }
+    #[inline(always)]
+    fn store(self, floats: __m512, to: &mut [f32]) {
+        let to: &mut [f32; 16] = to.first_chunk_mut().expect("room for a vector");
+        // SAFETY: the CPU has AVX-512, and the array takes the floats that are written.
+        unsafe { _mm512_storeu_ps(to.as_mut_ptr(), floats) }
+    }
+    #[inline(always)]
+    fn prefetch(self, here: &[u8], bytes: usize) {
+        let there = here.as_ptr().cast::<i8>().wrapping_add(bytes);
+        // SAFETY: a prefetch of any address is sound: it reads nothing and faults nowhere.
+        unsafe { _mm_prefetch::<_MM_HINT_T0>(there) }
+    }
+}
