@@ -89,12 +89,27 @@ T guard(T failed, F&& run) noexcept {
 }
 
 Array* handle(mx::array a) {
-  if (a.size() > most_bytes || a.nbytes() > most_bytes) {
-    std::ostringstream message;
-    message << "an array of shape " << a.shape() << " has more than " << most_bytes << " bytes";
-    throw std::invalid_argument(message.str());
+  // MLX's own count of elements wraps around.
+  size_t bytes = a.itemsize();
+  for (const auto dim : a.shape()) {
+    if (__builtin_mul_overflow(bytes, static_cast<size_t>(dim), &bytes) || bytes > most_bytes) {
+      std::ostringstream message;
+      message << "an array of shape " << a.shape() << " has more than " << most_bytes << " bytes";
+      throw std::invalid_argument(message.str());
+    }
   }
   return new Array(std::move(a));
+}
+
+// MLX divides by both before it looks at them.
+const Quantized& checked(const Quantized* w) {
+  const bool known = (w->bits >= 2 && w->bits <= 6) || w->bits == 8;
+  if (!known || w->group_size <= 0) {
+    throw std::invalid_argument(
+        "weights of " + std::to_string(w->bits) + " bits in groups of " + std::to_string(w->group_size) +
+        ": MLX has 2 to 6 and 8 bits, and groups of 32, 64 or 128");
+  }
+  return *w;
 }
 
 template <typename F>
@@ -442,19 +457,23 @@ const Table table = {
     .quantized_matmul =
         [](In x, const Quantized* w) {
           return make([&] {
-            return mx::quantized_matmul(**x, *w->packed, *w->scales, *w->biases, true, w->group_size, w->bits);
+            const auto& [packed, scales, biases, group_size, bits] = checked(w);
+            return mx::quantized_matmul(**x, *packed, *scales, *biases, true, group_size, bits);
           });
         },
     .gather_qmm =
         [](In x, const Quantized* w, In indices) {
           return make([&] {
-            return mx::gather_qmm(
-                **x, *w->packed, *w->scales, *w->biases, std::nullopt, **indices, true, w->group_size, w->bits);
+            const auto& [packed, scales, biases, group_size, bits] = checked(w);
+            return mx::gather_qmm(**x, *packed, *scales, *biases, std::nullopt, **indices, true, group_size, bits);
           });
         },
     .dequantize =
         [](const Quantized* w) {
-          return make([&] { return mx::dequantize(*w->packed, *w->scales, *w->biases, w->group_size, w->bits); });
+          return make([&] {
+            const auto& [packed, scales, biases, group_size, bits] = checked(w);
+            return mx::dequantize(*packed, *scales, *biases, group_size, bits);
+          });
         },
 
     .rms_norm = [](In x, In w, float eps) { return make([&] { return mx::fast::rms_norm(**x, **w, eps); }); },

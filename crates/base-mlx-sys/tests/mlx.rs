@@ -177,6 +177,16 @@ fn quantised_products_are_right() {
         // SAFETY: there are two experts.
         close(unsafe { rows.gather_qmm(&experts, &second) }, &[16.0 * largest]);
     }
+    for (bits, group_size) in [(0, 32), (7, 32), (4, 0), (4, -32)] {
+        let w = Quantized { bits, group_size, ..zero_and_largest(4) };
+        let x = array(&[0.5; 32], &[1, 32]);
+        for refused in [w.dequantize(), x.quantized_matmul(&w)] {
+            let error = refused.err().unwrap().to_string();
+            assert!(error.contains(&format!("{bits} bits in groups of {group_size}")), "{error}");
+        }
+    }
+    // Its elements, counted in 64 bits, would be none.
+    assert!(Array::full(&[1 << 30, 1 << 30, 1 << 10], 0.0, Dtype::F32).is_err());
 }
 
 fn attention_is_right() {
