@@ -152,7 +152,11 @@ impl Device {
         let (first, others) = products.split_first()?;
         let rows = first.rows;
         let (bits, group_size) = kind(&first.weight)?;
-        if rows == 0 || rows > MOST_ROWS {
+        let most = match bits {
+            16 => MOST_DENSE_ROWS,
+            _ => MOST_ROWS,
+        };
+        if rows == 0 || rows > most {
             return None;
         }
         let alike = |other: &&&Product| {
@@ -189,13 +193,6 @@ impl Device {
             bias,
             epilogue,
         };
-        let most = match bits {
-            16 => MOST_DENSE_ROWS,
-            _ => MOST_ROWS,
-        };
-        if rows > most {
-            return None;
-        }
         let norm = norm.filter(|_| project.can_norm());
         project.norm_eps = norm.map(|norm| norm.eps.to_bits());
 
