@@ -1,7 +1,7 @@
 //! Every family against mlx-lm, on the tiny checkpoints of `golden/`, which `cargo xtask golden families` makes.
 //!
-//! A family is right when its logits are within [`TOLERANCE`] of mlx-lm's, whichever backend computes them, and when a
-//! sequence's bits are the same whole and alone as in chunks and in company.
+//! A family is right when its logits are within [`TOLERANCE`] of mlx-lm's, whichever backend computes them ([`ROUNDED`] where
+//! it rounds activations), and when a sequence's bits are the same whole and alone as in chunks and in company.
 
 #![allow(clippy::unwrap_used, reason = "all of it is test code, its helpers too")]
 
@@ -23,26 +23,33 @@ use support::golden::{Golden, VARIANTS, alone, bits, folder, in_company, load, r
 /// The largest difference of two logits, as a part of the largest logit.
 const TOLERANCE: f32 = 1e-4;
 
+/// The same for the CPU, which multiplies by quantised weights in 8-bit integers. Few values of a tiny model of random
+/// weights are there to even that out; what it does to real ones, `perplexity.rs` measures.
+const ROUNDED: f32 = 8e-2;
+
 #[test]
 fn the_reference_backend_agrees_with_mlx_lm() {
-    agree_with_mlx_lm(&ReferenceBackend);
+    agree_with_mlx_lm(&ReferenceBackend, TOLERANCE);
 }
 
 #[test]
 fn the_cpu_backend_agrees_with_mlx_lm() {
-    agree_with_mlx_lm(&CpuBackend::new(2));
+    agree_with_mlx_lm(&CpuBackend::new(2), ROUNDED);
 }
 
-fn agree_with_mlx_lm<B: Backend>(backend: &B) {
+fn agree_with_mlx_lm<B: Backend>(backend: &B, of_quantised: f32) {
     let mut worst = Vec::new();
     for name in VARIANTS {
         let golden = Golden::read(name);
         let model = load(&folder(name), backend);
         let error = relative_error(&alone(backend, &*model, &golden.tokens), &golden.logits);
         println!("{name:20} {error:.1e}");
-        worst.extend((error > TOLERANCE || error.is_nan()).then(|| format!("{name}: {error:e}")));
+        let checkpoint = Checkpoint::open(&folder(name)).unwrap();
+        let quantised = checkpoint.tensors().any(|tensor| tensor.kind.starts_with("affine"));
+        let tolerance = if quantised { of_quantised } else { TOLERANCE };
+        worst.extend((error > tolerance || error.is_nan()).then(|| format!("{name}: {error:e}")));
     }
-    assert!(worst.is_empty(), "further than {TOLERANCE:e} from mlx-lm: {worst:#?}");
+    assert!(worst.is_empty(), "too far from mlx-lm: {worst:#?}");
 }
 
 /// A golden that stays right when its point is taken away would prove nothing.

@@ -1,7 +1,8 @@
 //! Real models against llama.cpp, token by token; `cargo xtask golden greedy` makes what it says.
 //!
-//! llama.cpp rounds activations to 8 bits before it multiplies them with blocks, and base-mlx does not. So the judge is
-//! llama.cpp over the same weights expanded to F32; its run over the file as it is stands in the table to compare.
+//! Before they multiply by blocks, llama.cpp and base-mlx both round activations to 8 bits, each in groups of its own. So the
+//! judge is llama.cpp over the same weights expanded to F32; its run over the file as it is stands in the table to compare.
+//! Rounding moves SmolLM2's logits most: it makes llama.cpp itself take tokens that the judge likes up to 0.37 less.
 
 #![allow(clippy::unwrap_used, reason = "all of it is test code, its helpers too")]
 
@@ -17,20 +18,18 @@ use base_mlx_core::weights::Checkpoint;
 use serde::Deserialize;
 use support::test_models::test_model;
 
-/// Where our choice is another, llama.cpp's logits of the two tokens are this close.
-const CLOSE: f32 = 0.05;
-
 #[test]
 fn smollm2_answers_as_llama_cpp_does() {
-    answers_as_llama_cpp_does("smollm2");
+    answers_as_llama_cpp_does("smollm2", 0.5);
 }
 
 #[test]
 fn qwen2_5_coder_answers_as_llama_cpp_does() {
-    answers_as_llama_cpp_does("qwen2.5-coder-0.5b");
+    answers_as_llama_cpp_does("qwen2.5-coder-0.5b", 0.05);
 }
 
-fn answers_as_llama_cpp_does(name: &str) {
+/// Where our choice is another, llama.cpp's logits of the two tokens are as close as that.
+fn answers_as_llama_cpp_does(name: &str, close: f32) {
     let golden = std::fs::read(golden(name)).unwrap();
     let golden: Golden = serde_json::from_slice(&golden).unwrap();
     let threads = std::thread::available_parallelism().map_or(1, usize::from);
@@ -52,7 +51,7 @@ fn answers_as_llama_cpp_does(name: &str) {
         // As long as both runs have chosen the same, our logits are to be compared with either's.
         let as_it_is = compare(&logits[..judge.alike(&prompt.quantised)], &prompt.quantised);
         println!("  float32: {whole}; as it is: {as_it_is}");
-        if whole.widest > CLOSE {
+        if whole.widest > close {
             far.push(whole.to_string());
         }
         // One by one in company, the tokens are those of the whole answer in one step.
@@ -60,7 +59,7 @@ fn answers_as_llama_cpp_does(name: &str) {
         let first = (first + 1).min(ours.len());
         assert_eq!(ours[..first], whole.chosen[..first], "{}", prompt.text);
     }
-    assert!(far.is_empty(), "further than {CLOSE} from llama.cpp: {far:#?}");
+    assert!(far.is_empty(), "further than {close} from llama.cpp: {far:#?}");
 }
 
 /// Greedy tokens of all prompts at once, as many as `lengths` says.

@@ -10,7 +10,7 @@ use base_mlx_core::tensor::Dtype::F32;
 use base_mlx_simd::Isa;
 
 use support::ops::{
-    AFFINE_3, AFFINE_4, AFFINE_8, Act, AttendShape, Attention, Case, DENSE_BF16,
+    AFFINE_3, AFFINE_4, AFFINE_8, Act, AttendShape, Attention, Case, DENSE_BF16, Kind,
     far_from_reference, table,
 };
 
@@ -19,8 +19,18 @@ fn every_backend_agrees_with_the_reference_on_every_row_of_the_table() {
     for (seed, case) in table().into_iter().enumerate() {
         for (name, backend) in cpus() {
             let far = far_from_reference(&backend, &case, seed as u64, F32);
-            assert!(far < 1e-5, "{case:?} on {name}: {far:e} away from the reference");
+            assert!(far < tolerance(&case), "{case:?} on {name}: {far:e} away from the reference");
         }
+    }
+}
+
+/// The CPU multiplies by quantised weights in integers: activations are rounded to 8 bits, half a step of which is 1/254 of
+/// their group's largest, and scales to 11 bits. All else is f32.
+fn tolerance(case: &Case) -> f64 {
+    match case {
+        Case::Linear { weight: Kind::Affine { .. }, .. } => 1.0 / 254.0,
+        Case::Embed { table: Kind::Affine { .. }, .. } => 1.0 / 2048.0,
+        _ => 1e-5,
     }
 }
 

@@ -4,8 +4,8 @@ use std::hint::black_box;
 use std::time::{Duration, Instant};
 
 use base_mlx_simd::{
-    Affine, AttentionShape, AttentionSpan, Floats, Isa, KEY_BLOCK, Matrix, Packed, Pool, attention,
-    cores, linear, linear_packed, read_bandwidth,
+    Affine, Arena, AttentionShape, AttentionSpan, Floats, Isa, KEY_BLOCK, Packed, Pool, attention,
+    cores, linear_packed, read_bandwidth,
 };
 
 fn main() {
@@ -49,43 +49,26 @@ fn measure(
         (0..outputs * inner / 8 * bits as usize * copies).map(|i| i as u8).collect();
     let scales = vec![0x11; outputs * inner / group * 2];
     let floats = Floats::F16(&scales);
-    let matrices: Vec<Matrix> = packed
-        .chunks(packed.len() / copies)
-        .map(|packed| {
-            let affine = Affine { packed, scales: floats, biases: floats, bits, group };
-            Matrix::affine(affine, outputs, inner)
-        })
-        .collect();
+    let arena = Arena::default();
     let packed: Vec<Packed> = packed
         .chunks(packed.len() / copies)
         .map(|packed| {
             let affine = Affine { packed, scales: floats, biases: floats, bits, group };
-            Packed::new(pool, &affine, outputs, inner)
+            Packed::new(pool, &arena, &affine, outputs, inner).expect("memory")
         })
         .collect();
     let x = vec![0.5; rows * inner];
     let mut out = vec![0.0; rows * outputs];
-    let mut matrix = matrices.iter().cycle();
-    let seconds = seconds(|| {
-        let matrix = matrix.next().expect("a cycle has no end");
-        linear(pool, isa, black_box(&x), matrix, None, &mut out);
-    });
-    let flops = (2 * rows * outputs * inner) as f64 / seconds / 1e9;
-    let us = seconds * 1e6;
-    let gb = bytes as f64 / seconds / 1e9;
-    println!("{outputs:>6} {inner:>6} {bits:>4} {rows:>6} {us:>10.1} {flops:>10.1} {gb:>8.1}");
     let bytes = packed[0].bytes();
     let mut matrix = packed.iter().cycle();
-    let seconds = self::seconds(|| {
+    let seconds = seconds(|| {
         let matrix = matrix.next().expect("a cycle has no end");
         linear_packed(pool, isa, black_box(&x), matrix, None, &mut out);
     });
     let flops = (2 * rows * outputs * inner) as f64 / seconds / 1e9;
     let us = seconds * 1e6;
     let gb = bytes as f64 / seconds / 1e9;
-    println!(
-        "{outputs:>6} {inner:>6} {bits:>4} {rows:>6} {us:>10.1} {flops:>10.1} {gb:>8.1} packed"
-    );
+    println!("{outputs:>6} {inner:>6} {bits:>4} {rows:>6} {us:>10.1} {flops:>10.1} {gb:>8.1}");
 }
 
 /// The last rows of a sequence of `keys` positions, in the shape of a 135M model.

@@ -2,7 +2,7 @@
 
 use std::arch::x86_64::*;
 
-use crate::isa::{Kernel, Lanes, place};
+use crate::isa::{Kernel, Lanes};
 use crate::quads::{QuadKernel, Quads};
 
 /// Exists only if the CPU has AVX2, FMA and F16C.
@@ -141,73 +141,6 @@ impl Lanes for Avx2 {
         })
     }
     #[inline(always)]
-    fn block<const BITS: usize>(self, from: &[[u8; BITS]; 4]) -> [__m256; 4] {
-        // SAFETY: the CPU has AVX2, and no load reads beyond the `4 * BITS` bytes of the array.
-        unsafe {
-            let bytes = from.as_ptr().cast::<u8>();
-            // Each lane's four values, in its lowest bits.
-            let fours = match BITS {
-                8 => _mm256_loadu_si256(bytes.cast()),
-                4 => _mm256_cvtepu16_epi32(_mm_loadu_si128(bytes.cast())),
-                2 => _mm256_cvtepu8_epi32(_mm_loadl_epi64(bytes.cast())),
-                6 => spread::<6>(
-                    _mm_loadu_si128(bytes.cast()),
-                    _mm_loadu_si128(bytes.add(8).cast()),
-                    4,
-                ),
-                5 => spread::<5>(
-                    _mm_loadu_si128(bytes.cast()),
-                    _mm_loadu_si128(bytes.add(4).cast()),
-                    6,
-                ),
-                _ => spread::<3>(
-                    _mm_loadl_epi64(bytes.cast()),
-                    _mm_loadl_epi64(bytes.add(4).cast()),
-                    2,
-                ),
-            };
-            [
-                value::<BITS, 0>(fours),
-                value::<BITS, 1>(fours),
-                value::<BITS, 2>(fours),
-                value::<BITS, 3>(fours),
-            ]
-        }
-    }
-    #[inline(always)]
-    fn in_order_of_block(self, [a, b, c, d]: [__m256; 4]) -> [__m256; 4] {
-        values!({
-            // Fours 0 and 4, 1 and 5, 2 and 6, 3 and 7: then each half is a matrix of four by four.
-            let w = _mm256_permute2f128_ps::<0x20>(a, c);
-            let x = _mm256_permute2f128_ps::<0x31>(a, c);
-            let y = _mm256_permute2f128_ps::<0x20>(b, d);
-            let z = _mm256_permute2f128_ps::<0x31>(b, d);
-            let (wx, yz) = (_mm256_unpacklo_ps(w, x), _mm256_unpacklo_ps(y, z));
-            let (wx_high, yz_high) = (_mm256_unpackhi_ps(w, x), _mm256_unpackhi_ps(y, z));
-            [
-                _mm256_shuffle_ps::<0b01_00_01_00>(wx, yz),
-                _mm256_shuffle_ps::<0b11_10_11_10>(wx, yz),
-                _mm256_shuffle_ps::<0b01_00_01_00>(wx_high, yz_high),
-                _mm256_shuffle_ps::<0b11_10_11_10>(wx_high, yz_high),
-            ]
-        })
-    }
-    #[inline(always)]
-    fn halves(self, pair: &[f32; 2]) -> __m256 {
-        // SAFETY: the CPU has AVX2, and the array holds the eight bytes that are read; no alignment is asked for.
-        unsafe {
-            let pairs =
-                _mm256_castsi256_ps(_mm256_broadcastq_epi64(_mm_loadl_epi64(pair.as_ptr().cast())));
-            _mm256_permutevar_ps(pairs, _mm256_setr_epi32(0, 0, 0, 0, 1, 1, 1, 1))
-        }
-    }
-    #[inline(always)]
-    fn prefetch<T>(self, here: &T, bytes: usize) {
-        let there = std::ptr::from_ref(here).cast::<i8>().wrapping_add(bytes);
-        // SAFETY: a prefetch of any address is sound: it reads nothing and faults nowhere.
-        unsafe { _mm_prefetch::<_MM_HINT_T0>(there) }
-    }
-    #[inline(always)]
     fn f16(self, from: &[u8; 16]) -> __m256 {
         // SAFETY: the CPU has F16C, and the array holds the sixteen bytes that are read.
         unsafe { _mm256_cvtph_ps(_mm_loadu_si128(from.as_ptr().cast())) }
@@ -221,46 +154,6 @@ impl Lanes for Avx2 {
         }
     }
 }
-
-/// Value `VECTOR` of each lane's four, at its [`place`].
-#[inline]
-#[target_feature(enable = "avx2")]
-fn value<const BITS: usize, const VECTOR: usize>(fours: __m256i) -> __m256 {
-    let ones = (1 << BITS) - 1;
-    let alone = if BITS * (VECTOR + 1) == 32 {
-        _mm256_srli_epi32::<24>(fours)
-    } else {
-        _mm256_and_si256(fours, _mm256_set1_epi32(ones << place(BITS, VECTOR)))
-    };
-    _mm256_cvtepi32_ps(alone)
-}
-
-/// Half a block from the beginning of `low`, the other from byte `skipped` of `high` on: to each lane the bytes with
-/// its four values, shifted to the lowest bits.
-#[inline]
-#[target_feature(enable = "avx2")]
-fn spread<const BITS: i32>(low: __m128i, high: __m128i, skipped: i32) -> __m256i {
-    let bytes = lanes_of(|lane| {
-        let first = (lane % 4) * 4 * BITS / 8 + if lane < 4 { 0 } else { skipped };
-        let last = first + (lane % 4 * 4 * BITS % 8 + 4 * BITS - 1) / 8;
-        let byte = |index| if first + index <= last { (first + index) as u8 } else { ZERO };
-        i32::from_le_bytes([byte(0), byte(1), byte(2), byte(3)])
-    });
-    let taken = _mm256_shuffle_epi8(_mm256_set_m128i(high, low), bytes);
-    if BITS % 2 == 0 {
-        return taken;
-    }
-    _mm256_srlv_epi32(taken, lanes_of(|lane| lane % 4 * 4 * BITS % 8))
-}
-
-#[inline]
-#[target_feature(enable = "avx2")]
-fn lanes_of(of: impl Fn(i32) -> i32) -> __m256i {
-    _mm256_setr_epi32(of(0), of(1), of(2), of(3), of(4), of(5), of(6), of(7))
-}
-
-/// A shuffle writes a zero where the index has its highest bit set.
-const ZERO: u8 = 0x80;
 
 impl Quads for Avx2 {
     const OUTPUTS: usize = 8;

@@ -1,7 +1,7 @@
 //! Sums, norms and gates, row by row or value by value.
 
 use crate::isa::{Isa, Kernel, Lanes};
-use crate::pool::Pool;
+use crate::pool::{Pool, VALUES_IN_PIECE};
 use crate::shared::SharedMut;
 
 /// `out = a + b`
@@ -123,6 +123,3 @@ fn pieces(pool: &Pool, isa: Isa, a: &[f32], b: &[f32], out: &mut [f32], operatio
         isa.run(Zip { a: &a[values.clone()], b: &b[values], out, operation });
     });
 }
-
-/// Work for some microseconds; a multiple of eight, so that only the last piece has a tail.
-const VALUES_IN_PIECE: usize = 16 * 1024;

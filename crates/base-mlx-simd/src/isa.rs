@@ -95,16 +95,6 @@ pub trait Lanes: Copy + Send + Sync + 'static {
     fn largest(self, value: Self::V) -> f32;
     /// 2 to the power of each lane, which holds a whole number from -126 to 127.
     fn pow2(self, value: Self::V) -> Self::V;
-    /// A block of 32 unsigned `BITS`-wide values, the first in the lowest bits: lane `l` of vector `v` is value
-    /// `4 * l + v`, times 2 to the power of [`place`]`(BITS, v)`.
-    fn block<const BITS: usize>(self, from: &[[u8; BITS]; 4]) -> [Self::V; 4];
-    /// 32 values, in order, into the order of [`Lanes::block`].
-    fn in_order_of_block(self, values: [Self::V; 4]) -> [Self::V; 4];
-    /// The first in the lower four lanes, the second in the upper four.
-    fn halves(self, pair: &[f32; 2]) -> Self::V;
-    /// Says that what lies so many bytes behind `here` will be wanted soon; there need not be anything.
-    #[inline(always)]
-    fn prefetch<T>(self, _here: &T, _bytes: usize) {}
     /// Little-endian half floats.
     fn f16(self, from: &[u8; 16]) -> Self::V;
     /// Little-endian bfloats.
@@ -158,12 +148,6 @@ pub trait Lanes: Copy + Send + Sync + 'static {
         let y = self.add(self.mul_add(p, self.mul(r, r), r), self.splat(1.0));
         self.mul(y, self.pow2(n))
     }
-}
-
-/// Where [`Lanes::block`] leaves a value in its 32 bits: four values share them, and what need not be shifted down is
-/// not, as scales can as well be smaller. A value that reached the sign would not convert.
-pub(crate) const fn place(bits: usize, vector: usize) -> u32 {
-    if bits * (vector + 1) < 32 { (bits * vector) as u32 } else { 0 }
 }
 
 /// Plain Rust, for any CPU; the judge of the others.
@@ -241,30 +225,6 @@ impl Lanes for Scalar {
     #[inline(always)]
     fn pow2(self, value: [f32; 8]) -> [f32; 8] {
         value.map(|n| f32::from_bits((((n as i32) + 127) as u32) << 23))
-    }
-    #[inline(always)]
-    fn block<const BITS: usize>(self, from: &[[u8; BITS]; 4]) -> [[f32; 8]; 4] {
-        let mut vectors = [[0.0; 8]; 4];
-        for (eight, from) in from.iter().enumerate() {
-            let mut word = [0; 8];
-            word[..BITS].copy_from_slice(from);
-            let word = u64::from_le_bytes(word);
-            for value in 0..8 {
-                let (lane, vector) = (2 * eight + value / 4, value % 4);
-                let q = (word >> (value * BITS)) as u32 & ((1 << BITS) - 1);
-                vectors[vector][lane] = (q << place(BITS, vector)) as f32;
-            }
-        }
-        vectors
-    }
-    #[inline(always)]
-    fn in_order_of_block(self, values: [[f32; 8]; 4]) -> [[f32; 8]; 4] {
-        let values = values.as_flattened();
-        std::array::from_fn(|v| std::array::from_fn(|lane| values[4 * lane + v]))
-    }
-    #[inline(always)]
-    fn halves(self, &[low, high]: &[f32; 2]) -> [f32; 8] {
-        [low, low, low, low, high, high, high, high]
     }
     #[inline(always)]
     fn f16(self, from: &[u8; 16]) -> [f32; 8] {

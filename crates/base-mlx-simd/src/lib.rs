@@ -9,7 +9,6 @@
 //! (row, output) that runs over the inner dimension in order, however many rows share the call, and attention walks a
 //! sequence's keys in the order of their positions, in blocks counted from position 0.
 
-mod affine;
 mod attention;
 #[cfg(target_arch = "x86_64")]
 mod avx2;
@@ -21,6 +20,7 @@ mod elementwise;
 mod isa;
 mod linear;
 mod matrix;
+mod memory;
 mod packed;
 mod pool;
 mod quads;
@@ -34,7 +34,8 @@ pub use cores::cores;
 pub use elementwise::{add, rms_norm, swiglu};
 pub use isa::{Isa, Kernel, Lanes};
 pub use linear::linear;
-pub use matrix::{Affine, Floats, Matrix, unpack_rows};
-pub use packed::{Packed, linear_packed};
+pub use matrix::{Floats, Matrix, unpack_rows};
+pub use memory::Arena;
+pub use packed::{Affine, Packed, linear_packed};
 pub use pool::{Pool, Scratch};
 pub use rope::{RopeTable, rope};

@@ -1,8 +1,7 @@
-//! Products `x @ w.T`: a few outputs' weights are unpacked to f32, then tiles of rows × outputs run over them.
+//! Products `x @ w.T` by plain floats: a few outputs' weights are widened to f32, then tiles of rows × outputs run over them.
 
-use crate::affine::{BLOCK, in_order_of_blocks};
 use crate::isa::{Isa, Kernel, Lanes};
-use crate::matrix::{Affine, Matrix, Values};
+use crate::matrix::Matrix;
 use crate::pool::{Pool, Scratch};
 use crate::shared::SharedMut;
 
@@ -20,30 +19,17 @@ pub fn linear(
     assert_eq!((x.len(), out.len()), (rows * inner, rows * outputs), "linear");
     assert!(bias.is_none_or(|bias| bias.len() == outputs), "one bias for each output");
 
-    let ordered;
-    let (x, inner) = match weight.values {
-        Values::Dense(_) => (x, inner),
-        Values::Affine(_) => {
-            ordered = in_order_of_blocks(pool, isa, x, inner);
-            (&ordered[..], inner.next_multiple_of(BLOCK))
-        }
-    };
-    let outputs_in_piece = outputs_in_piece(pool.threads(), rows, outputs, inner);
+    let at_once = outputs_at_once(rows, inner);
+    let worth_it = WORK_IN_PIECE.div_ceil(rows.max(1) * inner);
+    let whole =
+        pool.fair_piece(outputs).max(worth_it).next_multiple_of(at_once.min(TILE_OUTPUTS * 4));
+    let outputs_in_piece = whole.min(outputs.max(1));
     let out = SharedMut::new(out);
     pool.run(outputs.div_ceil(outputs_in_piece), |piece, scratch| {
         let first = piece * outputs_in_piece;
         let end = outputs.min(first + outputs_in_piece);
         isa.run(Piece { x, inner, rows, weight, bias, first, end, out: &out, scratch });
     });
-}
-
-/// Pieces of equal work, several for each thread, none so small that handing it out costs more than it.
-fn outputs_in_piece(threads: usize, rows: usize, outputs: usize, inner: usize) -> usize {
-    let work = rows.max(1) * inner;
-    let worth_it = WORK_IN_PIECE.div_ceil(work);
-    let fair = outputs.div_ceil(threads * PIECES_FOR_A_THREAD);
-    let at_once = outputs_at_once(rows, inner);
-    fair.max(worth_it).next_multiple_of(at_once.min(TILE_OUTPUTS * 4)).min(outputs.max(1))
 }
 
 /// How many outputs are unpacked before the rows run over them: as the cache holds.
@@ -54,7 +40,7 @@ fn outputs_at_once(rows: usize, inner: usize) -> usize {
 }
 
 struct Piece<'a> {
-    /// `[rows, inner]`, in the order in which the weights are unpacked.
+    /// `[rows, inner]`
     x: &'a [f32],
     inner: usize,
     rows: usize,
@@ -71,26 +57,6 @@ impl Kernel for Piece<'_> {
 
     #[inline(always)]
     fn run<L: Lanes>(self, lanes: L) {
-        match self.weight.values {
-            Values::Affine(affine) if self.rows == 1 => self.one_row(lanes, &affine),
-            _ => self.tiles(lanes),
-        }
-    }
-}
-
-impl Piece<'_> {
-    #[inline(always)]
-    fn one_row<L: Lanes>(self, lanes: L, affine: &Affine) {
-        // SAFETY: each piece has its own outputs.
-        let out = unsafe { self.out.part(self.first..self.end) };
-        affine.dot(lanes, self.x, self.weight.inner, self.first, out);
-        if let Some(bias) = self.bias {
-            out.iter_mut().zip(&bias[self.first..]).for_each(|(out, bias)| *out += bias);
-        }
-    }
-
-    #[inline(always)]
-    fn tiles<L: Lanes>(self, lanes: L) {
         let inner = self.inner;
         let at_once = outputs_at_once(self.rows, inner);
         let weights = self.scratch.floats(at_once * inner);
@@ -98,7 +64,7 @@ impl Piece<'_> {
             let count = at_once.min(self.end - first);
             for index in 0..count {
                 let to = &mut weights[index * inner..][..inner];
-                self.weight.unpack_for_products(lanes, first + index, to);
+                self.weight.unpack_row(lanes, first + index, to);
             }
             let block = Block {
                 lanes,
@@ -238,6 +204,5 @@ const TILE_ROWS: usize = 4;
 const TILE_OUTPUTS: usize = 3;
 /// Multiply-adds of about five microseconds.
 const WORK_IN_PIECE: usize = 48 * 1024;
-const PIECES_FOR_A_THREAD: usize = 6;
 const FLOATS_IN_L1: usize = 5 * 1024;
 const FLOATS_IN_L2: usize = 48 * 1024;

@@ -1,8 +1,7 @@
-//! Matrices of parameters as they lie in a file, and their rows as f32.
+//! Plain floats as they lie in a file, matrices of them, and their rows as f32.
 
-use crate::affine::{BLOCK, out_of_order};
 use crate::isa::{Isa, Kernel, Lanes};
-use crate::pool::{Pool, Scratch};
+use crate::pool::{Pool, VALUES_IN_PIECE};
 use crate::shared::SharedMut;
 
 /// Little-endian floats as bytes, which need not be aligned.
@@ -25,20 +24,11 @@ impl<'a> Floats<'a> {
         self.len() == 0
     }
 
-    /// All of them.
-    pub(crate) fn to_vec(self) -> Vec<f32> {
+    pub(crate) fn at(self, index: usize) -> f32 {
         match self {
-            Self::F32(bytes) => {
-                bytes.as_chunks().0.iter().map(|quad| f32::from_le_bytes(*quad)).collect()
-            }
-            Self::F16(bytes) => {
-                let pairs = bytes.as_chunks().0.iter();
-                pairs.map(|pair| half::f16::from_le_bytes(*pair).to_f32()).collect()
-            }
-            Self::BF16(bytes) => {
-                let pairs = bytes.as_chunks().0.iter();
-                pairs.map(|pair| half::bf16::from_le_bytes(*pair).to_f32()).collect()
-            }
+            Self::F32(bytes) => f32::from_le_bytes(bytes.as_chunks().0[index]),
+            Self::F16(bytes) => half::f16::from_le_bytes(bytes.as_chunks().0[index]).to_f32(),
+            Self::BF16(bytes) => half::bf16::from_le_bytes(bytes.as_chunks().0[index]).to_f32(),
         }
     }
 
@@ -76,58 +66,19 @@ fn eight_of<const N: usize>(bytes: &[u8], start: usize, len: usize) -> [u8; N] {
     }
 }
 
-/// A matrix `[outputs, inner]`; `inner` is not zero.
+/// A matrix `[outputs, inner]` of plain floats; `inner` is not zero.
 #[derive(Clone, Copy, Debug)]
 pub struct Matrix<'a> {
     pub(crate) outputs: usize,
     pub(crate) inner: usize,
-    pub(crate) values: Values<'a>,
-}
-
-#[derive(Clone, Copy, Debug)]
-pub(crate) enum Values<'a> {
-    Dense(Floats<'a>),
-    Affine(Affine<'a>),
-}
-
-/// `w = scale * q + bias`, one scale and bias for each `group` values of a row.
-#[derive(Clone, Copy, Debug)]
-pub struct Affine<'a> {
-    /// Each row is one little-endian stream of `bits`-wide values.
-    pub packed: &'a [u8],
-    /// `[outputs, inner / group]`
-    pub scales: Floats<'a>,
-    /// `[outputs, inner / group]`
-    pub biases: Floats<'a>,
-    /// 2, 3, 4, 5, 6 or 8.
-    pub bits: u32,
-    /// A multiple of 16.
-    pub group: usize,
+    pub(crate) values: Floats<'a>,
 }
 
 impl<'a> Matrix<'a> {
-    pub fn dense(values: Floats<'a>, outputs: usize, inner: usize) -> Self {
+    pub fn new(values: Floats<'a>, outputs: usize, inner: usize) -> Self {
         assert!(inner > 0, "an empty matrix");
         assert_eq!(values.len(), outputs * inner, "a dense matrix [{outputs}, {inner}]");
-        Self { outputs, inner, values: Values::Dense(values) }
-    }
-
-    pub fn affine(affine: Affine<'a>, outputs: usize, inner: usize) -> Self {
-        let Affine { packed, scales, biases, bits, group } = affine;
-        assert!(matches!(bits, 2..=6 | 8), "weights of {bits} bits");
-        assert!(inner > 0, "an empty matrix");
-        assert!(
-            group > 0 && group.is_multiple_of(16) && inner.is_multiple_of(group),
-            "{inner} in groups of {group}"
-        );
-        assert_eq!(
-            packed.len(),
-            outputs * inner / 8 * bits as usize,
-            "packed [{outputs}, {inner}]"
-        );
-        assert_eq!(scales.len(), outputs * inner / group, "scales of [{outputs}, {inner}]");
-        assert_eq!(biases.len(), scales.len(), "biases of [{outputs}, {inner}]");
-        Self { outputs, inner, values: Values::Affine(affine) }
+        Self { outputs, inner, values }
     }
 
     /// `[outputs, inner]`
@@ -137,36 +88,10 @@ impl<'a> Matrix<'a> {
 
     /// Writes row `output` as f32.
     #[inline(always)]
-    pub(crate) fn unpack_row<L: Lanes>(
-        &self,
-        lanes: L,
-        output: usize,
-        to: &mut [f32],
-        scratch: &mut Scratch,
-    ) {
-        match self.values {
-            Values::Dense(_) => self.unpack_for_products(lanes, output, to),
-            Values::Affine(affine) => {
-                let blocks = scratch.floats(self.inner.next_multiple_of(BLOCK));
-                affine.unpack(lanes, self.inner, output, blocks);
-                for (to, block) in to.chunks_mut(BLOCK).zip(blocks.as_chunks().0) {
-                    to.copy_from_slice(&out_of_order(block)[..to.len()]);
-                }
-            }
-        }
-    }
-
-    /// Writes row `output` as f32, affine ones in the [order of blocks](crate::affine).
-    #[inline(always)]
-    pub(crate) fn unpack_for_products<L: Lanes>(&self, lanes: L, output: usize, to: &mut [f32]) {
-        match self.values {
-            Values::Dense(floats) => {
-                for (index, to) in to.chunks_mut(8).enumerate() {
-                    let start = output * self.inner + index * 8;
-                    lanes.store_some(floats.load(lanes, start, to.len()), to);
-                }
-            }
-            Values::Affine(affine) => affine.unpack(lanes, self.inner, output, to),
+    pub(crate) fn unpack_row<L: Lanes>(&self, lanes: L, output: usize, to: &mut [f32]) {
+        for (index, to) in to.chunks_mut(8).enumerate() {
+            let start = output * self.inner + index * 8;
+            lanes.store_some(self.values.load(lanes, start, to.len()), to);
         }
     }
 }
@@ -175,13 +100,13 @@ impl<'a> Matrix<'a> {
 pub fn unpack_rows(pool: &Pool, isa: Isa, matrix: &Matrix, rows: &[u32], to: &mut [f32]) {
     assert_eq!(to.len(), rows.len() * matrix.inner, "unpack_rows");
     let to = SharedMut::new(to);
-    let rows_in_piece = (ELEMENTS_IN_PIECE / matrix.inner).max(1);
-    pool.run(rows.len().div_ceil(rows_in_piece), |piece, scratch| {
+    let rows_in_piece = (VALUES_IN_PIECE / matrix.inner).max(1);
+    pool.run(rows.len().div_ceil(rows_in_piece), |piece, _| {
         let first = piece * rows_in_piece;
         let rows = &rows[first..rows.len().min(first + rows_in_piece)];
         // SAFETY: each piece has its own rows.
         let to = unsafe { to.part(first * matrix.inner..(first + rows.len()) * matrix.inner) };
-        isa.run(Unpack { matrix, rows, to, scratch });
+        isa.run(Unpack { matrix, rows, to });
     });
 }
 
@@ -189,7 +114,6 @@ struct Unpack<'a> {
     matrix: &'a Matrix<'a>,
     rows: &'a [u32],
     to: &'a mut [f32],
-    scratch: &'a mut Scratch,
 }
 
 impl Kernel for Unpack<'_> {
@@ -199,10 +123,7 @@ impl Kernel for Unpack<'_> {
     fn run<L: Lanes>(self, lanes: L) {
         let rows = self.to.chunks_exact_mut(self.matrix.inner);
         for (&row, to) in self.rows.iter().zip(rows) {
-            self.matrix.unpack_row(lanes, row as usize, to, self.scratch);
+            self.matrix.unpack_row(lanes, row as usize, to);
         }
     }
 }
-
-/// Work for some microseconds: less is not worth a second thread.
-const ELEMENTS_IN_PIECE: usize = 16 * 1024;

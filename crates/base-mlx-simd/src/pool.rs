@@ -66,6 +66,11 @@ impl Pool {
         self.workers.len() + 1
     }
 
+    /// How many of `units` of equal work make a piece, so that each thread gets several; at least one.
+    pub(crate) fn fair_piece(&self, units: usize) -> usize {
+        units.div_ceil(self.threads() * PIECES_FOR_A_THREAD).max(1)
+    }
+
     /// Runs `piece(0)`, …, `piece(pieces - 1)`, each once, in any order and on any thread, and returns when all have
     /// finished. The first panic of a piece is passed on then. While the workers are busy with another caller's job,
     /// or when called from a piece, all of it runs on the calling thread.
@@ -298,6 +303,11 @@ const AWAKE: Duration = Duration::from_micros(50);
 
 const PIECES: u64 = (1 << 24) - 1;
 const ASLEEP: usize = 1 << (usize::BITS - 1);
+
+/// A thread that is not running holds up one of them.
+const PIECES_FOR_A_THREAD: usize = 6;
+/// Simple work on so many values takes some microseconds: less is not worth a second thread. A multiple of any vector's lanes.
+pub(crate) const VALUES_IN_PIECE: usize = 16 * 1024;
 
 #[cfg(all(test, loom))]
 mod models;

@@ -1,25 +1,26 @@
 //! Every kernel on every instruction set this CPU has, compared with the portable one on random sizes.
 
 use base_mlx_simd::{
-    Affine, AttentionShape, AttentionSpan, Floats, Isa, KEY_BLOCK, Kernel, Lanes, Matrix, Packed,
-    Pool, RopeTable, add, attention, linear, linear_packed, rms_norm, rope, swiglu, unpack_rows,
+    Affine, Arena, AttentionShape, AttentionSpan, Floats, Isa, KEY_BLOCK, Kernel, Lanes, Matrix,
+    Packed, Pool, RopeTable, add, attention, linear, linear_packed, rms_norm, rope, swiglu,
+    unpack_rows,
 };
 
 #[test]
 fn products_and_unpacked_rows_agree() {
     let pool = Pool::new(2);
-    for seed in 0..400 {
+    for seed in 0..200 {
         let mut dice = Dice(seed);
-        let stored = Stored::new(&mut dice);
+        let stored = Dense::new(&mut dice);
         let (matrix, rows) = (stored.matrix(), dice.below(11) + 1);
         let [outputs, inner] = matrix.shape();
         let (x, bias) = (dice.floats(rows * inner), dice.floats(outputs));
         let bias = (seed % 2 == 0).then_some(&bias[..]);
-        agree(&format!("linear, {rows} rows, {stored:?}"), rows * outputs, |isa, out| {
+        agree(&format!("linear, {rows} rows, {matrix:?}"), rows * outputs, |isa, out| {
             linear(&pool, isa, &x, &matrix, bias, out);
         });
         let taken: Vec<u32> = (0..7).map(|_| dice.below(outputs) as u32).collect();
-        agree(&format!("unpack_rows {stored:?}"), 7 * inner, |isa, out| {
+        agree(&format!("unpack_rows {matrix:?}"), 7 * inner, |isa, out| {
             unpack_rows(&pool, isa, &matrix, &taken, out);
         });
     }
@@ -30,21 +31,34 @@ fn a_row_has_the_same_bits_at_every_batch_size() {
     let pool = Pool::new(2);
     for seed in 0..60 {
         let mut dice = Dice(seed);
-        let stored = Stored::new(&mut dice);
-        let matrix = stored.matrix();
-        let [outputs, inner] = matrix.shape();
-        let x = dice.floats(64 * inner);
-        for isa in Isa::all() {
-            let product = |rows| {
-                let mut out = vec![0.0; rows * outputs];
-                linear(&pool, isa, &x[..rows * inner], &matrix, None, &mut out);
-                out
-            };
-            let all = product(64);
-            for rows in [1, 3, 8] {
-                let same = product(rows).iter().zip(&all).all(|(a, b)| a.to_bits() == b.to_bits());
-                assert!(same, "{}: {rows} rows, {stored:?}", isa.name());
-            }
+        let (dense, affine) = (Dense::new(&mut dice), Groups::new(&mut dice));
+        let (matrix, packed) = (dense.matrix(), affine.packed(&pool));
+        bits_are_the_same(&format!("{dense:?}"), &mut dice, matrix.shape(), |isa, x, out| {
+            linear(&pool, isa, x, &matrix, None, out);
+        });
+        bits_are_the_same(&format!("{affine:?}"), &mut dice, packed.shape(), |isa, x, out| {
+            linear_packed(&pool, isa, x, &packed, None, out);
+        });
+    }
+}
+
+fn bits_are_the_same(
+    what: &str,
+    dice: &mut Dice,
+    [outputs, inner]: [usize; 2],
+    product: impl Fn(Isa, &[f32], &mut [f32]),
+) {
+    let x = dice.floats(64 * inner);
+    for isa in Isa::all() {
+        let product = |rows| {
+            let mut out = vec![0.0; rows * outputs];
+            product(isa, &x[..rows * inner], &mut out);
+            out
+        };
+        let all = product(64);
+        for rows in [1, 3, 4, 8, 13] {
+            let same = product(rows).iter().zip(&all).all(|(a, b)| a.to_bits() == b.to_bits());
+            assert!(same, "{}: {rows} rows, {what}", isa.name());
         }
     }
 }
@@ -53,22 +67,25 @@ fn a_row_has_the_same_bits_at_every_batch_size() {
 fn packed_products_agree_and_are_close_to_the_exact_ones() {
     let pool = Pool::new(2);
     let mut seen = [false; 9];
-    for seed in 0..600 {
+    for seed in 0..400 {
         let mut dice = Dice(seed);
-        let stored = Stored::new(&mut dice);
-        let Some((bits, _)) = stored.affine else { continue };
+        let affine = Groups::new(&mut dice);
+        let Groups { outputs, inner, bits, .. } = affine;
         seen[bits as usize] = true;
         let rows = dice.below(11) + 1;
-        let [outputs, inner] = stored.matrix().shape();
-        let packed = Packed::new(&pool, &stored.affine(), outputs, inner);
+        let packed = affine.packed(&pool);
         let (x, bias) = (dice.floats(rows * inner), dice.floats(outputs));
         let bias = (seed % 2 == 0).then_some(&bias[..]);
-        let what = format!("{rows} rows, {stored:?}");
+        let what = format!("{rows} rows, {affine:?}");
         agree(&what, rows * outputs, |isa, out| {
             linear_packed(&pool, isa, &x, &packed, bias, out);
         });
+
+        let values = affine.values();
+        let bytes: Vec<u8> = values.iter().flat_map(|value| value.to_le_bytes()).collect();
+        let matrix = Matrix::new(Floats::F32(&bytes), outputs, inner);
         let (mut exact, mut found) = (vec![0.0; rows * outputs], vec![0.0; rows * outputs]);
-        linear(&pool, Isa::best(), &x, &stored.matrix(), bias, &mut exact);
+        linear(&pool, Isa::best(), &x, &matrix, bias, &mut exact);
         linear_packed(&pool, Isa::best(), &x, &packed, bias, &mut found);
         // A value of x is off by up to 1/254 of its group's largest; such errors add up like a walk at random.
         let size = f32::from(1_u16 << bits) * (inner as f32).sqrt() / 254.0;
@@ -76,35 +93,19 @@ fn packed_products_agree_and_are_close_to_the_exact_ones() {
             let far = (found - exact).abs();
             assert!(far < 3.0 * size, "{what}: {found} for {exact}");
         }
-    }
-    assert_eq!(seen.iter().filter(|seen| **seen).count(), 6, "each width");
-}
 
-#[test]
-fn a_row_has_the_same_bits_in_packed_products_at_every_batch_size() {
-    let pool = Pool::new(2);
-    for seed in 0..60 {
-        let mut dice = Dice(seed);
-        let stored = Stored::new(&mut dice);
-        if stored.affine.is_none() {
-            continue;
-        }
-        let [outputs, inner] = stored.matrix().shape();
-        let packed = Packed::new(&pool, &stored.affine(), outputs, inner);
-        let x = dice.floats(64 * inner);
-        for isa in Isa::all() {
-            let product = |rows| {
-                let mut out = vec![0.0; rows * outputs];
-                linear_packed(&pool, isa, &x[..rows * inner], &packed, None, &mut out);
-                out
-            };
-            let all = product(64);
-            for rows in [1, 3, 4, 8, 13] {
-                let same = product(rows).iter().zip(&all).all(|(a, b)| a.to_bits() == b.to_bits());
-                assert!(same, "{}: {rows} rows, {stored:?}", isa.name());
+        let taken: Vec<u32> = (0..7).map(|_| dice.below(outputs) as u32).collect();
+        let mut rows = vec![0.0; taken.len() * inner];
+        packed.unpack_rows(&pool, &taken, &mut rows);
+        for (row, found) in taken.iter().zip(rows.chunks(inner)) {
+            for (found, exact) in found.iter().zip(&values[*row as usize * inner..]) {
+                // Scale and bias have 11 bits, and a value is up to 2^bits scales.
+                let far = (found - exact).abs() / f32::from(1_u16 << bits);
+                assert!(far < 1.0 / 2048.0, "{affine:?}: {found} for {exact}");
             }
         }
     }
+    assert_eq!(seen.iter().filter(|seen| **seen).count(), 6, "each width");
 }
 
 #[test]
@@ -315,80 +316,113 @@ fn agree(what: &str, len: usize, kernel: impl Fn(Isa, &mut [f32])) {
     }
 }
 
-/// A random matrix of a random kind.
-struct Stored {
+/// A random matrix of a random type.
+struct Dense {
     outputs: usize,
     inner: usize,
-    /// (bits, group), or dense.
-    affine: Option<(u32, usize)>,
+    dtype: usize,
+    values: Vec<u8>,
+}
+
+impl std::fmt::Debug for Dense {
+    fn fmt(&self, f: &mut std::fmt::Formatter) -> std::fmt::Result {
+        write!(f, "[{}, {}] of {}", self.outputs, self.inner, ["F32", "F16", "BF16"][self.dtype])
+    }
+}
+
+impl Dense {
+    fn new(dice: &mut Dice) -> Self {
+        let (outputs, inner, dtype) = (dice.below(90) + 1, dice.below(300) + 1, dice.below(3));
+        let values = dice.floats(outputs * inner);
+        Self { outputs, inner, dtype, values: stored(&values, dtype) }
+    }
+
+    fn matrix(&self) -> Matrix<'_> {
+        Matrix::new(floats(&self.values, self.dtype), self.outputs, self.inner)
+    }
+}
+
+/// A random quantised matrix.
+struct Groups {
+    outputs: usize,
+    inner: usize,
+    bits: u32,
+    group: usize,
     packed: Vec<u8>,
     dtype: usize,
     scales: Vec<u8>,
     biases: Vec<u8>,
 }
 
-impl std::fmt::Debug for Stored {
+impl std::fmt::Debug for Groups {
     fn fmt(&self, f: &mut std::fmt::Formatter) -> std::fmt::Result {
-        let dtype = ["F32", "F16", "BF16"][self.dtype];
-        write!(f, "[{}, {}] of {:?} {dtype}", self.outputs, self.inner, self.affine)
+        let Self { outputs, inner, bits, group, dtype, .. } = self;
+        let dtype = ["F32", "F16", "BF16"][*dtype];
+        write!(f, "[{outputs}, {inner}] of {bits} bits in groups of {group} {dtype}")
     }
 }
 
-impl Stored {
+impl Groups {
     fn new(dice: &mut Dice) -> Self {
         let (outputs, dtype) = (dice.below(90) + 1, dice.below(3));
-        let bits = [0, 2, 3, 4, 5, 6, 8][dice.below(7)];
-        if bits == 0 {
-            let inner = dice.below(300) + 1;
-            let (scales, packed) = (dice.stored(outputs * inner, dtype), Vec::new());
-            return Self { outputs, inner, affine: None, packed, dtype, scales, biases: vec![] };
-        }
+        let bits = [2, 3, 4, 5, 6, 8][dice.below(6)];
         let group = [16, 32, 48, 64, 128][dice.below(5)];
         let inner = group * (dice.below(20) + 1);
         let packed = (0..outputs * inner / 8 * bits).map(|_| dice.next() as u8).collect();
-        let scales = dice.stored(outputs * inner / group, dtype);
+        let scales = dice.floats(outputs * inner / group);
         let biases = match dice.below(3) {
-            0 => multiplied(&scales, dtype, -f32::from(1_u8 << (bits - 1))),
-            _ => dice.stored(outputs * inner / group, dtype),
+            0 => {
+                let zero = -f32::from(1_u8 << (bits - 1));
+                read(&stored(&scales, dtype), dtype).iter().map(|scale| zero * scale).collect()
+            }
+            _ => dice.floats(scales.len()),
         };
-        let affine = Some((bits as u32, group));
-        Self { outputs, inner, affine, packed, dtype, scales, biases }
+        let (scales, biases) = (stored(&scales, dtype), stored(&biases, dtype));
+        Self { outputs, inner, bits: bits as u32, group, packed, dtype, scales, biases }
     }
 
-    fn matrix(&self) -> Matrix<'_> {
-        let floats = [Floats::F32, Floats::F16, Floats::BF16][self.dtype];
-        match self.affine {
-            None => Matrix::dense(floats(&self.scales), self.outputs, self.inner),
-            Some(_) => Matrix::affine(self.affine(), self.outputs, self.inner),
-        }
+    fn packed(&self, pool: &Pool) -> Packed {
+        let (scales, biases) = (floats(&self.scales, self.dtype), floats(&self.biases, self.dtype));
+        let (bits, group) = (self.bits, self.group);
+        let affine = Affine { packed: &self.packed, scales, biases, bits, group };
+        Packed::new(pool, &Arena::default(), &affine, self.outputs, self.inner).unwrap()
     }
 
-    fn affine(&self) -> Affine<'_> {
-        let floats = [Floats::F32, Floats::F16, Floats::BF16][self.dtype];
-        let (bits, group) = self.affine.expect("the matrix is quantised");
-        let (scales, biases) = (floats(&self.scales), floats(&self.biases));
-        Affine { packed: &self.packed, scales, biases, bits, group }
+    /// Bit by bit.
+    fn values(&self) -> Vec<f32> {
+        let (scales, biases) = (read(&self.scales, self.dtype), read(&self.biases, self.dtype));
+        let bits = self.bits as usize;
+        let bit = |index: usize| u32::from(self.packed[index / 8] >> (index % 8) & 1);
+        let value =
+            |index: usize| (0..bits).map(|i| bit(index * bits + i) << i).sum::<u32>() as f32;
+        let of_group = |index: usize| (scales[index / self.group], biases[index / self.group]);
+        (0..self.outputs * self.inner)
+            .map(|index| (value(index), of_group(index)))
+            .map(|(value, (scale, bias))| scale * value + bias)
+            .collect()
     }
 }
 
-/// Stored floats times a power of two.
-fn multiplied(stored: &[u8], dtype: usize, by: f32) -> Vec<u8> {
-    let pairs = stored.as_chunks::<2>().0.iter();
+fn floats(bytes: &[u8], dtype: usize) -> Floats<'_> {
+    [Floats::F32, Floats::F16, Floats::BF16][dtype](bytes)
+}
+
+/// As little-endian F32, F16 or BF16.
+fn stored(values: &[f32], dtype: usize) -> Vec<u8> {
+    let values = values.iter().copied();
     match dtype {
-        0 => {
-            let quads = stored.as_chunks::<4>().0.iter();
-            quads.flat_map(|x| (f32::from_le_bytes(*x) * by).to_le_bytes()).collect()
-        }
-        1 => pairs
-            .flat_map(|x| {
-                half::f16::from_f32(half::f16::from_le_bytes(*x).to_f32() * by).to_le_bytes()
-            })
-            .collect(),
-        _ => pairs
-            .flat_map(|x| {
-                half::bf16::from_f32(half::bf16::from_le_bytes(*x).to_f32() * by).to_le_bytes()
-            })
-            .collect(),
+        0 => values.flat_map(f32::to_le_bytes).collect(),
+        1 => values.flat_map(|x| half::f16::from_f32(x).to_le_bytes()).collect(),
+        _ => values.flat_map(|x| half::bf16::from_f32(x).to_le_bytes()).collect(),
+    }
+}
+
+fn read(stored: &[u8], dtype: usize) -> Vec<f32> {
+    let pairs = stored.as_chunks().0.iter();
+    match dtype {
+        0 => stored.as_chunks().0.iter().map(|x| f32::from_le_bytes(*x)).collect(),
+        1 => pairs.map(|x| half::f16::from_le_bytes(*x).to_f32()).collect(),
+        _ => pairs.map(|x| half::bf16::from_le_bytes(*x).to_f32()).collect(),
     }
 }
 
@@ -411,15 +445,5 @@ impl Dice {
     /// From -1 to 1.
     fn floats(&mut self, count: usize) -> Vec<f32> {
         (0..count).map(|_| (self.next() >> 40) as f32 / (1 << 23) as f32 - 1.0).collect()
-    }
-
-    /// The same as little-endian F32, F16 or BF16.
-    fn stored(&mut self, count: usize, dtype: usize) -> Vec<u8> {
-        let values = self.floats(count).into_iter();
-        match dtype {
-            0 => values.flat_map(f32::to_le_bytes).collect(),
-            1 => values.flat_map(|x| half::f16::from_f32(x).to_le_bytes()).collect(),
-            _ => values.flat_map(|x| half::bf16::from_f32(x).to_le_bytes()).collect(),
-        }
     }
 }

@@ -1,12 +1,14 @@
 use std::collections::HashMap;
 use std::collections::hash_map::Entry as Slot;
 use std::fmt;
+use std::ops::Range;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use bytes::Bytes;
 
 use super::entry::{Entry, Storage};
+use super::mapping::Mapping;
 use super::quantization::{Affine, Quantization};
 use super::{Config, LoadError, Loader, folder, gguf};
 use crate::backend::Backend;
@@ -35,7 +37,10 @@ pub(super) struct Stored {
     pub(super) path: Arc<Path>,
     pub(super) storage: Storage,
     pub(super) shape: Vec<usize>,
+    /// Of the file.
+    bytes: Range<usize>,
     pub(super) data: Bytes,
+    mapping: Mapping,
     /// The rows of each of this many heads are in the order 0, half, 1, half + 1, … and have to be put back.
     pub(super) interleaved_heads: Option<usize>,
 }
@@ -254,15 +259,22 @@ fn index(tensors: &[Stored]) -> Result<HashMap<String, usize>, LoadError> {
 }
 
 impl Stored {
-    pub(super) fn new(path: &Path, file: &Bytes, entry: &Entry) -> Self {
+    pub(super) fn new(path: &Path, file: &Mapping, entry: &Entry) -> Self {
         Self {
             name: entry.name.clone(),
             path: path.into(),
             storage: entry.storage,
             shape: entry.shape.clone(),
-            data: file.slice(entry.data.clone()),
+            bytes: entry.data.clone(),
+            data: file.piece(entry.data.clone()),
+            mapping: file.clone(),
             interleaved_heads: None,
         }
+    }
+
+    /// Gives the memory of its pages back; they are there again when they are read.
+    pub(super) fn release(&self) {
+        self.mapping.release(self.bytes.clone());
     }
 
     pub(super) fn check_shape(&self, expected: &[usize], hint: &str) -> Result<(), LoadError> {

@@ -80,14 +80,23 @@ impl<B: Backend> Loader<B> {
     pub fn table(&self, name: &str, out_in: [usize; 2]) -> Result<(Weight<B>, usize), LoadError> {
         let full = self.full(name);
         let weight = self.checkpoint.weight(&full, out_in)?;
-        self.ignore(&format!("{name}.weight"));
-        if let HostWeight::Affine { .. } = weight {
-            self.ignore(&format!("{name}.scales"));
-            self.ignore(&format!("{name}.biases"));
-        }
+        let parts = match weight {
+            HostWeight::Dense(_) => &["weight"][..],
+            HostWeight::Affine { .. } => &["weight", "scales", "biases"],
+        };
         let bytes = weight.bytes();
         let uploaded = self.backend.upload_weight(weight);
         let weight = uploaded.map_err(|error| self.refused(format!("{full}.weight"), error))?;
+        for part in parts {
+            let part = format!("{name}.{part}");
+            self.ignore(&part);
+            // Every device lays groups out anew, so that the file's are not needed any more.
+            if let (Weight::Affine { .. }, Some(stored)) =
+                (&weight, self.checkpoint.find(&self.full(&part)))
+            {
+                stored.release();
+            }
+        }
         Ok((weight, bytes))
     }
 

@@ -1,6 +1,6 @@
 use std::sync::Arc;
 
-use base_mlx_simd::Floats;
+use base_mlx_simd::{Floats, Packed};
 use bytes::Bytes;
 
 use crate::tensor::{Dtype, HostArray};
@@ -15,6 +15,8 @@ enum Values {
     U32(Arc<Vec<u32>>),
     /// Parameters in the type and place that the checkpoint has them in, which may be a mapped file.
     Stored(Dtype, Bytes),
+    /// A quantised matrix, with its scales.
+    Packed(Arc<Packed>),
 }
 
 impl CpuArray {
@@ -36,6 +38,17 @@ impl CpuArray {
         Self(Values::Stored(data.dtype, data.data))
     }
 
+    pub(super) fn packed(matrix: Packed) -> Self {
+        Self(Values::Packed(Arc::new(matrix)))
+    }
+
+    pub(super) fn as_packed(&self) -> &Packed {
+        match &self.0 {
+            Values::Packed(matrix) => matrix,
+            _ => panic!("an array read as a quantised matrix"),
+        }
+    }
+
     /// As one dimension: an array has no shape of its own.
     pub(super) fn to_host(&self) -> HostArray {
         match &self.0 {
@@ -46,6 +59,7 @@ impl CpuArray {
                 shape: vec![data.len() / dtype.size()],
                 data: data.clone(),
             },
+            Values::Packed(_) => panic!("a quantised matrix is not downloaded"),
         }
     }
 
@@ -53,6 +67,7 @@ impl CpuArray {
         match &self.0 {
             Values::F32(values) => values,
             Values::U32(_) => panic!("an array of U32 read as floats"),
+            Values::Packed(_) => panic!("a quantised matrix read as floats"),
             Values::Stored(dtype, _) => panic!("stored {dtype} used as activations"),
         }
     }
@@ -71,16 +86,7 @@ impl CpuArray {
             Values::Stored(Dtype::F32, data) => Floats::F32(data),
             Values::Stored(Dtype::F16, data) => Floats::F16(data),
             Values::Stored(Dtype::BF16, data) => Floats::BF16(data),
-            Values::U32(_) | Values::Stored(..) => panic!("an array of integers read as floats"),
-        }
-    }
-
-    /// Parameters as bytes.
-    pub(super) fn bytes(&self) -> &[u8] {
-        match &self.0 {
-            Values::F32(values) => bytemuck::cast_slice(values),
-            Values::U32(values) => bytemuck::cast_slice(values),
-            Values::Stored(_, data) => data,
+            _ => panic!("an array of integers read as floats"),
         }
     }
 }

@@ -1,4 +1,4 @@
-use base_mlx_simd::{Affine, Matrix};
+use base_mlx_simd::Matrix;
 
 use super::{CpuArray, CpuBackend};
 use crate::tensor::{Tensor, Weight};
@@ -9,20 +9,21 @@ pub(super) fn linear(
     w: &Weight<CpuBackend>,
     bias: Option<&Tensor<CpuBackend>>,
 ) -> CpuArray {
-    let matrix = matrix(w);
-    let [outputs, inner] = matrix.shape();
+    let (outputs, inner) = (w.shape().dim(0), w.shape().dim(1));
     assert_eq!(x.width(), inner, "linear: x {:?}, w {:?}", x.shape(), w.shape());
     let rows = x.shape().elements() / inner;
     let mut out = vec![0.0; rows * outputs];
     let bias = bias.map(|bias| bias.array().as_f32());
-    base_mlx_simd::linear(
-        backend.pool(),
-        backend.isa(),
-        x.array().as_f32(),
-        &matrix,
-        bias,
-        &mut out,
-    );
+    let (pool, isa, x) = (backend.pool(), backend.isa(), x.array().as_f32());
+    match w {
+        Weight::Dense { array, .. } => {
+            let matrix = Matrix::new(array.floats(), outputs, inner);
+            base_mlx_simd::linear(pool, isa, x, &matrix, bias, &mut out);
+        }
+        Weight::Affine { packed, .. } => {
+            base_mlx_simd::linear_packed(pool, isa, x, packed.as_packed(), bias, &mut out);
+        }
+    }
     CpuArray::f32(out)
 }
 
@@ -31,23 +32,17 @@ pub(super) fn embed(
     table: &Weight<CpuBackend>,
     tokens: &Tensor<CpuBackend>,
 ) -> CpuArray {
-    let matrix = matrix(table);
     let tokens = tokens.array().as_u32();
-    let mut out = vec![0.0; tokens.len() * matrix.shape()[1]];
-    base_mlx_simd::unpack_rows(backend.pool(), backend.isa(), &matrix, tokens, &mut out);
-    CpuArray::f32(out)
-}
-
-fn matrix(w: &Weight<CpuBackend>) -> Matrix<'_> {
-    let shape = w.shape();
-    let (outputs, inner) = (shape.dim(0), shape.dim(1));
-    match w {
-        Weight::Dense { array, .. } => Matrix::dense(array.floats(), outputs, inner),
-        Weight::Affine { packed, scales, biases, bits, group_size, .. } => {
-            let (scales, biases) = (scales.floats(), biases.floats());
-            let affine =
-                Affine { packed: packed.bytes(), scales, biases, bits: *bits, group: *group_size };
-            Matrix::affine(affine, outputs, inner)
+    let (outputs, inner) = (table.shape().dim(0), table.shape().dim(1));
+    let mut out = vec![0.0; tokens.len() * inner];
+    match table {
+        Weight::Dense { array, .. } => {
+            let matrix = Matrix::new(array.floats(), outputs, inner);
+            base_mlx_simd::unpack_rows(backend.pool(), backend.isa(), &matrix, tokens, &mut out);
+        }
+        Weight::Affine { packed, .. } => {
+            packed.as_packed().unpack_rows(backend.pool(), tokens, &mut out);
         }
     }
+    CpuArray::f32(out)
 }

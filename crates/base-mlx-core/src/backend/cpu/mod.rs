@@ -1,5 +1,6 @@
 //! Computing on the CPU: eager, f32, threaded, with the kernels of `base-mlx-simd`. One file for each family of
-//! operations checks shapes and hands slices to the kernels; weights stay packed, as they lie in the mapped file.
+//! operations checks shapes and hands slices to the kernels. Quantised weights are laid out anew for these, others stay as
+//! they lie in the mapped file.
 
 mod array;
 mod attention;
@@ -14,16 +15,18 @@ pub use kv::CpuKv;
 
 use std::sync::Arc;
 
-use base_mlx_simd::{Isa, Pool};
+use base_mlx_simd::{Affine, Arena, Floats, Isa, Packed, Pool};
 
 use self::rope::RopeTables;
 use super::{Attend, Backend, Batch, DeviceError, LayerSpec, Qkv, Rope, Span};
-use crate::tensor::{HostArray, HostWeight, Shape, Tensor, Weight};
+use crate::tensor::{Dtype, HostArray, HostWeight, Shape, Tensor, Weight};
 
 /// The CPU as a device: its threads, and the instructions it was found to have.
 #[derive(Clone)]
 pub struct CpuBackend {
     device: Arc<Device>,
+    /// Where the model's weights go.
+    arena: Arena,
 }
 
 struct Device {
@@ -41,7 +44,7 @@ impl CpuBackend {
     /// The same with instructions of the caller's choice, for comparing one with another.
     pub fn with_isa(threads: usize, isa: Isa) -> Self {
         let device = Device { pool: Pool::new(threads), isa, rope_tables: RopeTables::default() };
-        Self { device: Arc::new(device) }
+        Self { device: Arc::new(device), arena: Arena::default() }
     }
 
     /// What it computes with, for people: "cpu, 2 threads, avx2".
@@ -70,6 +73,11 @@ impl Backend for CpuBackend {
     type Kv = CpuKv;
     type Layout = ();
 
+    /// With memory of its own, which goes back as a whole when the model does.
+    fn for_model(&self, _dtype: Dtype) -> Self {
+        Self { device: self.device.clone(), arena: Arena::default() }
+    }
+
     fn upload(&self, data: HostArray) -> Result<CpuArray, DeviceError> {
         Ok(CpuArray::from_host(data))
     }
@@ -78,14 +86,24 @@ impl Backend for CpuBackend {
         let shape = Shape::new(&data.shape());
         Ok(match data {
             HostWeight::Dense(array) => Weight::Dense { array: CpuArray::as_it_lies(array), shape },
-            HostWeight::Affine { packed, scales, biases, bits, group_size } => Weight::Affine {
-                packed: CpuArray::as_it_lies(packed),
-                scales: CpuArray::as_it_lies(scales),
-                biases: CpuArray::as_it_lies(biases),
-                bits,
-                group_size,
-                shape,
-            },
+            // Laid out anew, scales and biases among the values: all three are the one array.
+            HostWeight::Affine { packed, scales, biases, bits, group_size } => {
+                let affine = Affine {
+                    packed: &packed.data,
+                    scales: floats(&scales),
+                    biases: floats(&biases),
+                    bits,
+                    group: group_size,
+                };
+                let [outputs, inner] = [shape.dim(0), shape.dim(1)];
+                let packed = Packed::new(self.pool(), &self.arena, &affine, outputs, inner);
+                let array = CpuArray::packed(packed.map_err(|_| DeviceError::OutOfMemory {
+                    device: self.describe(),
+                    bytes: outputs * inner / 8 * bits as usize,
+                })?);
+                let (scales, biases) = (array.clone(), array.clone());
+                Weight::Affine { packed: array, scales, biases, bits, group_size, shape }
+            }
         })
     }
 
@@ -137,5 +155,14 @@ impl Backend for CpuBackend {
         how: Attend,
     ) -> CpuArray {
         attention::attend(self, layer, qkv, &mut batch.spans, how)
+    }
+}
+
+fn floats(array: &HostArray) -> Floats<'_> {
+    match array.dtype {
+        Dtype::F32 => Floats::F32(&array.data),
+        Dtype::F16 => Floats::F16(&array.data),
+        Dtype::BF16 => Floats::BF16(&array.data),
+        other => panic!("scales of {other}"),
     }
 }

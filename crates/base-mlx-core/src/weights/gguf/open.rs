@@ -2,7 +2,7 @@ use std::path::{Path, PathBuf};
 
 use super::{Architecture, Gguf, Metadata, config, parse};
 use crate::weights::checkpoint::Stored;
-use crate::weights::mapping::map;
+use crate::weights::mapping::{Mapping, map};
 use crate::weights::{Config, LoadError};
 
 /// Opens a GGUF file, and its other parts if it is one of several.
@@ -75,7 +75,7 @@ fn split_name(name: &str) -> Option<(&str, usize)> {
 }
 
 /// Compares what the parts say of themselves with what was found.
-fn check_split(parts: &[(PathBuf, bytes::Bytes, Gguf)]) -> Result<(), LoadError> {
+fn check_split(parts: &[(PathBuf, Mapping, Gguf)]) -> Result<(), LoadError> {
     for (index, (path, _, gguf)) in parts.iter().enumerate() {
         let says = |key, default| gguf.metadata.u64(key).unwrap_or(default);
         let (number, count) = (says("split.no", 0), says("split.count", 1));

@@ -1,202 +1,15 @@
-//! Products by quantised matrices in integers. Weights are laid out once, for sixteen outputs side by side; a row of x is
-//! rounded to 8 bits, each group of it with a scale of its own (as llama.cpp's Q8 does), and multiplied exactly.
-//!
-//! Sixteen outputs are a panel. For each group of its rows a panel has a head, sixteen f16 scales and, unless they follow from
-//! the scales, sixteen f16 biases. Its values lie in blocks of 32 places of the rows, each in two halves of 16: a half is four
-//! vectors, and a vector has four neighbouring values, a quad, of each output. Values of 8 bits are bytes. Others are cut into
-//! fields of 4, 2 and 1 bits, and a byte holds such fields of as many vectors as it has room for: of the first vector the
-//! lowest.
+//! Products by packed matrices: a row of x is rounded to 8 bits, each group of it with a scale of its own (as llama.cpp's Q8
+//! does), and multiplied exactly.
 
-use half::f16;
-
+use super::{BLOCK, Cut, HALF, PANEL, Packed, head_bytes};
 use crate::isa::Isa;
-use crate::matrix::Affine;
-use crate::pool::Pool;
+use crate::memory::{LINE, Line};
+use crate::pool::{Pool, VALUES_IN_PIECE};
 use crate::quads::{QuadKernel, Quads};
 use crate::shared::SharedMut;
 
-/// A matrix `[outputs, inner]` of affine groups, in an order of its own.
-pub struct Packed {
-    outputs: usize,
-    inner: usize,
-    bits: usize,
-    group: usize,
-    biased: bool,
-    /// What the scales and biases in the heads were multiplied by, a power of two, to be well within the range of f16.
-    factor: f32,
-    heads: Vec<Line>,
-    blocks: Vec<Line>,
-}
-
-/// A cache line.
-#[derive(Clone, Copy)]
-#[repr(C, align(64))]
-struct Line([u8; LINE]);
-
-const LINE: usize = 64;
-const PANEL: usize = 16;
-const BLOCK: usize = 32;
-const HALF: usize = 16;
-
-impl Packed {
-    /// Lays `affine` out, `[outputs, inner]`. Scales and biases are rounded to f16, 11 bits.
-    pub fn new(pool: &Pool, affine: &Affine, outputs: usize, inner: usize) -> Self {
-        let Affine { bits, group, .. } = *affine;
-        let bits = bits as usize;
-        let groups = inner / group;
-        let (scales, biases) = (affine.scales.to_vec(), affine.biases.to_vec());
-        let zero = -((1 << (bits - 1)) as f32);
-        let biased = scales.iter().zip(&biases).any(|(scale, bias)| zero * scale != *bias);
-        let largest = scales.iter().chain(biases.iter().filter(|_| biased));
-        let largest = largest.fold(0.0, |largest: f32, x| largest.max(x.abs()));
-        let factor = to_range(largest);
-
-        let mut packed = Self {
-            outputs,
-            inner,
-            bits,
-            group,
-            biased,
-            factor,
-            heads: Vec::new(),
-            blocks: Vec::new(),
-        };
-        let panels = outputs.div_ceil(PANEL);
-        let (head_lines, block_lines) = (packed.head_lines(), packed.block_lines());
-        packed.heads = vec![Line([0; LINE]); panels * head_lines];
-        packed.blocks = vec![Line([0; LINE]); panels * block_lines];
-        let heads_of_all = SharedMut::new(&mut packed.heads);
-        let blocks_of_all = SharedMut::new(&mut packed.blocks);
-        pool.run(panels, |panel, _| {
-            // SAFETY: each piece has its own panel.
-            let heads = unsafe { heads_of_all.part(panel * head_lines..(panel + 1) * head_lines) };
-            // SAFETY: as above.
-            let blocks =
-                unsafe { blocks_of_all.part(panel * block_lines..(panel + 1) * block_lines) };
-            for lane in 0..PANEL.min(outputs - panel * PANEL) {
-                let output = panel * PANEL + lane;
-                for group in 0..groups {
-                    let of_row = output * groups + group;
-                    let head = group * head_bytes(biased) + 2 * lane;
-                    put(heads, head, f16::from_f32(scales[of_row] * factor).to_le_bytes());
-                    if biased {
-                        let bias = f16::from_f32(biases[of_row] * factor).to_le_bytes();
-                        put(heads, head + 2 * PANEL, bias);
-                    }
-                }
-                let row_bytes = inner / 8 * bits;
-                let row = &affine.packed[output * row_bytes..][..row_bytes];
-                for place in (0..inner).step_by(4) {
-                    let mut quad = [0; 4];
-                    for (i, value) in quad.iter_mut().enumerate() {
-                        *value = value_at(row, place + i, bits);
-                    }
-                    put_quad(
-                        &mut blocks[place / BLOCK * bits..][..bits],
-                        bits,
-                        place % BLOCK / 4,
-                        lane,
-                        quad,
-                    );
-                }
-            }
-        });
-        packed
-    }
-
-    /// `[outputs, inner]`
-    pub fn shape(&self) -> [usize; 2] {
-        [self.outputs, self.inner]
-    }
-
-    /// Of memory.
-    pub fn bytes(&self) -> usize {
-        (self.heads.len() + self.blocks.len()) * LINE
-    }
-
-    fn head_lines(&self) -> usize {
-        (self.inner / self.group * head_bytes(self.biased)).div_ceil(LINE)
-    }
-
-    fn block_lines(&self) -> usize {
-        self.inner.div_ceil(BLOCK) * self.bits
-    }
-
-    /// What a group's value of zero stands for, in scales, where heads have no biases.
-    fn zero(&self) -> i32 {
-        if self.biased { 0 } else { -(1 << (self.bits - 1)) }
-    }
-}
-
-/// Of one group.
-const fn head_bytes(biased: bool) -> usize {
-    if biased { 4 * PANEL } else { 2 * PANEL }
-}
-
-/// The power of two that brings `largest` to 2^14 or a little less.
-fn to_range(largest: f32) -> f32 {
-    if largest == 0.0 || !largest.is_finite() {
-        return 1.0;
-    }
-    let exponent = 13 - (largest.log2().floor() as i32);
-    2.0_f32.powi(exponent.clamp(-100, 100))
-}
-
-fn put<const N: usize>(lines: &mut [Line], at: usize, bytes: [u8; N]) {
-    lines[at / LINE].0[at % LINE..][..N].copy_from_slice(&bytes);
-}
-
-/// A value of a row's stream of bits.
-fn value_at(row: &[u8], place: usize, bits: usize) -> u8 {
-    let (byte, shift) = (place * bits / 8, place * bits % 8);
-    let high = row.get(byte + 1).map_or(0, |high| u16::from(*high));
-    let word = high << 8 | u16::from(row[byte]);
-    (word >> shift & ((1 << bits) - 1)) as u8
-}
-
-/// Puts the quad of one output, in vector 0 to 7 of a block, to where it belongs.
-fn put_quad(block: &mut [Line], bits: usize, vector: usize, lane: usize, quad: [u8; 4]) {
-    let (half, vector) = (vector / 4, vector % 4);
-    let mut or = |line: usize, shift: usize, field: [u8; 4]| {
-        for (to, field) in block[line].0[4 * lane..][..4].iter_mut().zip(field) {
-            *to |= field << shift;
-        }
-    };
-    let Fields { nibbles, pairs, ones } = Fields::of(bits);
-    if bits == 8 {
-        or(half * 4 + vector, 0, quad);
-        return;
-    }
-    let mut done = 0;
-    if nibbles {
-        or(half * 2 + vector / 2, vector % 2 * 4, quad.map(|q| q & 15));
-        done = 4;
-    }
-    if pairs {
-        or(4 * usize::from(nibbles) + half, vector * 2, quad.map(|q| q >> done & 3));
-        done += 2;
-    }
-    if ones {
-        or(bits - 1, half * 4 + vector, quad.map(|q| q >> done & 1));
-    }
-}
-
-/// Which fields a value is cut into, from its lowest bits on.
-struct Fields {
-    nibbles: bool,
-    pairs: bool,
-    ones: bool,
-}
-
-impl Fields {
-    #[inline(always)]
-    const fn of(bits: usize) -> Self {
-        Self { nibbles: bits & 4 != 0, pairs: bits & 2 != 0, ones: bits & 1 != 0 }
-    }
-}
-
 /// Rows rounded to 8 bits.
-pub(crate) struct Rounded {
+struct Rounded {
     /// Of a row, filled up to whole blocks.
     width: usize,
     groups: usize,
@@ -208,7 +21,7 @@ pub(crate) struct Rounded {
 }
 
 impl Rounded {
-    pub(crate) fn new(pool: &Pool, isa: Isa, x: &[f32], inner: usize, group: usize) -> Self {
+    fn new(pool: &Pool, isa: Isa, x: &[f32], inner: usize, group: usize) -> Self {
         let (rows, width, groups) = (x.len() / inner, inner.next_multiple_of(BLOCK), inner / group);
         let mut rounded = Self {
             width,
@@ -293,20 +106,15 @@ pub fn linear_packed(
     let rows = x.len() / inner;
     assert_eq!((x.len(), out.len()), (rows * inner, rows * outputs), "linear");
     assert!(bias.is_none_or(|bias| bias.len() == outputs), "one bias for each output");
-    let x = Rounded::new(pool, isa, x, inner, weight.group);
+    let x = Rounded::new(pool, isa, x, inner, weight.form.group);
     let panels = outputs.div_ceil(PANEL);
-    let in_piece = panels_in_piece(pool.threads(), rows, panels, weight.block_lines() * LINE);
+    let worth_it = WORK_IN_PIECE.div_ceil(rows.max(1) * weight.form.panel_lines() * LINE);
+    let in_piece = pool.fair_piece(panels).max(worth_it);
     let out = SharedMut::new(out);
     pool.run(panels.div_ceil(in_piece), |piece, _| {
         let panels = piece * in_piece..panels.min((piece + 1) * in_piece);
         isa.run_quads(Piece { x: &x, rows, weight, bias, panels, out: &out });
     });
-}
-
-/// Pieces of equal work, several for each thread, none so small that handing it out costs more than it.
-fn panels_in_piece(threads: usize, rows: usize, panels: usize, bytes: usize) -> usize {
-    let worth_it = WORK_IN_PIECE.div_ceil(rows.max(1) * bytes);
-    panels.div_ceil(threads * PIECES_FOR_A_THREAD).max(worth_it).max(1)
 }
 
 struct Piece<'a> {
@@ -323,7 +131,7 @@ impl QuadKernel for Piece<'_> {
 
     #[inline(always)]
     fn run<Q: Quads>(self, quads: Q) {
-        match (self.weight.bits, self.weight.biased) {
+        match (self.weight.form.bits, self.weight.form.biased) {
             (2, false) => self.panels::<Q, 2, false>(quads),
             (2, true) => self.panels::<Q, 2, true>(quads),
             (3, false) => self.panels::<Q, 3, false>(quads),
@@ -369,9 +177,7 @@ impl Piece<'_> {
         row: usize,
     ) {
         let weight = self.weight;
-        let (head_lines, block_lines) = (weight.head_lines(), weight.block_lines());
-        let heads = bytes_of(&weight.heads[panel * head_lines..][..head_lines]);
-        let blocks = &weight.blocks[panel * block_lines..][..block_lines];
+        let (heads, blocks) = weight.panel(panel);
         let groups = self.x.groups;
         let mut x = [&[][..]; R];
         let mut scales = [&[][..]; R];
@@ -382,8 +188,8 @@ impl Piece<'_> {
             scales[r] = &self.x.scales[(row + r) * groups..][..groups];
             sums[r] = &self.x.sums[(row + r) * groups..][..groups];
         }
-        let zero = weight.zero() + if Q::SIGNED_BYTES && BITS == 8 { 128 } else { 0 };
-        let halves = weight.group / HALF;
+        let zero = weight.form.zero() + if Q::SIGNED_BYTES && BITS == 8 { 128 } else { 0 };
+        let halves = weight.form.group / HALF;
         for part in 0..PANEL / Q::OUTPUTS {
             let mut totals = [quads.floats(0.0); R];
             let mut half = 0;
@@ -415,15 +221,15 @@ impl Piece<'_> {
                 }
             }
             let first = panel * PANEL + part * Q::OUTPUTS;
-            let count = Q::OUTPUTS.min(weight.outputs.saturating_sub(first));
+            let count = Q::OUTPUTS.min(weight.form.outputs.saturating_sub(first));
             for (r, total) in totals.into_iter().enumerate() {
                 let mut sixteen = [0.0; PANEL];
-                quads.store(quads.mul(total, quads.floats(1.0 / weight.factor)), &mut sixteen);
+                quads.store(quads.mul(total, quads.floats(1.0 / weight.form.factor)), &mut sixteen);
                 if let Some(bias) = self.bias {
-                    let bias = &bias[first.min(weight.outputs)..][..count];
+                    let bias = &bias[first.min(weight.form.outputs)..][..count];
                     sixteen.iter_mut().zip(bias).for_each(|(out, bias)| *out += bias);
                 }
-                let start = (row + r) * weight.outputs + first.min(weight.outputs);
+                let start = (row + r) * weight.form.outputs + first.min(weight.form.outputs);
                 // SAFETY: each piece has its own outputs, and this thread holds no other part of them.
                 let out = unsafe { self.out.part(start..start + count) };
                 out.copy_from_slice(&sixteen[..count]);
@@ -449,7 +255,7 @@ fn unpack<Q: Quads, const BITS: usize>(
             line(quads, block, half * 4 + 3, part),
         ];
     }
-    let Fields { nibbles, pairs, ones } = Fields::of(BITS);
+    let Cut { nibbles, pairs, ones } = Cut::of(BITS);
     if !nibbles {
         let values = unpack_pairs(quads, line(quads, block, half, part));
         if !ones {
@@ -524,14 +330,7 @@ fn join<Q: Quads, const SHIFT: i32>(
     ]
 }
 
-fn bytes_of(lines: &[Line]) -> &[u8] {
-    // SAFETY: a line is its bytes, without padding.
-    unsafe { std::slice::from_raw_parts(lines.as_ptr().cast(), lines.len() * LINE) }
-}
-
 /// Bytes of weights times rows: some microseconds.
 const WORK_IN_PIECE: usize = 32 * 1024;
-const PIECES_FOR_A_THREAD: usize = 6;
-const VALUES_IN_PIECE: usize = 16 * 1024;
 /// Bytes between what is being used and what is asked for.
 const AHEAD: usize = 2048;

@@ -1,0 +1,49 @@
+//! What rounding costs: the perplexity of a text on the CPU, beside that of the plain reference on the same file.
+
+#![allow(clippy::unwrap_used, reason = "all of it is test code, its helpers too")]
+
+mod support;
+
+use base_mlx_core::TokenId;
+use base_mlx_core::backend::{Backend, CpuBackend, ReferenceBackend};
+use base_mlx_core::models;
+use base_mlx_core::step::Step;
+use base_mlx_core::text::{AddSpecial, Text};
+use base_mlx_core::weights::Checkpoint;
+use support::test_models::test_model;
+
+/// The largest difference, as a part of the reference's.
+const TOLERANCE: f64 = 0.005;
+
+const TEXT: &str = include_str!("golden/perplexity/tides.txt");
+
+#[test]
+fn rounding_costs_smollm2_next_to_nothing() {
+    let checkpoint = Checkpoint::open(&test_model("smollm2.gguf")).unwrap();
+    let tokens = Text::load(&checkpoint).unwrap().tokenizer.encode(TEXT, AddSpecial::Yes);
+    let exact = perplexity(&ReferenceBackend, &checkpoint, &tokens);
+    let rounded = perplexity(&CpuBackend::new(usize::MAX), &checkpoint, &tokens);
+    let part = rounded / exact - 1.0;
+    println!(
+        "{} tokens: {exact:.4} exactly, {rounded:.4} on the CPU, {:+.3} %",
+        tokens.len(),
+        part * 100.0
+    );
+    assert!(part.abs() < TOLERANCE, "{rounded} instead of {exact}");
+}
+
+/// e to the power of how surprising a token is in the mean, the first not counted.
+fn perplexity<B: Backend>(backend: &B, checkpoint: &Checkpoint, tokens: &[TokenId]) -> f64 {
+    let model = models::load(checkpoint, backend).unwrap();
+    let mut kv = backend.new_kv(&model.layers()).unwrap();
+    let mut step = Step::new(backend, vec![(&mut kv, tokens)]).unwrap();
+    let logits = model.logits(&model.hidden(&mut step));
+    let logits = backend.download(logits.array()).unwrap().to_f32();
+    let mut surprise = 0.0;
+    for (logits, next) in logits.chunks(model.vocab_size()).zip(&tokens[1..]) {
+        let largest = logits.iter().copied().fold(f32::NEG_INFINITY, f32::max);
+        let sum: f64 = logits.iter().map(|logit| f64::from(logit - largest).exp()).sum();
+        surprise += sum.ln() - f64::from(logits[*next as usize] - largest);
+    }
+    (surprise / (tokens.len() - 1) as f64).exp()
+}
