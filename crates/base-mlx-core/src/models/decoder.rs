@@ -68,11 +68,13 @@ impl<B: Backend, A: Attention<B>> Decoder<B, A> {
             })
         };
         let model = loader.at("model");
+        // The largest first: while a matrix is laid out it is there twice, which costs least while the others are not.
         let embed_tokens = Embedding::load(&model, "embed_tokens", sizes.vocab_size, hidden_size)?;
+        let head = Head::load(loader, &embed_tokens)?;
         Ok(Self {
             layers: (0..sizes.num_hidden_layers).map(layer).collect::<Result<_, LoadError>>()?,
             norm: RmsNorm::load(&model, "norm", hidden_size, eps)?,
-            head: Head::load(loader, &embed_tokens)?,
+            head,
             embed_tokens,
             layer_spec: LayerSpec { kv_heads: sizes.num_key_value_heads, head_dim: sizes.head_dim },
             // All is loaded by now: fields are evaluated in the order they are written in.
