@@ -79,10 +79,9 @@ impl QuadKernel for Round<'_> {
             let inverse = if *scale >= f32::MIN_POSITIVE { 1.0 / *scale } else { 0.0 };
             let mut total = 0;
             for (value, x) in values.iter_mut().zip(x) {
-                let rounded = (x * inverse).round_ties_even() as i32;
-                let rounded = rounded.clamp(-127, 127);
-                *value = rounded as i8;
-                total += rounded;
+                // Added to 1.5 * 2^23, a number up to 127 is rounded, and the lowest byte is the result.
+                *value = (x * inverse + 12_582_912.0).to_bits() as i8;
+                total += i32::from(*value);
             }
             *sum = total;
             if !largest.is_finite() {
@@ -178,6 +177,10 @@ impl Piece<'_> {
     ) {
         let weight = self.weight;
         let (heads, blocks) = weight.panel(panel);
+        // What the blocks ask for ends where the next panel's heads do; this is what comes behind that.
+        for line in heads.chunks(LINE) {
+            quads.prefetch(line, AHEAD);
+        }
         let groups = self.x.groups;
         let mut x = [&[][..]; R];
         let mut scales = [&[][..]; R];
@@ -203,7 +206,10 @@ impl Piece<'_> {
                 }
                 for _ in 0..halves {
                     let block = &blocks[half / 2 * BITS..][..BITS];
-                    quads.prefetch(&block[0].0, AHEAD);
+                    // Each half asks for half of a block, as the second of the panel's lines come from the first's.
+                    for line in &block[half % 2 * BITS / 2..(half % 2 + 1) * BITS / 2] {
+                        quads.prefetch(&line.0, AHEAD);
+                    }
                     let weights = unpack::<Q, BITS>(quads, block, half % 2, part);
                     for r in 0..R {
                         products[r] = quads.dot::<BITS>(products[r], weights, &x[r][half]);
