@@ -4,8 +4,8 @@ use std::hint::black_box;
 use std::time::{Duration, Instant};
 
 use base_mlx_simd::{
-    Affine, Arena, AttentionShape, AttentionSpan, Floats, Isa, KEY_BLOCK, Packed, Pool, attention,
-    cores, linear_packed, read_bandwidth,
+    Affine, Arena, AttentionShape, AttentionSpan, Floats, Isa, KEY_BLOCK, Packed, PackedProduct,
+    Pool, attention, cores, linear_packed, read_bandwidth,
 };
 
 fn main() {
@@ -63,7 +63,8 @@ fn measure(
     let mut matrix = packed.iter().cycle();
     let seconds = seconds(|| {
         let matrix = matrix.next().expect("a cycle has no end");
-        linear_packed(pool, isa, black_box(&x), matrix, None, &mut out);
+        let product = PackedProduct { weight: matrix, bias: None, out: &mut out };
+        linear_packed(pool, isa, black_box(&x), vec![product]);
     });
     let flops = (2 * rows * outputs * inner) as f64 / seconds / 1e9;
     let us = seconds * 1e6;

@@ -36,6 +36,6 @@ pub use isa::{Isa, Kernel, Lanes};
 pub use linear::linear;
 pub use matrix::{Floats, Matrix, unpack_rows};
 pub use memory::Arena;
-pub use packed::{Affine, Packed, linear_packed};
+pub use packed::{Affine, Packed, PackedProduct, linear_packed};
 pub use pool::{Pool, Scratch};
 pub use rope::{RopeTable, rope};

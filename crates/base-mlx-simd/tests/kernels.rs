@@ -37,7 +37,7 @@ fn a_row_has_the_same_bits_at_every_batch_size() {
             linear(&pool, isa, x, &matrix, None, out);
         });
         bits_are_the_same(&format!("{affine:?}"), &mut dice, packed.shape(), |isa, x, out| {
-            linear_packed(&pool, isa, x, &packed, None, out);
+            linear_packed(&pool, isa, x, vec![PackedProduct { weight: &packed, bias: None, out }]);
         });
     }
 }
@@ -78,7 +78,7 @@ fn packed_products_agree_and_are_close_to_the_exact_ones() {
         let bias = (seed % 2 == 0).then_some(&bias[..]);
         let what = format!("{rows} rows, {affine:?}");
         agree(&what, rows * outputs, |isa, out| {
-            linear_packed(&pool, isa, &x, &packed, bias, out);
+            linear_packed(&pool, isa, &x, vec![PackedProduct { weight: &packed, bias, out }]);
         });
 
         let values = affine.values();
@@ -86,7 +86,8 @@ fn packed_products_agree_and_are_close_to_the_exact_ones() {
         let matrix = Matrix::new(Floats::F32(&bytes), outputs, inner);
         let (mut exact, mut found) = (vec![0.0; rows * outputs], vec![0.0; rows * outputs]);
         linear(&pool, Isa::best(), &x, &matrix, bias, &mut exact);
-        linear_packed(&pool, Isa::best(), &x, &packed, bias, &mut found);
+        let product = PackedProduct { weight: &packed, bias, out: &mut found };
+        linear_packed(&pool, Isa::best(), &x, vec![product]);
         // A value of x is off by up to 1/254 of its group's largest; such errors add up like a walk at random.
         let size = f32::from(1_u16 << bits) * (inner as f32).sqrt() / 254.0;
         for (found, exact) in found.iter().zip(&exact) {

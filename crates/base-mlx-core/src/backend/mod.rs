@@ -87,6 +87,15 @@ pub trait Backend: Clone + Send + Sync + 'static {
         w: &Weight<Self>,
         bias: Option<&Tensor<Self>>,
     ) -> Self::Array;
+    /// The products of one x by some weights, each with its bias: what [`Backend::linear`] gives for each. A device may
+    /// read x once for all.
+    fn linears<const N: usize>(
+        &self,
+        x: &Tensor<Self>,
+        layers: [(&Weight<Self>, Option<&Tensor<Self>>); N],
+    ) -> [Self::Array; N] {
+        layers.map(|(w, bias)| self.linear(x, w, bias))
+    }
     /// `x / sqrt(mean(x²) + eps) * w` over the last dimension, of any shape; `w` is `[width]`.
     fn rms_norm(&self, x: &Tensor<Self>, w: &Tensor<Self>, eps: f32) -> Self::Array;
     /// Rotates the pairs (i, i + head_dim / 2) of each head of `[tokens, heads, head_dim]`.

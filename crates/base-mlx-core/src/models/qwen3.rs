@@ -49,9 +49,9 @@ struct Attention<B: Backend> {
 
 impl<B: Backend> decoder::Attention<B> for Attention<B> {
     fn forward(&self, x: &Tensor<B>, step: &mut Step<B>) -> Tensor<B> {
-        let q = self.q_proj.forward(x, step).split_heads(self.head_dim); // [tokens, heads, head_dim]
-        let k = self.k_proj.forward(x, step).split_heads(self.head_dim); // [tokens, kv_heads, head_dim]
-        let v = self.v_proj.forward(x, step).split_heads(self.head_dim);
+        let qkv = Linear::forward_all([&self.q_proj, &self.k_proj, &self.v_proj], x, step);
+        // [tokens, heads, head_dim], and twice [tokens, kv_heads, head_dim]
+        let [q, k, v] = qkv.map(|heads| heads.split_heads(self.head_dim));
         let (q, k) = (self.q_norm.forward(&q), self.k_norm.forward(&k));
         let (q, k) = (q.rope(&step.positions, &self.rope), k.rope(&step.positions, &self.rope));
         let seen = step.attend(self.layer, &q, &k, &v, self.how).merge_heads();

@@ -36,6 +36,15 @@ impl<B: Backend> Linear<B> {
     pub fn forward(&self, x: &Tensor<B>, _step: &Step<B>) -> Tensor<B> {
         product(x, &self.weight, self.bias.as_ref())
     }
+
+    /// What some layers make of the same x.
+    pub fn forward_all<const N: usize>(
+        layers: [&Self; N],
+        x: &Tensor<B>,
+        _step: &Step<B>,
+    ) -> [Tensor<B>; N] {
+        products(x, layers.map(|layer| (&layer.weight, layer.bias.as_ref())))
+    }
 }
 
 impl From<bool> for Bias {
@@ -49,8 +58,21 @@ pub(super) fn product<B: Backend>(
     weight: &Weight<B>,
     bias: Option<&Tensor<B>>,
 ) -> Tensor<B> {
-    let [out, input] = [weight.shape().dim(0), weight.shape().dim(1)];
-    assert_eq!(x.width(), input, "x {:?} times a weight {:?}", x.shape(), weight.shape());
-    let array = x.backend().linear(x, weight, bias);
-    Tensor::new(x.backend(), array, Shape::new(&[x.rows(), out]))
+    let [product] = products(x, [(weight, bias)]);
+    product
+}
+
+fn products<B: Backend, const N: usize>(
+    x: &Tensor<B>,
+    layers: [(&Weight<B>, Option<&Tensor<B>>); N],
+) -> [Tensor<B>; N] {
+    for (weight, _) in layers {
+        let input = weight.shape().dim(1);
+        assert_eq!(x.width(), input, "x {:?} times a weight {:?}", x.shape(), weight.shape());
+    }
+    let mut arrays = x.backend().linears(x, layers).into_iter();
+    layers.map(|(weight, _)| {
+        let array = arrays.next().expect("one array for each weight");
+        Tensor::new(x.backend(), array, Shape::new(&[x.rows(), weight.shape().dim(0)]))
+    })
 }

@@ -28,8 +28,8 @@ impl<B: Backend> GatedMlp<B> {
 
     /// `[tokens, hidden_size]` → `[tokens, hidden_size]`
     pub fn forward(&self, x: &Tensor<B>, step: &Step<B>) -> Tensor<B> {
-        let gate = self.gate_proj.forward(x, step); // [tokens, intermediate_size]
-        let up = self.up_proj.forward(x, step); // [tokens, intermediate_size]
+        // [tokens, intermediate_size] each
+        let [gate, up] = Linear::forward_all([&self.gate_proj, &self.up_proj], x, step);
         let gated = Tensor::new(x.backend(), x.backend().swiglu(&gate, &up), up.shape());
         self.down_proj.forward(&gated, step)
     }

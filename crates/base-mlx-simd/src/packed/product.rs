@@ -91,29 +91,51 @@ impl QuadKernel for Round<'_> {
     }
 }
 
-/// `out[row, output] = x[row] · w[output] + bias[output]`: `[rows, inner]` → `[rows, outputs]`. A row's result has the same bits
-/// in any company.
-pub fn linear_packed(
-    pool: &Pool,
-    isa: Isa,
-    x: &[f32],
-    weight: &Packed,
-    bias: Option<&[f32]>,
-    out: &mut [f32],
-) {
-    let [outputs, inner] = weight.shape();
-    let rows = x.len() / inner;
-    assert_eq!((x.len(), out.len()), (rows * inner, rows * outputs), "linear");
-    assert!(bias.is_none_or(|bias| bias.len() == outputs), "one bias for each output");
-    let x = Rounded::new(pool, isa, x, inner, weight.form.group);
-    let panels = outputs.div_ceil(PANEL);
-    let worth_it = WORK_IN_PIECE.div_ceil(rows.max(1) * weight.form.panel_lines() * LINE);
-    let in_piece = pool.fair_piece(panels).max(worth_it);
-    let out = SharedMut::new(out);
-    pool.run(panels.div_ceil(in_piece), |piece, _| {
-        let panels = piece * in_piece..panels.min((piece + 1) * in_piece);
-        isa.run_quads(Piece { x: &x, rows, weight, bias, panels, out: &out });
-    });
+/// A product by one of some weights: `out[row, output] = x[row] · weight[output] + bias[output]`.
+pub struct PackedProduct<'a> {
+    pub weight: &'a Packed,
+    pub bias: Option<&'a [f32]>,
+    /// `[rows, outputs]`
+    pub out: &'a mut [f32],
+}
+
+/// The products of one x, `[rows, inner]`, by some weights. A row's results have the same bits in any company.
+pub fn linear_packed(pool: &Pool, isa: Isa, x: &[f32], products: Vec<PackedProduct>) {
+    // Groups of one size share a rounded x.
+    let mut rounded: Vec<(usize, Rounded)> = Vec::new();
+    let mut bytes = 0;
+    for PackedProduct { weight, bias, out } in &products {
+        let [outputs, inner] = weight.shape();
+        let rows = x.len() / inner;
+        assert_eq!((x.len(), out.len()), (rows * inner, rows * outputs), "linear");
+        assert!(bias.is_none_or(|bias| bias.len() == outputs), "one bias for each output");
+        let group = weight.form.group;
+        if rounded.iter().all(|(known, _)| *known != group) {
+            rounded.push((group, Rounded::new(pool, isa, x, inner, group)));
+        }
+        bytes += weight.bytes();
+    }
+    let shared: Vec<_> = products
+        .into_iter()
+        .map(|PackedProduct { weight, bias, out }| (weight, bias, SharedMut::new(out)))
+        .collect();
+    let mut pieces = Vec::new();
+    for (weight, bias, out) in &shared {
+        let (weight, bias) = (*weight, *bias);
+        let [outputs, inner] = weight.shape();
+        let rows = x.len() / inner;
+        let of_group = rounded.iter().find(|(group, _)| *group == weight.form.group);
+        let (_, x) = of_group.expect("x was rounded for the groups of each weight");
+        let worth_it = WORK_IN_PIECE.div_ceil(rows.max(1));
+        let in_piece = pool.fair_piece(bytes).clamp(worth_it, BYTES_IN_PIECE);
+        let in_piece = in_piece.div_ceil(weight.form.panel_lines() * LINE);
+        let panels = outputs.div_ceil(PANEL);
+        for first in (0..panels).step_by(in_piece) {
+            let panels = first..panels.min(first + in_piece);
+            pieces.push(Piece { x, rows, weight, bias, panels, out });
+        }
+    }
+    pool.run(pieces.len(), |piece, _| isa.run_quads(&pieces[piece]));
 }
 
 struct Piece<'a> {
@@ -122,10 +144,11 @@ struct Piece<'a> {
     weight: &'a Packed,
     bias: Option<&'a [f32]>,
     panels: std::ops::Range<usize>,
+    /// The product's, of which each piece writes its own outputs.
     out: &'a SharedMut<'a, f32>,
 }
 
-impl QuadKernel for Piece<'_> {
+impl QuadKernel for &Piece<'_> {
     type Output = ();
 
     #[inline(always)]
@@ -149,7 +172,7 @@ impl QuadKernel for Piece<'_> {
 
 impl Piece<'_> {
     #[inline(always)]
-    fn panels<Q: Quads, const BITS: usize, const BIASED: bool>(self, quads: Q) {
+    fn panels<Q: Quads, const BITS: usize, const BIASED: bool>(&self, quads: Q) {
         for panel in self.panels.clone() {
             let mut row = 0;
             while Q::ROWS >= 8 && row + 8 <= self.rows {
@@ -338,5 +361,7 @@ fn join<Q: Quads, const SHIFT: i32>(
 
 /// Bytes of weights times rows: some microseconds.
 const WORK_IN_PIECE: usize = 32 * 1024;
+/// Of weights at most: whoever waits for a thread that was stopped within a piece waits for no more.
+const BYTES_IN_PIECE: usize = 1 << 20;
 /// Bytes between what is being used and what is asked for.
 const AHEAD: usize = 2048;

@@ -1,30 +1,34 @@
-use base_mlx_simd::Matrix;
+use base_mlx_simd::{Matrix, PackedProduct};
 
 use super::{CpuArray, CpuBackend};
 use crate::tensor::{Tensor, Weight};
 
-pub(super) fn linear(
+pub(super) fn linears<const N: usize>(
     backend: &CpuBackend,
     x: &Tensor<CpuBackend>,
-    w: &Weight<CpuBackend>,
-    bias: Option<&Tensor<CpuBackend>>,
-) -> CpuArray {
-    let (outputs, inner) = (w.shape().dim(0), w.shape().dim(1));
-    assert_eq!(x.width(), inner, "linear: x {:?}, w {:?}", x.shape(), w.shape());
-    let rows = x.shape().elements() / inner;
-    let mut out = vec![0.0; rows * outputs];
-    let bias = bias.map(|bias| bias.array().as_f32());
-    let (pool, isa, x) = (backend.pool(), backend.isa(), x.array().as_f32());
-    match w {
-        Weight::Dense { array, .. } => {
-            let matrix = Matrix::new(array.floats(), outputs, inner);
-            base_mlx_simd::linear(pool, isa, x, &matrix, bias, &mut out);
-        }
-        Weight::Affine { packed, .. } => {
-            base_mlx_simd::linear_packed(pool, isa, x, packed.as_packed(), bias, &mut out);
+    layers: [(&Weight<CpuBackend>, Option<&Tensor<CpuBackend>>); N],
+) -> [CpuArray; N] {
+    let rows = x.shape().elements() / x.width();
+    let mut outs = layers.map(|(w, _)| vec![0.0; rows * w.shape().dim(0)]);
+    let (pool, isa, floats) = (backend.pool(), backend.isa(), x.array().as_f32());
+    // Packed ones go together, as they read x in another form.
+    let mut products = Vec::with_capacity(N);
+    for ((w, bias), out) in layers.into_iter().zip(&mut outs) {
+        let (outputs, inner) = (w.shape().dim(0), w.shape().dim(1));
+        assert_eq!(x.width(), inner, "linear: x {:?}, w {:?}", x.shape(), w.shape());
+        let bias = bias.map(|bias| bias.array().as_f32());
+        match w {
+            Weight::Dense { array, .. } => {
+                let matrix = Matrix::new(array.floats(), outputs, inner);
+                base_mlx_simd::linear(pool, isa, floats, &matrix, bias, out);
+            }
+            Weight::Affine { packed, .. } => {
+                products.push(PackedProduct { weight: packed.as_packed(), bias, out });
+            }
         }
     }
-    CpuArray::f32(out)
+    base_mlx_simd::linear_packed(pool, isa, floats, products);
+    outs.map(CpuArray::f32)
 }
 
 pub(super) fn embed(

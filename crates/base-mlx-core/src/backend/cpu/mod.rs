@@ -120,7 +120,16 @@ impl Backend for CpuBackend {
     }
 
     fn linear(&self, x: &Tensor<Self>, w: &Weight<Self>, bias: Option<&Tensor<Self>>) -> CpuArray {
-        linear::linear(self, x, w, bias)
+        let [product] = linear::linears(self, x, [(w, bias)]);
+        product
+    }
+
+    fn linears<const N: usize>(
+        &self,
+        x: &Tensor<Self>,
+        layers: [(&Weight<Self>, Option<&Tensor<Self>>); N],
+    ) -> [CpuArray; N] {
+        linear::linears(self, x, layers)
     }
 
     fn rms_norm(&self, x: &Tensor<Self>, w: &Tensor<Self>, eps: f32) -> CpuArray {
