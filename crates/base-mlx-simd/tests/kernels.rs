@@ -2,8 +2,8 @@
 
 use base_mlx_simd::{
     Affine, Arena, AttentionShape, AttentionSpan, Floats, Isa, KEY_BLOCK, Kernel, Lanes, Matrix,
-    Packed, Pool, RopeTable, add, attention, linear, linear_packed, rms_norm, rope, swiglu,
-    unpack_rows,
+    Packed, PackedProduct, Pool, RopeTable, add, attention, linear, linear_packed, rms_norm, rope,
+    swiglu, unpack_rows,
 };
 
 #[test]
