@@ -127,6 +127,6 @@ impl Quads for Avx512 {
     fn prefetch(self, here: &[u8], bytes: usize) {
         let there = here.as_ptr().cast::<i8>().wrapping_add(bytes);
         // SAFETY: a prefetch of any address is sound: it reads nothing and faults nowhere.
-        unsafe { _mm_prefetch::<_MM_HINT_T0>(there) }
+        unsafe { _mm_prefetch::<_MM_HINT_T1>(there) }
     }
 }
