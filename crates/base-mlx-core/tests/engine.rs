@@ -208,7 +208,8 @@ fn a_dropped_answer_gives_its_place_to_the_next() {
     endless.ignore_end = true;
     let mut first = engine.generate(endless).unwrap();
     assert!(matches!(first.next_blocking(), Some(Event::Text { .. })));
-    let second = engine.generate(request("What is the capital of France?")).unwrap();
+    let second =
+        engine.generate(request("What is the capital of France? Answer in one word.")).unwrap();
     drop(first);
     let answer = fold(second);
     assert!(answer.texts[0].contains("Paris"), "{}", answer.texts[0]);

@@ -184,7 +184,7 @@ fn curl_line(address: SocketAddr, model: &str, key: Option<&str>) -> String {
     };
     let body = serde_json::json!({
         "model": model,
-        "messages": [{ "role": "user", "content": "What is the capital of France?" }],
+        "messages": [{ "role": "user", "content": "What is the capital of France? Answer in one word." }],
         // A first answer should be short and to the point, whatever the model.
         "temperature": 0,
         "max_tokens": 100,
