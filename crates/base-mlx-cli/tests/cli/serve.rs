@@ -44,7 +44,8 @@ fn a_key_is_never_printed() {
     let header = |curl: &str| {
         let script = format!("curl() {{ printf '%s\\n' \"$@\"; }}\n{curl}");
         let mut shell = Command::new("sh");
-        let (_, words, _) = output(shell.args(["-c", &script]).env("BASE_MLX_API_KEY", "k3y-a,k3y-b"));
+        let (_, words, _) =
+            output(shell.args(["-c", &script]).env("BASE_MLX_API_KEY", "k3y-a,k3y-b"));
         words.lines().find(|word| word.starts_with("Authorization")).unwrap_or("").to_owned()
     };
     let mut command = user.command_with_models(&arguments);
