@@ -141,7 +141,7 @@ fn whatever_the_company_and_the_room_an_answer_is_that_of_running_alone() {
     let crowded = EngineOptions { step_tokens: Some(13), parallel: 3, ..EngineOptions::default() };
     // 30 layers, 3 heads of 64, keys and values, 4 bytes each: room for 300 tokens, the longest prompt and a little.
     let tight =
-        EngineOptions { kv_bytes: Some(300 * 30 * 2 * 192 * 4), ..EngineOptions::default() };
+        EngineOptions { kv_bytes: Some(300 * 30 * 2 * 192 * 2), ..EngineOptions::default() };
     for engine in [SMOLLM2.clone(), smollm2(crowded), smollm2(tight)] {
         let generations: Vec<Generation> =
             mixed_requests().into_iter().map(|request| engine.generate(request).unwrap()).collect();

@@ -2,7 +2,8 @@
 //!
 //! Before they multiply by blocks, llama.cpp and base-mlx both round activations to 8 bits, each in groups of its own. So the
 //! judge is llama.cpp over the same weights expanded to F32; its run over the file as it is stands in the table to compare.
-//! Rounding moves SmolLM2's logits most: it makes llama.cpp itself take tokens that the judge likes up to 0.37 less.
+//! Rounding moves SmolLM2's logits most: it makes llama.cpp itself take tokens that the judge likes up to 0.37 less, and 0.23
+//! less of Qwen2.5's. Of ours there, keys and values in F16 make 0.05 into 0.08.
 
 #![allow(clippy::unwrap_used, reason = "all of it is test code, its helpers too")]
 
@@ -25,7 +26,7 @@ fn smollm2_answers_as_llama_cpp_does() {
 
 #[test]
 fn qwen2_5_coder_answers_as_llama_cpp_does() {
-    answers_as_llama_cpp_does("qwen2.5-coder-0.5b", 0.05);
+    answers_as_llama_cpp_does("qwen2.5-coder-0.5b", 0.1);
 }
 
 /// Where our choice is another, llama.cpp's logits of the two tokens are as close as that.

@@ -6,7 +6,7 @@
 mod support;
 
 use base_mlx_core::backend::{CpuBackend, KvCache};
-use base_mlx_core::tensor::Dtype::F32;
+use base_mlx_core::tensor::Dtype::{F16, F32};
 use base_mlx_simd::Isa;
 
 use support::ops::{
@@ -20,6 +20,17 @@ fn every_backend_agrees_with_the_reference_on_every_row_of_the_table() {
         for (name, backend) in cpus() {
             let far = far_from_reference(&backend, &case, seed as u64, F32);
             assert!(far < tolerance(&case), "{case:?} on {name}: {far:e} away from the reference");
+        }
+    }
+}
+
+#[test]
+fn keys_and_values_in_half_the_bytes_are_hardly_farther_from_the_reference() {
+    let attend = |case: &Case| matches!(case, Case::Attend { .. });
+    for (seed, case) in table().into_iter().enumerate().filter(|(_, case)| attend(case)) {
+        for (name, backend) in cpus() {
+            let far = far_from_reference(&backend.with_kv(F16), &case, seed as u64, F32);
+            assert!(far < 1.0 / 512.0, "{case:?} on {name}: {far:e} away from the reference");
         }
     }
 }
@@ -120,7 +131,8 @@ fn a_truncated_cache_holds_no_more_bytes_than_it_needs() {
 fn cpus() -> Vec<(String, CpuBackend)> {
     let all = Isa::all().into_iter().flat_map(|isa| [(1, isa), (2, isa)]);
     let backends = all.map(|(threads, isa)| CpuBackend::with_isa(threads, isa));
-    backends.map(|backend| (backend.describe(), backend)).collect()
+    let backends = backends.map(|backend| (backend.describe(), backend.with_kv(F32)));
+    backends.collect()
 }
 
 fn rows_have_the_same_bits(case: impl Fn(usize) -> Case, width: usize) {

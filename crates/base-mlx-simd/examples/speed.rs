@@ -4,9 +4,10 @@ use std::hint::black_box;
 use std::time::{Duration, Instant};
 
 use base_mlx_simd::{
-    Affine, Arena, AttentionShape, AttentionSpan, Floats, Isa, KEY_BLOCK, Packed, PackedProduct,
-    Pool, attention, cores, linear_packed, read_bandwidth,
+    Affine, Arena, AttentionShape, AttentionSpan, Floats, Isa, KEY_BLOCK, KvBlock, Packed,
+    PackedProduct, Pool, attention, cores, linear_packed, read_bandwidth,
 };
+use half::f16;
 
 fn main() {
     let threads = std::env::args().nth(1).and_then(|threads| threads.parse().ok());
@@ -76,24 +77,23 @@ fn measure(
 fn measure_attention(pool: &Pool, isa: Isa, rows: usize, keys: usize) {
     let (heads, kv_heads, head_dim) = (9, 3, 64);
     let shape = AttentionShape { heads, kv_heads, head_dim, scale: 0.125, window: None };
-    let width = kv_heads * KEY_BLOCK * head_dim;
     let wave = |len: usize| (0..len).map(|i| (i as f32 * 0.37).sin()).collect::<Vec<f32>>();
+    let values = wave(KEY_BLOCK * kv_heads * head_dim);
+    let block = || {
+        let mut block = KvBlock::<f16>::new(kv_heads, head_dim);
+        block.write(0, &values, &values);
+        block
+    };
     // Each layer of a model has its own.
-    let copies = FAR_BEYOND_CACHES / (keys * kv_heads * head_dim * 8);
-    let memory: Vec<[Vec<Vec<f32>>; 2]> = (0..copies)
-        .map(|_| [(); 2].map(|()| (0..keys.div_ceil(KEY_BLOCK)).map(|_| wave(width)).collect()))
-        .collect();
+    let copies = FAR_BEYOND_CACHES / (keys * kv_heads * head_dim * 4);
+    let memory: Vec<Vec<_>> =
+        (0..copies).map(|_| (0..keys.div_ceil(KEY_BLOCK)).map(|_| block()).collect()).collect();
     let q = wave(rows * heads * head_dim);
     let mut out = vec![0.0; q.len()];
     let mut layer = memory.iter().cycle();
     let seconds = seconds(|| {
-        let [keys_of, values_of] = layer.next().expect("a cycle has no end");
-        let span = AttentionSpan {
-            rows: 0..rows,
-            start: keys - rows,
-            keys: keys_of.iter().map(|block| &block[..]).collect(),
-            values: values_of.iter().map(|block| &block[..]).collect(),
-        };
+        let blocks = layer.next().expect("a cycle has no end").iter().collect();
+        let span = AttentionSpan { rows: 0..rows, start: keys - rows, blocks };
         attention(pool, isa, shape, black_box(&q), &[span], &mut out);
     });
     let seen: usize = (keys - rows + 1..=keys).sum();

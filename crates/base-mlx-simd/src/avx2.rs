@@ -45,6 +45,7 @@ macro_rules! values {
 }
 
 impl Lanes for Avx2 {
+    const WIDTH: usize = 8;
     type V = __m256;
 
     #[inline(always)]
@@ -52,12 +53,14 @@ impl Lanes for Avx2 {
         values!(_mm256_set1_ps(value))
     }
     #[inline(always)]
-    fn load(self, from: &[f32; 8]) -> __m256 {
+    fn load(self, from: &[f32]) -> __m256 {
+        let from: &[f32; 8] = from.first_chunk().expect("a vector has eight floats");
         // SAFETY: the CPU has AVX, and the array holds the eight floats that are read; no alignment is asked for.
         unsafe { _mm256_loadu_ps(from.as_ptr()) }
     }
     #[inline(always)]
-    fn store(self, value: __m256, to: &mut [f32; 8]) {
+    fn store(self, value: __m256, to: &mut [f32]) {
+        let to: &mut [f32; 8] = to.first_chunk_mut().expect("room for a vector");
         // SAFETY: the CPU has AVX, and the array takes the eight floats that are written.
         unsafe { _mm256_storeu_ps(to.as_mut_ptr(), value) }
     }
@@ -98,34 +101,6 @@ impl Lanes for Avx2 {
         })
     }
     #[inline(always)]
-    fn sums(self, [a, b, c, d]: [__m256; 4]) -> [f32; 4] {
-        let mut to = [0.0; 4];
-        // SAFETY: the CPU has AVX2, and the array takes the four floats that are written.
-        unsafe {
-            // The low half of each is from the first of a pair, the high half from the second.
-            let ab = _mm256_add_ps(
-                _mm256_permute2f128_ps::<0x20>(a, b),
-                _mm256_permute2f128_ps::<0x31>(a, b),
-            );
-            let cd = _mm256_add_ps(
-                _mm256_permute2f128_ps::<0x20>(c, d),
-                _mm256_permute2f128_ps::<0x31>(c, d),
-            );
-            // a a c c, b b d d
-            let two = _mm256_add_ps(
-                _mm256_shuffle_ps::<0b01_00_01_00>(ab, cd),
-                _mm256_shuffle_ps::<0b11_10_11_10>(ab, cd),
-            );
-            let (ac, bd) = (_mm256_castps256_ps128(two), _mm256_extractf128_ps::<1>(two));
-            // a c b d: the even floats plus the odd ones.
-            let even = _mm_shuffle_ps::<0b10_00_10_00>(ac, bd);
-            let odd = _mm_shuffle_ps::<0b11_01_11_01>(ac, bd);
-            let acbd = _mm_add_ps(even, odd);
-            _mm_storeu_ps(to.as_mut_ptr(), _mm_permute_ps::<0b11_01_10_00>(acbd));
-        }
-        to
-    }
-    #[inline(always)]
     fn largest(self, v: __m256) -> f32 {
         values!({
             let four = _mm_max_ps(_mm256_castps256_ps128(v), _mm256_extractf128_ps::<1>(v));
@@ -141,17 +116,24 @@ impl Lanes for Avx2 {
         })
     }
     #[inline(always)]
-    fn f16(self, from: &[u8; 16]) -> __m256 {
+    fn f16(self, from: &[u8]) -> __m256 {
+        let from: &[u8; 16] = from.first_chunk().expect("a vector has eight halves");
         // SAFETY: the CPU has F16C, and the array holds the sixteen bytes that are read.
         unsafe { _mm256_cvtph_ps(_mm_loadu_si128(from.as_ptr().cast())) }
     }
     #[inline(always)]
-    fn bf16(self, from: &[u8; 16]) -> __m256 {
+    fn bf16(self, from: &[u8]) -> __m256 {
+        let from: &[u8; 16] = from.first_chunk().expect("a vector has eight bfloats");
         // SAFETY: the CPU has AVX2, and the array holds the sixteen bytes that are read.
         unsafe {
             let wide = _mm256_cvtepu16_epi32(_mm_loadu_si128(from.as_ptr().cast()));
             _mm256_castsi256_ps(_mm256_slli_epi32::<16>(wide))
         }
+    }
+    #[inline(always)]
+    fn prefetch<T>(self, what: &T) {
+        // SAFETY: a prefetch of any address is sound: it reads nothing and faults nowhere.
+        unsafe { _mm_prefetch::<_MM_HINT_T1>(std::ptr::from_ref(what).cast()) }
     }
 }
 
@@ -200,7 +182,7 @@ impl Quads for Avx2 {
     }
     #[inline(always)]
     fn halves(self, from: &[u8]) -> __m256 {
-        Lanes::f16(self, from.first_chunk().expect("a vector has sixteen halves"))
+        Lanes::f16(self, from)
     }
     #[inline(always)]
     fn convert(self, ints: __m256i) -> __m256 {
@@ -216,7 +198,7 @@ impl Quads for Avx2 {
     }
     #[inline(always)]
     fn store(self, floats: __m256, to: &mut [f32]) {
-        Lanes::store(self, floats, to.first_chunk_mut().expect("room for a vector"));
+        Lanes::store(self, floats, to);
     }
     #[inline(always)]
     fn prefetch(self, here: &[u8], bytes: usize) {

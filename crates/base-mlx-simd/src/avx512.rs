@@ -3,6 +3,7 @@
 use std::arch::x86_64::*;
 
 use crate::avx2::Avx2;
+use crate::isa::{Kernel, Lanes};
 use crate::quads::{QuadKernel, Quads};
 
 /// Exists only if the CPU has AVX-512 F, BW, VL and VNNI, and all that `Avx2` stands for.
@@ -18,6 +19,15 @@ impl Avx512 {
             && is_x86_feature_detected!("avx512vl")
             && is_x86_feature_detected!("avx512vnni");
         Avx2::detect().filter(|_| has).map(|avx2| Self { avx2 })
+    }
+
+    pub(crate) fn run<K: Kernel>(self, kernel: K) -> K::Output {
+        #[target_feature(enable = "avx2,fma,f16c,avx512f,avx512bw,avx512vl,avx512vnni")]
+        fn compiled_for_avx512<K: Kernel>(avx512: Avx512, kernel: K) -> K::Output {
+            kernel.run(avx512)
+        }
+        // SAFETY: an `Avx512` exists only if the CPU has these features.
+        unsafe { compiled_for_avx512(self, kernel) }
     }
 
     pub(crate) fn run_quads<K: QuadKernel>(self, kernel: K) -> K::Output {
@@ -36,6 +46,95 @@ macro_rules! values {
         // SAFETY: `self` exists only if the CPU has AVX-512 F, BW, VL and VNNI.
         unsafe { $call }
     };
+}
+
+impl Lanes for Avx512 {
+    const WIDTH: usize = 16;
+    type V = __m512;
+
+    #[inline(always)]
+    fn splat(self, value: f32) -> __m512 {
+        values!(_mm512_set1_ps(value))
+    }
+    #[inline(always)]
+    fn load(self, from: &[f32]) -> __m512 {
+        let from: &[f32; 16] = from.first_chunk().expect("a vector has sixteen floats");
+        // SAFETY: the CPU has AVX-512, and the array holds the floats that are read.
+        unsafe { _mm512_loadu_ps(from.as_ptr()) }
+    }
+    #[inline(always)]
+    fn store(self, value: __m512, to: &mut [f32]) {
+        let to: &mut [f32; 16] = to.first_chunk_mut().expect("room for a vector");
+        // SAFETY: the CPU has AVX-512, and the array takes the floats that are written.
+        unsafe { _mm512_storeu_ps(to.as_mut_ptr(), value) }
+    }
+    #[inline(always)]
+    fn add(self, a: __m512, b: __m512) -> __m512 {
+        values!(_mm512_add_ps(a, b))
+    }
+    #[inline(always)]
+    fn sub(self, a: __m512, b: __m512) -> __m512 {
+        values!(_mm512_sub_ps(a, b))
+    }
+    #[inline(always)]
+    fn mul(self, a: __m512, b: __m512) -> __m512 {
+        values!(_mm512_mul_ps(a, b))
+    }
+    #[inline(always)]
+    fn div(self, a: __m512, b: __m512) -> __m512 {
+        values!(_mm512_div_ps(a, b))
+    }
+    #[inline(always)]
+    fn max(self, a: __m512, b: __m512) -> __m512 {
+        values!(_mm512_max_ps(a, b))
+    }
+    #[inline(always)]
+    fn min(self, a: __m512, b: __m512) -> __m512 {
+        values!(_mm512_min_ps(a, b))
+    }
+    #[inline(always)]
+    fn mul_add(self, a: __m512, b: __m512, c: __m512) -> __m512 {
+        values!(_mm512_fmadd_ps(a, b, c))
+    }
+    #[inline(always)]
+    fn sum(self, v: __m512) -> f32 {
+        values!({
+            let low = _mm512_castps512_ps256(v);
+            let high = _mm512_castps512_ps256(_mm512_shuffle_f32x4::<0b11_10_11_10>(v, v));
+            Lanes::sum(self.avx2, _mm256_add_ps(low, high))
+        })
+    }
+    #[inline(always)]
+    fn largest(self, v: __m512) -> f32 {
+        values!(_mm512_reduce_max_ps(v))
+    }
+    #[inline(always)]
+    fn pow2(self, value: __m512) -> __m512 {
+        values!({
+            let exponent = _mm512_add_epi32(_mm512_cvtps_epi32(value), _mm512_set1_epi32(127));
+            _mm512_castsi512_ps(_mm512_slli_epi32::<23>(exponent))
+        })
+    }
+    #[inline(always)]
+    fn f16(self, from: &[u8]) -> __m512 {
+        let from: &[u8; 32] = from.first_chunk().expect("a vector has sixteen halves");
+        // SAFETY: the CPU has AVX-512, and the array holds the bytes that are read.
+        unsafe { _mm512_cvtph_ps(_mm256_loadu_si256(from.as_ptr().cast())) }
+    }
+    #[inline(always)]
+    fn bf16(self, from: &[u8]) -> __m512 {
+        let from: &[u8; 32] = from.first_chunk().expect("a vector has sixteen bfloats");
+        // SAFETY: the CPU has AVX-512, and the array holds the bytes that are read.
+        unsafe {
+            let wide = _mm512_cvtepu16_epi32(_mm256_loadu_si256(from.as_ptr().cast()));
+            _mm512_castsi512_ps(_mm512_slli_epi32::<16>(wide))
+        }
+    }
+    #[inline(always)]
+    fn prefetch<T>(self, what: &T) {
+        // SAFETY: a prefetch of any address is sound: it reads nothing and faults nowhere.
+        unsafe { _mm_prefetch::<_MM_HINT_T1>(std::ptr::from_ref(what).cast()) }
+    }
 }
 
 impl Quads for Avx512 {
@@ -101,9 +200,7 @@ impl Quads for Avx512 {
     }
     #[inline(always)]
     fn halves(self, from: &[u8]) -> __m512 {
-        let from: &[u8; 32] = from.first_chunk().expect("a vector has sixteen halves");
-        // SAFETY: the CPU has AVX-512, and the array holds the bytes that are read.
-        unsafe { _mm512_cvtph_ps(_mm256_loadu_si256(from.as_ptr().cast())) }
+        Lanes::f16(self, from)
     }
     #[inline(always)]
     fn convert(self, ints: __m512i) -> __m512 {

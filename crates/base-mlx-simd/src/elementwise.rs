@@ -87,7 +87,7 @@ trait Operation: Copy + Send + Sync {
     fn apply<L: Lanes>(self, lanes: L, a: L::V, b: L::V) -> L::V;
 }
 
-/// `out = operation(a, b)`, eight at a time; a tail goes through the same arithmetic.
+/// `out = operation(a, b)`, a vector at a time; a tail goes through the same arithmetic.
 struct Zip<'a, O> {
     a: &'a [f32],
     b: &'a [f32],
@@ -100,14 +100,10 @@ impl<O: Operation> Kernel for Zip<'_, O> {
 
     #[inline(always)]
     fn run<L: Lanes>(self, lanes: L) {
-        let ((a, a_tail), (b, b_tail)) = (self.a.as_chunks::<8>(), self.b.as_chunks::<8>());
-        let (out, out_tail) = self.out.as_chunks_mut::<8>();
-        for ((a, b), out) in a.iter().zip(b).zip(out) {
-            lanes.store(self.operation.apply(lanes, lanes.load(a), lanes.load(b)), out);
-        }
-        if !out_tail.is_empty() {
-            let (a, b) = (lanes.load_some(a_tail), lanes.load_some(b_tail));
-            lanes.store_some(self.operation.apply(lanes, a, b), out_tail);
+        let inputs = self.a.chunks(L::WIDTH).zip(self.b.chunks(L::WIDTH));
+        for ((a, b), out) in inputs.zip(self.out.chunks_mut(L::WIDTH)) {
+            let (a, b) = (lanes.load_some(a), lanes.load_some(b));
+            lanes.store_some(self.operation.apply(lanes, a, b), out);
         }
     }
 }

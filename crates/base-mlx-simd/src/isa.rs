@@ -1,4 +1,4 @@
-//! Which instructions a kernel may use, and the eight-lane vector it is written in.
+//! Which instructions a kernel may use, and the vectors of f32 that it is written in.
 
 #[cfg(target_arch = "x86_64")]
 pub(crate) use crate::avx2::Avx2;
@@ -50,7 +50,7 @@ impl Isa {
             #[cfg(target_arch = "x86_64")]
             Self::Avx2(avx2) => avx2.run(kernel),
             #[cfg(target_arch = "x86_64")]
-            Self::Avx512(avx512) => avx512.avx2.run(kernel),
+            Self::Avx512(avx512) => avx512.run(kernel),
         }
     }
 
@@ -72,13 +72,16 @@ pub trait Kernel {
     fn run<L: Lanes>(self, lanes: L) -> Self::Output;
 }
 
-/// Eight f32 lanes. A value of the implementing type proves that the CPU has the instructions.
+/// Some f32 lanes. A value of the implementing type proves that the CPU has the instructions.
 pub trait Lanes: Copy + Send + Sync + 'static {
+    /// 8 or 16.
+    const WIDTH: usize;
     type V: Copy;
 
     fn splat(self, value: f32) -> Self::V;
-    fn load(self, from: &[f32; 8]) -> Self::V;
-    fn store(self, value: Self::V, to: &mut [f32; 8]);
+    /// The first `WIDTH` values.
+    fn load(self, from: &[f32]) -> Self::V;
+    fn store(self, value: Self::V, to: &mut [f32]);
     fn add(self, a: Self::V, b: Self::V) -> Self::V;
     fn sub(self, a: Self::V, b: Self::V) -> Self::V;
     fn mul(self, a: Self::V, b: Self::V) -> Self::V;
@@ -87,47 +90,40 @@ pub trait Lanes: Copy + Send + Sync + 'static {
     fn min(self, a: Self::V, b: Self::V) -> Self::V;
     /// `a * b + c`, rounded once where the CPU can.
     fn mul_add(self, a: Self::V, b: Self::V, c: Self::V) -> Self::V;
-    /// The same order of additions everywhere: (0+4 + 2+6) + (1+5 + 3+7).
+    /// Halves are added to each other until one lane is left.
     fn sum(self, value: Self::V) -> f32;
-    /// The [`Lanes::sum`] of each, to the bit.
-    fn sums(self, values: [Self::V; 4]) -> [f32; 4];
     /// The largest lane.
     fn largest(self, value: Self::V) -> f32;
     /// 2 to the power of each lane, which holds a whole number from -126 to 127.
     fn pow2(self, value: Self::V) -> Self::V;
-    /// Little-endian half floats.
-    fn f16(self, from: &[u8; 16]) -> Self::V;
-    /// Little-endian bfloats.
-    fn bf16(self, from: &[u8; 16]) -> Self::V;
-
-    /// The lanes as an array.
+    /// Little-endian half floats, the first `WIDTH`.
+    fn f16(self, from: &[u8]) -> Self::V;
+    /// Little-endian bfloats, the first `WIDTH`.
+    fn bf16(self, from: &[u8]) -> Self::V;
+    /// Says that this will be wanted soon.
     #[inline(always)]
-    fn to_array(self, value: Self::V) -> [f32; 8] {
-        let mut to = [0.0; 8];
-        self.store(value, &mut to);
-        to
-    }
+    fn prefetch<T>(self, _what: &T) {}
 
-    /// Up to eight values; the lanes beyond are zero.
+    /// Up to `WIDTH` values; the lanes beyond are zero.
     #[inline(always)]
     fn load_some(self, from: &[f32]) -> Self::V {
-        match from.as_array() {
-            Some(from) => self.load(from),
-            None => {
-                let mut padded = [0.0; 8];
-                padded[..from.len()].copy_from_slice(from);
-                self.load(&padded)
-            }
+        if from.len() == Self::WIDTH {
+            return self.load(from);
         }
+        let mut padded = [0.0; MOST_LANES];
+        padded[..from.len()].copy_from_slice(from);
+        self.load(&padded)
     }
 
-    /// The first `to.len()` lanes, eight at most.
+    /// The first `to.len()` lanes, `WIDTH` at most.
     #[inline(always)]
     fn store_some(self, value: Self::V, to: &mut [f32]) {
-        match to.as_mut_array() {
-            Some(to) => self.store(value, to),
-            None => to.copy_from_slice(&self.to_array(value)[..to.len()]),
+        if to.len() == Self::WIDTH {
+            return self.store(value, to);
         }
+        let mut all = [0.0; MOST_LANES];
+        self.store(value, &mut all);
+        to.copy_from_slice(&all[..to.len()]);
     }
 
     /// e to the power of each lane, to about one unit in the last place; clamped where f32 would over- or underflow.
@@ -150,6 +146,9 @@ pub trait Lanes: Copy + Send + Sync + 'static {
     }
 }
 
+/// Of any instruction set.
+pub(crate) const MOST_LANES: usize = 16;
+
 /// Plain Rust, for any CPU; the judge of the others.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Scalar;
@@ -165,6 +164,7 @@ impl Scalar {
 }
 
 impl Lanes for Scalar {
+    const WIDTH: usize = 8;
     type V = [f32; 8];
 
     #[inline(always)]
@@ -172,12 +172,12 @@ impl Lanes for Scalar {
         [value; 8]
     }
     #[inline(always)]
-    fn load(self, from: &[f32; 8]) -> [f32; 8] {
-        *from
+    fn load(self, from: &[f32]) -> [f32; 8] {
+        *from.first_chunk().expect("a vector has eight floats")
     }
     #[inline(always)]
-    fn store(self, value: [f32; 8], to: &mut [f32; 8]) {
-        *to = value;
+    fn store(self, value: [f32; 8], to: &mut [f32]) {
+        to[..8].copy_from_slice(&value);
     }
     #[inline(always)]
     fn add(self, a: [f32; 8], b: [f32; 8]) -> [f32; 8] {
@@ -215,10 +215,6 @@ impl Lanes for Scalar {
         (a + c) + (b + d)
     }
     #[inline(always)]
-    fn sums(self, [a, b, c, d]: [[f32; 8]; 4]) -> [f32; 4] {
-        [self.sum(a), self.sum(b), self.sum(c), self.sum(d)]
-    }
-    #[inline(always)]
     fn largest(self, value: [f32; 8]) -> f32 {
         value.into_iter().fold(f32::NEG_INFINITY, f32::max)
     }
@@ -227,12 +223,12 @@ impl Lanes for Scalar {
         value.map(|n| f32::from_bits((((n as i32) + 127) as u32) << 23))
     }
     #[inline(always)]
-    fn f16(self, from: &[u8; 16]) -> [f32; 8] {
+    fn f16(self, from: &[u8]) -> [f32; 8] {
         let pairs = from.as_chunks::<2>().0;
         std::array::from_fn(|lane| half::f16::from_le_bytes(pairs[lane]).to_f32())
     }
     #[inline(always)]
-    fn bf16(self, from: &[u8; 16]) -> [f32; 8] {
+    fn bf16(self, from: &[u8]) -> [f32; 8] {
         let pairs = from.as_chunks::<2>().0;
         std::array::from_fn(|lane| half::bf16::from_le_bytes(pairs[lane]).to_f32())
     }

@@ -28,7 +28,7 @@ mod rope;
 mod shared;
 mod sync;
 
-pub use attention::{AttentionShape, AttentionSpan, KEY_BLOCK, attention};
+pub use attention::{AttentionShape, AttentionSpan, KEY_BLOCK, KvBlock, KvValue, attention};
 pub use bandwidth::read_bandwidth;
 pub use cores::cores;
 pub use elementwise::{add, rms_norm, swiglu};

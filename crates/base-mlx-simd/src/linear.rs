@@ -136,50 +136,32 @@ impl<L: Lanes> Block<'_, L> {
 }
 
 /// `R` rows times `N` rows, all of one length. Each product has its own accumulator, so `R` and `N` change no bit.
-#[inline(always)]
-pub(crate) fn dot_tile<L: Lanes, const R: usize, const N: usize>(
-    lanes: L,
-    x: [&[f32]; R],
-    w: [&[f32]; N],
-) -> [[f32; N]; R] {
-    let mut products = [[0.0; N]; R];
-    for (products, sums) in products.iter_mut().zip(dot_lanes(lanes, x, w)) {
-        for (product, sum) in products.iter_mut().zip(sums) {
-            *product = lanes.sum(sum);
-        }
-    }
-    products
-}
-
-/// As [`dot_tile`], each product still in eight lanes that wait to be summed.
 ///
 /// Loops rather than `map` and closures, which are not always inlined, and then miss the instruction set.
 #[inline(always)]
-pub(crate) fn dot_lanes<L: Lanes, const R: usize, const N: usize>(
+pub(crate) fn dot_tile<L: Lanes, const R: usize, const N: usize>(
     lanes: L,
-    x: [&[f32]; R],
-    w: [&[f32]; N],
-) -> [[L::V; N]; R] {
+    mut x: [&[f32]; R],
+    mut w: [&[f32]; N],
+) -> [[f32; N]; R] {
     let len = x[0].len();
-    let (chunks, tail) = (len / 8, len % 8);
-    let mut xs = [&[][..]; R];
-    let mut ws = [&[][..]; N];
-    for (chunks_of_x, x) in xs.iter_mut().zip(x) {
-        *chunks_of_x = &x.as_chunks::<8>().0[..chunks];
+    for x in &mut x {
+        *x = &x[..len];
     }
-    for (chunks_of_w, w) in ws.iter_mut().zip(w) {
-        *chunks_of_w = &w.as_chunks::<8>().0[..chunks];
+    for w in &mut w {
+        *w = &w[..len];
     }
+    let tail = len % L::WIDTH;
     let mut sums = [[lanes.splat(0.0); N]; R];
     let mut now = [lanes.splat(0.0); N];
-    for chunk in 0..chunks {
-        for (now, w) in now.iter_mut().zip(ws) {
-            // SAFETY: every slice of `ws` was cut to `chunks` above.
-            *now = lanes.load(unsafe { w.get_unchecked(chunk) });
+    for start in (0..len - tail).step_by(L::WIDTH) {
+        for (now, w) in now.iter_mut().zip(w) {
+            // SAFETY: `start` is a vector or more before the end of each row, which all were cut to `len` above.
+            *now = lanes.load(unsafe { w.get_unchecked(start..start + L::WIDTH) });
         }
-        for (sums, x) in sums.iter_mut().zip(xs) {
-            // SAFETY: every slice of `xs` was cut to `chunks` above.
-            let x = lanes.load(unsafe { x.get_unchecked(chunk) });
+        for (sums, x) in sums.iter_mut().zip(x) {
+            // SAFETY: as above.
+            let x = lanes.load(unsafe { x.get_unchecked(start..start + L::WIDTH) });
             for (sum, w) in sums.iter_mut().zip(now) {
                 *sum = lanes.mul_add(x, w, *sum);
             }
@@ -196,7 +178,13 @@ pub(crate) fn dot_lanes<L: Lanes, const R: usize, const N: usize>(
             }
         }
     }
-    sums
+    let mut products = [[0.0; N]; R];
+    for (products, sums) in products.iter_mut().zip(sums) {
+        for (product, sum) in products.iter_mut().zip(sums) {
+            *product = lanes.sum(sum);
+        }
+    }
+    products
 }
 
 /// Twelve accumulators, three weights and one x fill sixteen registers.

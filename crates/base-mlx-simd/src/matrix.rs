@@ -1,6 +1,6 @@
 //! Plain floats as they lie in a file, matrices of them, and their rows as f32.
 
-use crate::isa::{Isa, Kernel, Lanes};
+use crate::isa::{Isa, Kernel, Lanes, MOST_LANES};
 use crate::pool::{Pool, VALUES_IN_PIECE};
 use crate::shared::SharedMut;
 
@@ -32,38 +32,36 @@ impl<'a> Floats<'a> {
         }
     }
 
-    /// Those from `start` on, up to eight; the lanes beyond `len` hold anything.
+    /// Those from `start` on, up to a vector; the lanes beyond `len` hold anything.
     #[inline(always)]
     pub(crate) fn load<L: Lanes>(self, lanes: L, start: usize, len: usize) -> L::V {
         match self {
             Self::F32(bytes) => {
-                let bytes = eight_of::<32>(bytes, start, len);
-                let quads = bytes.as_chunks::<4>().0;
-                let mut values = [0.0; 8];
-                for (value, quad) in values.iter_mut().zip(quads) {
+                let mut values = [0.0; MOST_LANES];
+                let quads = bytes[4 * start..].as_chunks::<4>().0;
+                for (value, quad) in values[..L::WIDTH].iter_mut().zip(quads) {
                     *value = f32::from_le_bytes(*quad);
                 }
                 lanes.load(&values)
             }
-            Self::F16(bytes) => lanes.f16(&eight_of(bytes, start, len)),
-            Self::BF16(bytes) => lanes.bf16(&eight_of(bytes, start, len)),
+            Self::F16(bytes) => match bytes[2 * start..].get(..2 * L::WIDTH) {
+                Some(whole) => lanes.f16(whole),
+                None => lanes.f16(&padded(&bytes[2 * start..], len)),
+            },
+            Self::BF16(bytes) => match bytes[2 * start..].get(..2 * L::WIDTH) {
+                Some(whole) => lanes.bf16(whole),
+                None => lanes.bf16(&padded(&bytes[2 * start..], len)),
+            },
         }
     }
 }
 
-/// Eight elements, `N` bytes in all: whatever follows the `len` that are asked for, or zeros at the very end.
+/// The first `len` of values of two bytes each, and zeros.
 #[inline(always)]
-fn eight_of<const N: usize>(bytes: &[u8], start: usize, len: usize) -> [u8; N] {
-    let bytes = &bytes[start * (N / 8)..];
-    match bytes.first_chunk::<N>() {
-        Some(eight) => *eight,
-        None => {
-            let mut padded = [0; N];
-            let len = len * (N / 8);
-            padded[..len].copy_from_slice(&bytes[..len]);
-            padded
-        }
-    }
+fn padded(bytes: &[u8], len: usize) -> [u8; 2 * MOST_LANES] {
+    let mut padded = [0; 2 * MOST_LANES];
+    padded[..2 * len].copy_from_slice(&bytes[..2 * len]);
+    padded
 }
 
 /// A matrix `[outputs, inner]` of plain floats; `inner` is not zero.
@@ -89,8 +87,8 @@ impl<'a> Matrix<'a> {
     /// Writes row `output` as f32.
     #[inline(always)]
     pub(crate) fn unpack_row<L: Lanes>(&self, lanes: L, output: usize, to: &mut [f32]) {
-        for (index, to) in to.chunks_mut(8).enumerate() {
-            let start = output * self.inner + index * 8;
+        for (index, to) in to.chunks_mut(L::WIDTH).enumerate() {
+            let start = output * self.inner + index * L::WIDTH;
             lanes.store_some(self.values.load(lanes, start, to.len()), to);
         }
     }

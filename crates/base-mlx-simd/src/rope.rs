@@ -87,9 +87,9 @@ impl Kernel for Rotate<'_> {
                 rest.copy_from_slice(&x[self.pairs * 2..]);
                 let (out_a, out_b) = rotated.split_at_mut(self.pairs);
                 let (a, b) = x[..self.pairs * 2].split_at(self.pairs);
-                let inputs = a.chunks(8).zip(b.chunks(8));
-                let angles = cosines.chunks(8).zip(sines.chunks(8));
-                let outputs = out_a.chunks_mut(8).zip(out_b.chunks_mut(8));
+                let inputs = a.chunks(L::WIDTH).zip(b.chunks(L::WIDTH));
+                let angles = cosines.chunks(L::WIDTH).zip(sines.chunks(L::WIDTH));
+                let outputs = out_a.chunks_mut(L::WIDTH).zip(out_b.chunks_mut(L::WIDTH));
                 for (((a, b), (cos, sin)), (out_a, out_b)) in inputs.zip(angles).zip(outputs) {
                     let (a, b) = (lanes.load_some(a), lanes.load_some(b));
                     let (cos, sin) = (lanes.load_some(cos), lanes.load_some(sin));

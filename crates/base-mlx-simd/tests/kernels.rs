@@ -1,10 +1,11 @@
 //! Every kernel on every instruction set this CPU has, compared with the portable one on random sizes.
 
 use base_mlx_simd::{
-    Affine, Arena, AttentionShape, AttentionSpan, Floats, Isa, KEY_BLOCK, Kernel, Lanes, Matrix,
-    Packed, PackedProduct, Pool, RopeTable, add, attention, linear, linear_packed, rms_norm, rope,
-    swiglu, unpack_rows,
+    Affine, Arena, AttentionShape, AttentionSpan, Floats, Isa, KEY_BLOCK, Kernel, KvBlock, KvValue,
+    Lanes, Matrix, Packed, PackedProduct, Pool, RopeTable, add, attention, linear, linear_packed,
+    rms_norm, rope, swiglu, unpack_rows,
 };
+use half::f16;
 
 #[test]
 fn products_and_unpacked_rows_agree() {
@@ -147,76 +148,97 @@ fn attentions_agree() {
         let (heads, head_dim) = (kv_heads * group, dice.below(90) + 1);
         let window = (seed % 3 == 0).then(|| dice.below(90) + 1);
         let shape = AttentionShape { heads, kv_heads, head_dim, scale: 0.4, window };
-        let block = kv_heads * KEY_BLOCK * head_dim;
-        let mut tokens = 0;
-        let lens: Vec<(usize, usize)> = (0..3).map(|_| (dice.below(80), dice.below(40))).collect();
-        let blocks: Vec<Vec<f32>> = (0..8).map(|_| dice.floats(block)).collect();
-        let spans: Vec<AttentionSpan> = lens
-            .iter()
-            .map(|&(start, rows)| {
-                let count = (start + rows).div_ceil(KEY_BLOCK);
-                let some = |first: usize| {
-                    (0..count).map(|i| &blocks[(first + i) % 8][..]).collect::<Vec<_>>()
-                };
-                let (keys, values) = (some(0), some(3));
-                tokens += rows;
-                AttentionSpan { rows: tokens - rows..tokens, start, keys, values }
-            })
-            .collect();
+        let longest = [80, 80, 1200][seed as usize % 3];
+        let lens: Vec<(usize, usize)> =
+            (0..3).map(|_| (dice.below(longest), dice.below(40))).collect();
+        let tokens: usize = lens.iter().map(|(_, rows)| rows).sum();
         let q = dice.floats(tokens * heads * head_dim);
-        agree(&format!("{shape:?}, {lens:?}"), q.len(), |isa, out| {
-            attention(&pool, isa, shape, &q, &spans, out);
-        });
+        let what = format!("{shape:?}, {lens:?}");
+        attend_everywhere::<f32>(&what, &pool, shape, &mut dice, &lens, &q);
+        attend_everywhere::<f16>(&what, &pool, shape, &mut dice, &lens, &q);
     }
+}
+
+/// Each sequence has a past and some rows.
+fn attend_everywhere<T: KvValue>(
+    what: &str,
+    pool: &Pool,
+    shape: AttentionShape,
+    dice: &mut Dice,
+    lens: &[(usize, usize)],
+    q: &[f32],
+) {
+    let caches: Vec<_> =
+        lens.iter().map(|(start, rows)| cache::<T>(shape, dice, start + rows)).collect();
+    let mut tokens = 0;
+    let spans: Vec<AttentionSpan<T>> = lens
+        .iter()
+        .zip(&caches)
+        .map(|(&(start, rows), blocks)| {
+            tokens += rows;
+            AttentionSpan { rows: tokens - rows..tokens, start, blocks: blocks.iter().collect() }
+        })
+        .collect();
+    agree(what, q.len(), |isa, out| attention(pool, isa, shape, q, &spans, out));
+}
+
+/// Random keys and values of so many positions.
+fn cache<T: KvValue>(shape: AttentionShape, dice: &mut Dice, len: usize) -> Vec<KvBlock<T>> {
+    let AttentionShape { kv_heads, head_dim, .. } = shape;
+    let mut blocks = Vec::new();
+    for start in (0..len).step_by(KEY_BLOCK) {
+        let mut block = KvBlock::new(kv_heads, head_dim);
+        let count = KEY_BLOCK.min(len - start) * kv_heads * head_dim;
+        block.write(0, &dice.floats(count), &dice.floats(count));
+        blocks.push(block);
+    }
+    blocks
 }
 
 #[test]
 fn a_row_attends_with_the_same_bits_in_any_chunk() {
-    let pool = Pool::new(2);
     for (seed, window) in
-        [None, Some(1), Some(33), Some(150)].into_iter().cycle().take(12).enumerate()
+        [None, Some(1), Some(33), Some(150), Some(700)].into_iter().cycle().take(15).enumerate()
     {
         let mut dice = Dice(seed as u64);
         let (kv_heads, group) = (dice.below(2) + 1, [1, 2, 3, 4, 7][seed % 5]);
         let (heads, head_dim) = (kv_heads * group, [64, 40, 96, 7][dice.below(4)]);
         let shape = AttentionShape { heads, kv_heads, head_dim, scale: 2.0, window };
-        let len = 300 + dice.below(100);
-        let row = heads * head_dim;
-        let q = dice.floats(len * row);
-        let mut cache = || -> Vec<Vec<f32>> {
-            let block = kv_heads * KEY_BLOCK * head_dim;
-            (0..len.div_ceil(KEY_BLOCK)).map(|_| dice.floats(block)).collect()
+        let len = 300 + dice.below(100) + if seed % 2 == 0 { 600 } else { 0 };
+        chunks_have_the_same_bits::<f32>(shape, &mut dice, len);
+        chunks_have_the_same_bits::<f16>(shape, &mut dice, len);
+    }
+}
+
+fn chunks_have_the_same_bits<T: KvValue>(shape: AttentionShape, dice: &mut Dice, len: usize) {
+    let AttentionShape { heads, kv_heads, head_dim, .. } = shape;
+    let row = heads * head_dim;
+    let q = dice.floats(len * row);
+    let mut cache = cache::<T>(shape, dice, len);
+    // What nobody may see gets into no sum.
+    let rest = len.next_multiple_of(KEY_BLOCK) - len;
+    let infinite = vec![f32::INFINITY; rest * kv_heads * head_dim];
+    cache.last_mut().unwrap().write(KEY_BLOCK - rest, &infinite, &infinite);
+    for isa in Isa::all() {
+        let in_chunks = |threads, rows: usize| {
+            let pool = Pool::new(threads);
+            let mut out = vec![f32::NAN; len * row];
+            for start in (0..len).step_by(rows) {
+                let rows = rows.min(len - start);
+                let some = start * row..(start + rows) * row;
+                let span = AttentionSpan { rows: 0..rows, start, blocks: cache.iter().collect() };
+                attention(&pool, isa, shape, &q[some.clone()], &[span], &mut out[some]);
+            }
+            out
         };
-        let (mut keys, mut values) = (cache(), cache());
-        // What nobody may see gets into no sum.
-        for blocks in [&mut keys, &mut values] {
-            for head in blocks.last_mut().unwrap().chunks_mut(KEY_BLOCK * head_dim) {
-                head[(len - 1) % KEY_BLOCK * head_dim + head_dim..].fill(f32::INFINITY);
-            }
-        }
-        for isa in Isa::all() {
-            let in_chunks = |rows: usize| {
-                let mut out = vec![f32::NAN; len * row];
-                for start in (0..len).step_by(rows) {
-                    let rows = rows.min(len - start);
-                    let some = start * row..(start + rows) * row;
-                    let span = AttentionSpan {
-                        rows: 0..rows,
-                        start,
-                        keys: keys.iter().map(|block| &block[..]).collect(),
-                        values: values.iter().map(|block| &block[..]).collect(),
-                    };
-                    attention(&pool, isa, shape, &q[some.clone()], &[span], &mut out[some]);
-                }
-                out
-            };
-            let alone = in_chunks(1);
-            assert!(alone.iter().all(|x| x.is_finite()), "{}: {shape:?}", isa.name());
-            for rows in [7, 64, len] {
-                let same =
-                    in_chunks(rows).iter().zip(&alone).all(|(a, b)| a.to_bits() == b.to_bits());
-                assert!(same, "{}: {len} keys in chunks of {rows}, {shape:?}", isa.name());
-            }
+        let alone = in_chunks(2, 1);
+        assert!(alone.iter().all(|x| x.is_finite()), "{}: {shape:?}", isa.name());
+        for (threads, rows) in [(1, 1), (2, 7), (1, 64), (2, len)] {
+            let same = in_chunks(threads, rows)
+                .iter()
+                .zip(&alone)
+                .all(|(a, b)| a.to_bits() == b.to_bits());
+            assert!(same, "{}: {len} keys in chunks of {rows}, {shape:?}", isa.name());
         }
     }
 }
@@ -228,14 +250,12 @@ fn a_value_not_yet_due_is_not_touched() {
         AttentionShape { heads: 2, kv_heads: 1, head_dim: 16, scale: 1.0, window: Some(20) };
     let (len, bad) = (90, 50);
     let mut dice = Dice(1);
-    let (q, keys) = (dice.floats(len * 32), dice.floats(96 * 16));
-    let mut values = dice.floats(96 * 16);
-    values[bad * 16..(bad + 1) * 16].fill(f32::INFINITY);
-    let blocks = [&keys, &values].map(|all| all.chunks(KEY_BLOCK * 16).collect::<Vec<_>>());
+    let q = dice.floats(len * 32);
+    let mut blocks = cache::<f32>(shape, &mut dice, len);
+    blocks[bad / KEY_BLOCK].write(bad % KEY_BLOCK, &[0.5; 16], &[f32::INFINITY; 16]);
     for isa in Isa::all() {
         let mut out = vec![0.0; q.len()];
-        let [keys, values] = blocks.clone();
-        let span = AttentionSpan { rows: 0..len, start: 0, keys, values };
+        let span = AttentionSpan { rows: 0..len, start: 0, blocks: blocks.iter().collect() };
         attention(&pool, isa, shape, &q, &[span], &mut out);
         for (row, out) in out.chunks(32).enumerate() {
             let seen = (bad..bad + 20).contains(&row);
@@ -245,28 +265,37 @@ fn a_value_not_yet_due_is_not_touched() {
 }
 
 #[test]
-fn four_sums_have_the_bits_of_one() {
-    struct Sums<'a>(&'a [f32]);
-    impl Kernel for Sums<'_> {
-        type Output = ([f32; 4], [f32; 4], f32);
+fn what_is_beyond_half_a_float_is_kept_as_the_largest() {
+    let shape = AttentionShape { heads: 1, kv_heads: 1, head_dim: 1, scale: 1.0, window: None };
+    for (value, kept) in [(1e9, 65504.0), (f32::NEG_INFINITY, -65504.0), (-1.5, -1.5)] {
+        let mut block = KvBlock::<f16>::new(1, 1);
+        block.write(0, &[1.0], &[value]);
+        let span = AttentionSpan { rows: 0..1, start: 0, blocks: vec![&block] };
+        let mut out = [0.0];
+        attention(&Pool::new(1), Isa::best(), shape, &[1.0], &[span], &mut out);
+        assert_eq!(out, [kept]);
+    }
+}
+
+#[test]
+fn sums_and_largest_are_of_all_lanes() {
+    struct Whole<'a>(&'a [f32]);
+    impl Kernel for Whole<'_> {
+        type Output = (usize, f32, f32);
         #[inline(always)]
         fn run<L: Lanes>(self, lanes: L) -> Self::Output {
-            let mut vectors = [lanes.splat(0.0); 4];
-            let mut each = [0.0; 4];
-            for (index, x) in self.0.as_chunks::<8>().0.iter().enumerate() {
-                vectors[index] = lanes.load(x);
-                each[index] = lanes.sum(vectors[index]);
-            }
-            (lanes.sums(vectors), each, lanes.largest(vectors[0]))
+            let vector = lanes.load(self.0);
+            (L::WIDTH, lanes.sum(vector), lanes.largest(vector))
         }
     }
     for seed in 0..100 {
-        let x = Dice(seed).floats(32);
-        let largest = x[..8].iter().copied().fold(f32::NEG_INFINITY, f32::max);
+        let x = Dice(seed).floats(16);
         for isa in Isa::all() {
-            let (four, each, found) = isa.run(Sums(&x));
-            assert_eq!(four.map(f32::to_bits), each.map(f32::to_bits), "{}", isa.name());
-            assert_eq!(found, largest, "{}", isa.name());
+            let (width, sum, largest) = isa.run(Whole(&x));
+            let exact: f32 = x[..width].iter().sum();
+            assert!((sum - exact).abs() < 1e-5, "{}: {sum} for {exact}", isa.name());
+            let expected = x[..width].iter().copied().fold(f32::NEG_INFINITY, f32::max);
+            assert_eq!(largest, expected, "{}", isa.name());
         }
     }
 }
@@ -279,8 +308,10 @@ fn powers_of_e_are_close_to_the_exact_ones() {
         #[inline(always)]
         fn run<L: Lanes>(self, lanes: L) -> Vec<f32> {
             let mut out = Vec::new();
-            for x in self.0.as_chunks::<8>().0 {
-                out.extend(lanes.to_array(lanes.exp(lanes.load(x))));
+            for x in self.0.chunks(L::WIDTH) {
+                let start = out.len();
+                out.resize(start + x.len(), 0.0);
+                lanes.store_some(lanes.exp(lanes.load_some(x)), &mut out[start..]);
             }
             out
         }
@@ -413,7 +444,7 @@ fn stored(values: &[f32], dtype: usize) -> Vec<u8> {
     let values = values.iter().copied();
     match dtype {
         0 => values.flat_map(f32::to_le_bytes).collect(),
-        1 => values.flat_map(|x| half::f16::from_f32(x).to_le_bytes()).collect(),
+        1 => values.flat_map(|x| f16::from_f32(x).to_le_bytes()).collect(),
         _ => values.flat_map(|x| half::bf16::from_f32(x).to_le_bytes()).collect(),
     }
 }
@@ -422,7 +453,7 @@ fn read(stored: &[u8], dtype: usize) -> Vec<f32> {
     let pairs = stored.as_chunks().0.iter();
     match dtype {
         0 => stored.as_chunks().0.iter().map(|x| f32::from_le_bytes(*x)).collect(),
-        1 => pairs.map(|x| half::f16::from_le_bytes(*x).to_f32()).collect(),
+        1 => pairs.map(|x| f16::from_le_bytes(*x).to_f32()).collect(),
         _ => pairs.map(|x| half::bf16::from_le_bytes(*x).to_f32()).collect(),
     }
 }

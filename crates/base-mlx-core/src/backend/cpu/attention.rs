@@ -1,14 +1,36 @@
-use base_mlx_simd::{AttentionShape, AttentionSpan};
+use base_mlx_simd::{AttentionShape, AttentionSpan, KvValue};
 
-use super::{CpuArray, CpuBackend};
+use super::kv::{Layer, Layers};
+use super::{CpuArray, CpuBackend, CpuKv};
 use crate::backend::{Attend, Qkv, Span};
+use crate::tensor::Dtype;
 
 pub(super) fn attend(
     backend: &CpuBackend,
     layer: usize,
-    Qkv { q, k, v }: Qkv<CpuBackend>,
+    qkv: Qkv<CpuBackend>,
     spans: &mut [Span<CpuBackend>],
     how: Attend,
+) -> CpuArray {
+    // All caches of a backend keep the same type.
+    match backend.kv_dtype {
+        Dtype::F16 => attend_in(backend, qkv, spans, how, |kv| match &mut kv.0 {
+            Layers::F16(layers) => &mut layers[layer],
+            Layers::F32(_) => panic!("a cache of F32 among those of F16"),
+        }),
+        _ => attend_in(backend, qkv, spans, how, |kv| match &mut kv.0 {
+            Layers::F32(layers) => &mut layers[layer],
+            Layers::F16(_) => panic!("a cache of F16 among those of F32"),
+        }),
+    }
+}
+
+fn attend_in<T: KvValue>(
+    backend: &CpuBackend,
+    Qkv { q, k, v }: Qkv<CpuBackend>,
+    spans: &mut [Span<CpuBackend>],
+    Attend { scale, window }: Attend,
+    layer: impl Fn(&mut CpuKv) -> &mut Layer<T>,
 ) -> CpuArray {
     let (heads, head_dim) = (q.shape().dim(1), q.width());
     let kv_heads = k.shape().dim(1);
@@ -16,30 +38,20 @@ pub(super) fn attend(
     assert_eq!((k.rows(), k.width()), (q.rows(), head_dim), "attend: q {:?}", q.shape());
 
     let (keys, values) = (k.array().as_f32(), v.array().as_f32());
-    let starts: Vec<usize> = spans
+    let spans: Vec<AttentionSpan<T>> = spans
         .iter_mut()
         .map(|span| {
-            let layer = span.kv.layer_mut(layer);
+            let layer = layer(span.kv);
             let spec = layer.spec();
             assert_eq!((kv_heads, head_dim), (spec.kv_heads, spec.head_dim), "attend: k, cache");
             let start = layer.len();
             let width = kv_heads * head_dim;
             let new = span.rows.start * width..span.rows.end * width;
             layer.append(&keys[new.clone()], &values[new]);
-            start
-        })
-        .collect();
-    let spans: Vec<AttentionSpan> = spans
-        .iter()
-        .zip(starts)
-        .map(|(span, start)| {
-            let layer = span.kv.layer(layer);
-            let (keys, values) = (layer.keys(), layer.values());
-            AttentionSpan { rows: span.rows.clone(), start, keys, values }
+            AttentionSpan { rows: span.rows.clone(), start, blocks: layer.blocks() }
         })
         .collect();
 
-    let Attend { scale, window } = how;
     let shape = AttentionShape { heads, kv_heads, head_dim, scale, window };
     let q = q.array().as_f32();
     let mut out = vec![0.0; q.len()];

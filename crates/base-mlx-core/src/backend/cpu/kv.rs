@@ -1,69 +1,76 @@
 use std::sync::Arc;
 
-use base_mlx_simd::KEY_BLOCK;
+use base_mlx_simd::{KEY_BLOCK, KvBlock, KvValue};
+use half::f16;
 
 use crate::backend::{KvCache, LayerSpec};
+use crate::tensor::Dtype;
 
 /// Keys and values in blocks of [`KEY_BLOCK`] positions. A fork shares all blocks; who writes to a shared one copies
 /// it first.
-pub struct CpuKv {
-    layers: Vec<Layer>,
+pub struct CpuKv(pub(super) Layers);
+
+/// By the type that keys and values are kept in.
+pub(super) enum Layers {
+    F16(Vec<Layer<f16>>),
+    F32(Vec<Layer<f32>>),
 }
 
 impl CpuKv {
-    pub(super) fn new(layers: &[LayerSpec]) -> Self {
-        let layers =
-            layers.iter().map(|&spec| Layer { spec, len: 0, blocks: Vec::new() }).collect();
-        Self { layers }
+    /// In F16 or F32.
+    pub(super) fn new(layers: &[LayerSpec], dtype: Dtype) -> Self {
+        Self(match dtype {
+            Dtype::F16 => Layers::F16(empty(layers)),
+            Dtype::F32 => Layers::F32(empty(layers)),
+            other => panic!("keys and values in {other}"),
+        })
     }
+}
 
-    pub(super) fn layer(&self, layer: usize) -> &Layer {
-        &self.layers[layer]
-    }
-
-    pub(super) fn layer_mut(&mut self, layer: usize) -> &mut Layer {
-        &mut self.layers[layer]
-    }
+fn empty<T>(layers: &[LayerSpec]) -> Vec<Layer<T>> {
+    layers.iter().map(|&spec| Layer { spec, len: 0, blocks: Vec::new() }).collect()
 }
 
 impl KvCache for CpuKv {
     fn len(&self) -> usize {
-        self.layers.iter().map(|layer| layer.len).min().unwrap_or(0)
+        match &self.0 {
+            Layers::F16(layers) => layers.iter().map(Layer::len).min(),
+            Layers::F32(layers) => layers.iter().map(Layer::len).min(),
+        }
+        .unwrap_or(0)
     }
 
     fn truncate(&mut self, len: usize) -> usize {
-        for layer in &mut self.layers {
-            layer.len = layer.len.min(len);
-            layer.blocks.truncate(layer.len.div_ceil(KEY_BLOCK));
+        match &mut self.0 {
+            Layers::F16(layers) => layers.iter_mut().for_each(|layer| layer.truncate(len)),
+            Layers::F32(layers) => layers.iter_mut().for_each(|layer| layer.truncate(len)),
         }
         self.len()
     }
 
     fn fork(&self) -> Self {
-        Self { layers: self.layers.clone() }
+        Self(match &self.0 {
+            Layers::F16(layers) => Layers::F16(layers.clone()),
+            Layers::F32(layers) => Layers::F32(layers.clone()),
+        })
     }
 
     fn bytes(&self) -> usize {
-        let blocks = self.layers.iter().flat_map(|layer| &layer.blocks);
-        blocks.map(|block| (block.keys.len() + block.values.len()) * size_of::<f32>()).sum()
+        match &self.0 {
+            Layers::F16(layers) => layers.iter().map(Layer::bytes).sum(),
+            Layers::F32(layers) => layers.iter().map(Layer::bytes).sum(),
+        }
     }
 }
 
 #[derive(Clone)]
-pub(super) struct Layer {
+pub(super) struct Layer<T> {
     spec: LayerSpec,
     len: usize,
-    blocks: Vec<Arc<Block>>,
+    blocks: Vec<Arc<KvBlock<T>>>,
 }
 
-/// Both `[kv_heads, KEY_BLOCK, head_dim]`: a head's keys lie side by side.
-#[derive(Clone)]
-struct Block {
-    keys: Vec<f32>,
-    values: Vec<f32>,
-}
-
-impl Layer {
+impl<T> Layer<T> {
     pub(super) fn len(&self) -> usize {
         self.len
     }
@@ -72,12 +79,20 @@ impl Layer {
         self.spec
     }
 
-    pub(super) fn keys(&self) -> Vec<&[f32]> {
-        self.blocks.iter().map(|block| block.keys.as_slice()).collect()
+    pub(super) fn blocks(&self) -> Vec<&KvBlock<T>> {
+        self.blocks.iter().map(|block| &**block).collect()
     }
 
-    pub(super) fn values(&self) -> Vec<&[f32]> {
-        self.blocks.iter().map(|block| block.values.as_slice()).collect()
+    fn truncate(&mut self, len: usize) {
+        self.len = self.len.min(len);
+        self.blocks.truncate(self.len.div_ceil(KEY_BLOCK));
+    }
+}
+
+impl<T: KvValue> Layer<T> {
+    fn bytes(&self) -> usize {
+        let LayerSpec { kv_heads, head_dim } = self.spec;
+        self.blocks.len() * KvBlock::<T>::bytes(kv_heads, head_dim)
     }
 
     /// `[positions, kv_heads, head_dim]` each.
@@ -89,31 +104,15 @@ impl Layer {
         while !keys.is_empty() {
             let place = self.len % KEY_BLOCK;
             if place == 0 {
-                let empty = vec![0.0; width * KEY_BLOCK];
-                self.blocks.push(Arc::new(Block { keys: empty.clone(), values: empty }));
+                self.blocks.push(Arc::new(KvBlock::new(kv_heads, head_dim)));
             }
             let block = self.blocks.last_mut().expect("the length says there is one");
-            let block = Arc::make_mut(block);
             let count = (keys.len() / width).min(KEY_BLOCK - place);
-            keys = fill(&mut block.keys, keys, place, count, self.spec);
-            values = fill(&mut block.values, values, place, count, self.spec);
+            let (key, later_keys) = keys.split_at(count * width);
+            let (value, later_values) = values.split_at(count * width);
+            Arc::make_mut(block).write(place, key, value);
+            (keys, values) = (later_keys, later_values);
             self.len += count;
         }
     }
-}
-
-/// Writes `count` positions from `place` on; returns what is left.
-fn fill<'a>(
-    block: &mut [f32],
-    from: &'a [f32],
-    place: usize,
-    count: usize,
-    LayerSpec { kv_heads, head_dim }: LayerSpec,
-) -> &'a [f32] {
-    let (now, later) = from.split_at(count * kv_heads * head_dim);
-    for (index, head) in now.chunks_exact(head_dim).enumerate() {
-        let (position, kv_head) = (place + index / kv_heads, index % kv_heads);
-        block[(kv_head * KEY_BLOCK + position) * head_dim..][..head_dim].copy_from_slice(head);
-    }
-    later
 }

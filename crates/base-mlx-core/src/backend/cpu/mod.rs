@@ -27,6 +27,8 @@ pub struct CpuBackend {
     device: Arc<Device>,
     /// Where the model's weights go.
     arena: Arena,
+    /// What keys and values are kept in.
+    kv_dtype: Dtype,
 }
 
 struct Device {
@@ -44,7 +46,12 @@ impl CpuBackend {
     /// The same with instructions of the caller's choice, for comparing one with another.
     pub fn with_isa(threads: usize, isa: Isa) -> Self {
         let device = Device { pool: Pool::new(threads), isa, rope_tables: RopeTables::default() };
-        Self { device: Arc::new(device), arena: Arena::default() }
+        Self { device: Arc::new(device), arena: Arena::default(), kv_dtype: Dtype::F16 }
+    }
+
+    /// The same with keys and values kept in F16, which is what it does by itself, or in F32.
+    pub fn with_kv(self, kv_dtype: Dtype) -> Self {
+        Self { kv_dtype, ..self }
     }
 
     /// What it computes with, for people: "cpu, 2 threads, avx2".
@@ -75,7 +82,7 @@ impl Backend for CpuBackend {
 
     /// With memory of its own, which goes back as a whole when the model does.
     fn for_model(&self, _dtype: Dtype) -> Self {
-        Self { device: self.device.clone(), arena: Arena::default() }
+        Self { arena: Arena::default(), ..self.clone() }
     }
 
     fn upload(&self, data: HostArray) -> Result<CpuArray, DeviceError> {
@@ -112,7 +119,11 @@ impl Backend for CpuBackend {
     }
 
     fn new_kv(&self, layers: &[LayerSpec]) -> Result<CpuKv, DeviceError> {
-        Ok(CpuKv::new(layers))
+        Ok(CpuKv::new(layers, self.kv_dtype))
+    }
+
+    fn kv_dtype(&self) -> Dtype {
+        self.kv_dtype
     }
 
     fn embed(&self, table: &Weight<Self>, tokens: &Tensor<Self>) -> CpuArray {
