@@ -5,6 +5,7 @@ use std::io::Write;
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result, bail};
+use base_mlx_core::backend::KvFormat;
 use base_mlx_core::engine::{Device, DeviceKind, DeviceOptions, EngineOptions};
 use base_mlx_core::store::Store;
 use clap::{Args, Command, ValueEnum};
@@ -35,6 +36,9 @@ pub(crate) struct Compute {
     /// What computes [default: auto]
     #[arg(long, env = "BASE_MLX_DEVICE", value_name = "DEVICE")]
     pub(crate) device: Option<DeviceName>,
+    /// What keys and values are kept as [default: f16 on the CPU, elsewhere the type of the model]
+    #[arg(long, env = "BASE_MLX_KV_CACHE_TYPE", value_name = "TYPE")]
+    pub(crate) kv_cache_type: Option<KvName>,
     /// Compute with MLX's own operations alone, for comparing: no kernels of ours on CUDA
     #[arg(long, env = "BASE_MLX_STOCK_KERNELS", value_name = "BOOL", num_args = 0..=1)]
     #[arg(require_equals = true, default_missing_value = "true")]
@@ -64,7 +68,8 @@ impl Compute {
 
     pub(crate) fn engine(&self, file: &ConfigFile) -> EngineOptions {
         let context = self.ctx.or(file.ctx.map(Count::get));
-        EngineOptions { context, ..EngineOptions::default() }
+        let kv_format = self.kv_cache_type.or(file.kv_cache_type).map(KvName::format);
+        EngineOptions { context, kv_format, ..EngineOptions::default() }
     }
 }
 
@@ -79,6 +84,7 @@ pub(crate) struct ConfigFile {
     pub(crate) ctx: Option<Count>,
     pub(crate) threads: Option<Count>,
     pub(crate) device: Option<DeviceName>,
+    pub(crate) kv_cache_type: Option<KvName>,
     pub(crate) stock_kernels: Option<bool>,
     pub(crate) parallel: Option<Count>,
     pub(crate) allow_host: Option<Vec<String>>,
@@ -156,6 +162,29 @@ impl DeviceName {
             Self::Cuda => DeviceKind::Cuda,
             Self::Cpu => DeviceKind::Cpu,
             Self::MlxCpu => DeviceKind::MlxCpu,
+        }
+    }
+}
+
+/// Types of keys and values as users call them.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize, ValueEnum)]
+#[serde(rename_all = "snake_case")]
+#[value(rename_all = "snake_case")]
+pub(crate) enum KvName {
+    F32,
+    F16,
+    /// 8-bit integers: half the memory of f16
+    #[serde(rename = "q8_0")]
+    #[value(name = "q8_0")]
+    Q8,
+}
+
+impl KvName {
+    fn format(self) -> KvFormat {
+        match self {
+            Self::F32 => KvFormat::F32,
+            Self::F16 => KvFormat::F16,
+            Self::Q8 => KvFormat::Q8,
         }
     }
 }

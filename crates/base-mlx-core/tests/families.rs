@@ -11,9 +11,8 @@ use std::collections::BTreeMap;
 use std::path::Path;
 
 use base_mlx_core::TokenId;
-use base_mlx_core::backend::{Backend, CpuBackend, ReferenceBackend};
+use base_mlx_core::backend::{Backend, CpuBackend, KvFormat, ReferenceBackend};
 use base_mlx_core::models::{self, LanguageModel};
-use base_mlx_core::tensor::Dtype;
 use base_mlx_core::weights::{Checkpoint, LoadError};
 use safetensors::SafeTensors;
 use safetensors::tensor::TensorView;
@@ -35,7 +34,7 @@ fn the_reference_backend_agrees_with_mlx_lm() {
 
 #[test]
 fn the_cpu_backend_agrees_with_mlx_lm() {
-    agree_with_mlx_lm(&CpuBackend::new(2).with_kv(Dtype::F32), ROUNDED);
+    agree_with_mlx_lm(&CpuBackend::new(2).with_kv(KvFormat::F32), ROUNDED);
 }
 
 fn agree_with_mlx_lm<B: Backend>(backend: &B, of_quantised: f32) {
@@ -79,7 +78,7 @@ fn the_goldens_notice_what_they_are_there_for() {
 
 #[test]
 fn a_gguf_file_gives_the_logits_of_its_twin() {
-    let backend = CpuBackend::new(2).with_kv(Dtype::F32);
+    let backend = CpuBackend::new(2).with_kv(KvFormat::F32);
     let golden = Golden::read("llama/llama3_rope");
     let twin = load(&folder("llama/llama3_rope").join("twin.gguf"), &backend);
     let error = relative_error(&alone(&backend, &*twin, &golden.tokens), &golden.logits);

@@ -5,8 +5,8 @@
 
 mod support;
 
-use base_mlx_core::backend::{CpuBackend, KvCache};
-use base_mlx_core::tensor::Dtype::{F16, F32};
+use base_mlx_core::backend::{CpuBackend, KvCache, KvFormat};
+use base_mlx_core::tensor::Dtype::F32;
 use base_mlx_simd::Isa;
 
 use support::ops::{
@@ -25,12 +25,14 @@ fn every_backend_agrees_with_the_reference_on_every_row_of_the_table() {
 }
 
 #[test]
-fn keys_and_values_in_half_the_bytes_are_hardly_farther_from_the_reference() {
-    let attend = |case: &Case| matches!(case, Case::Attend { .. });
-    for (seed, case) in table().into_iter().enumerate().filter(|(_, case)| attend(case)) {
-        for (name, backend) in cpus() {
-            let far = far_from_reference(&backend.with_kv(F16), &case, seed as u64, F32);
-            assert!(far < 1.0 / 256.0, "{case:?} on {name}: {far:e} away from the reference");
+fn rounded_keys_and_values_are_hardly_farther_from_the_reference() {
+    for (format, tolerance) in [(KvFormat::F16, 1.0 / 256.0), (KvFormat::Q8, 1.0 / 32.0)] {
+        let attend = |case: &Case| matches!(case, Case::Attend { .. });
+        for (seed, case) in table().into_iter().enumerate().filter(|(_, case)| attend(case)) {
+            for (name, backend) in cpus() {
+                let far = far_from_reference(&backend.with_kv(format), &case, seed as u64, F32);
+                assert!(far < tolerance, "{case:?}, {format} on {name}: {far:e} away");
+            }
         }
     }
 }
@@ -62,7 +64,10 @@ fn a_row_of_a_norm_has_the_same_bits_alone_and_in_company() {
 #[test]
 fn a_prompt_has_the_same_bits_whole_and_in_chunks() {
     for (name, backend) in cpus() {
-        for window in [None, Some(37), Some(190)] {
+        for (window, format) in
+            [(None, KvFormat::F16), (Some(37), KvFormat::Q8), (Some(190), KvFormat::F32)]
+        {
+            let backend = backend.with_kv(format);
             let shape = AttendShape { heads: 9, kv_heads: 3, head_dim: 40, window };
             let whole = Attention::new(&backend, shape, 5, F32).prompt(&backend, 405, 405);
             for chunk in [1, 7, 64] {
@@ -131,7 +136,7 @@ fn a_truncated_cache_holds_no_more_bytes_than_it_needs() {
 fn cpus() -> Vec<(String, CpuBackend)> {
     let all = Isa::all().into_iter().flat_map(|isa| [(1, isa), (2, isa)]);
     let backends = all.map(|(threads, isa)| CpuBackend::with_isa(threads, isa));
-    let backends = backends.map(|backend| (backend.describe(), backend.with_kv(F32)));
+    let backends = backends.map(|backend| (backend.describe(), backend.with_kv(KvFormat::F32)));
     backends.collect()
 }
 

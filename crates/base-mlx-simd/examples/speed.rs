@@ -4,10 +4,9 @@ use std::hint::black_box;
 use std::time::{Duration, Instant};
 
 use base_mlx_simd::{
-    Affine, Arena, AttentionShape, AttentionSpan, Floats, Isa, KEY_BLOCK, KvBlock, Packed,
-    PackedProduct, Pool, attention, cores, linear_packed, read_bandwidth,
+    Affine, Arena, AttentionShape, AttentionSpan, Floats, Isa, KEY_BLOCK, KvBlocks, KvFormat,
+    Packed, PackedProduct, Pool, attention, cores, linear_packed, read_bandwidth,
 };
-use half::f16;
 
 fn main() {
     let threads = std::env::args().nth(1).and_then(|threads| threads.parse().ok());
@@ -25,10 +24,15 @@ fn main() {
                 measure(&pool, isa, rows, outputs, inner, bits, group);
             }
         }
-        println!("{:>6} {:>6} {:>10} {:>10}", "rows", "keys", "us", "GFLOP/s");
-        for rows in [1, 128] {
-            for keys in [512, 2048, 4096] {
-                measure_attention(&pool, isa, rows, keys);
+        println!(
+            "{:>4} {:>6} {:>6} {:>10} {:>10} {:>8}",
+            "kv", "rows", "keys", "us", "GFLOP/s", "GB/s"
+        );
+        for format in [KvFormat::F32, KvFormat::F16, KvFormat::Q8] {
+            for rows in [1, 128] {
+                for keys in [512, 2048, 8192] {
+                    measure_attention(&pool, isa, format, rows, keys);
+                }
             }
         }
     }
@@ -74,18 +78,20 @@ fn measure(
 }
 
 /// The last rows of a sequence of `keys` positions, in the shape of a 135M model.
-fn measure_attention(pool: &Pool, isa: Isa, rows: usize, keys: usize) {
+fn measure_attention(pool: &Pool, isa: Isa, format: KvFormat, rows: usize, keys: usize) {
     let (heads, kv_heads, head_dim) = (9, 3, 64);
     let shape = AttentionShape { heads, kv_heads, head_dim, scale: 0.125, window: None };
     let wave = |len: usize| (0..len).map(|i| (i as f32 * 0.37).sin()).collect::<Vec<f32>>();
     let values = wave(KEY_BLOCK * kv_heads * head_dim);
+    let from = KvBlocks::new(format, kv_heads, head_dim);
     let block = || {
-        let mut block = KvBlock::<f16>::new(kv_heads, head_dim);
+        let mut block = from.block().expect("memory");
         block.write(0, &values, &values);
         block
     };
     // Each layer of a model has its own.
-    let copies = FAR_BEYOND_CACHES / (keys * kv_heads * head_dim * 4);
+    let bytes = keys / KEY_BLOCK * from.bytes();
+    let copies = FAR_BEYOND_CACHES / bytes;
     let memory: Vec<Vec<_>> =
         (0..copies).map(|_| (0..keys.div_ceil(KEY_BLOCK)).map(|_| block()).collect()).collect();
     let q = wave(rows * heads * head_dim);
@@ -99,7 +105,8 @@ fn measure_attention(pool: &Pool, isa: Isa, rows: usize, keys: usize) {
     let seen: usize = (keys - rows + 1..=keys).sum();
     let flops = (4 * seen * heads * head_dim) as f64 / seconds / 1e9;
     let us = seconds * 1e6;
-    println!("{rows:>6} {keys:>6} {us:>10.1} {flops:>10.1}");
+    let (format, gb) = (format!("{format:?}"), bytes as f64 / seconds / 1e9);
+    println!("{format:>4} {rows:>6} {keys:>6} {us:>10.1} {flops:>10.1} {gb:>8.1}");
 }
 
 /// The shortest time of one call.

@@ -131,6 +131,12 @@ impl Lanes for Avx2 {
         }
     }
     #[inline(always)]
+    fn i8(self, from: &[i8]) -> __m256 {
+        let from: &[i8; 8] = from.first_chunk().expect("a vector has eight integers");
+        // SAFETY: the CPU has AVX2, and the array holds the eight bytes that are read.
+        unsafe { _mm256_cvtepi32_ps(_mm256_cvtepi8_epi32(_mm_loadl_epi64(from.as_ptr().cast()))) }
+    }
+    #[inline(always)]
     fn prefetch<T>(self, what: &T) {
         // SAFETY: a prefetch of any address is sound: it reads nothing and faults nowhere.
         unsafe { _mm_prefetch::<_MM_HINT_T1>(std::ptr::from_ref(what).cast()) }

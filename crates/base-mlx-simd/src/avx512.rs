@@ -131,6 +131,12 @@ impl Lanes for Avx512 {
         }
     }
     #[inline(always)]
+    fn i8(self, from: &[i8]) -> __m512 {
+        let from: &[i8; 16] = from.first_chunk().expect("a vector has sixteen integers");
+        // SAFETY: the CPU has AVX-512, and the array holds the sixteen bytes that are read.
+        unsafe { _mm512_cvtepi32_ps(_mm512_cvtepi8_epi32(_mm_loadu_si128(from.as_ptr().cast()))) }
+    }
+    #[inline(always)]
     fn prefetch<T>(self, what: &T) {
         // SAFETY: a prefetch of any address is sound: it reads nothing and faults nowhere.
         unsafe { _mm_prefetch::<_MM_HINT_T1>(std::ptr::from_ref(what).cast()) }

@@ -100,6 +100,8 @@ pub trait Lanes: Copy + Send + Sync + 'static {
     fn f16(self, from: &[u8]) -> Self::V;
     /// Little-endian bfloats, the first `WIDTH`.
     fn bf16(self, from: &[u8]) -> Self::V;
+    /// The first `WIDTH` integers.
+    fn i8(self, from: &[i8]) -> Self::V;
     /// Says that this will be wanted soon.
     #[inline(always)]
     fn prefetch<T>(self, _what: &T) {}
@@ -231,5 +233,9 @@ impl Lanes for Scalar {
     fn bf16(self, from: &[u8]) -> [f32; 8] {
         let pairs = from.as_chunks::<2>().0;
         std::array::from_fn(|lane| half::bf16::from_le_bytes(pairs[lane]).to_f32())
+    }
+    #[inline(always)]
+    fn i8(self, from: &[i8]) -> [f32; 8] {
+        std::array::from_fn(|lane| f32::from(from[lane]))
     }
 }

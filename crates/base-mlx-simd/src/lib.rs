@@ -28,7 +28,9 @@ mod rope;
 mod shared;
 mod sync;
 
-pub use attention::{AttentionShape, AttentionSpan, KEY_BLOCK, KvBlock, KvValue, attention};
+pub use attention::{
+    AttentionShape, AttentionSpan, KEY_BLOCK, KvBlock, KvBlocks, KvFormat, attention,
+};
 pub use bandwidth::read_bandwidth;
 pub use cores::cores;
 pub use elementwise::{add, rms_norm, swiglu};

@@ -1,9 +1,9 @@
 //! Every kernel on every instruction set this CPU has, compared with the portable one on random sizes.
 
 use base_mlx_simd::{
-    Affine, Arena, AttentionShape, AttentionSpan, Floats, Isa, KEY_BLOCK, Kernel, KvBlock, KvValue,
-    Lanes, Matrix, Packed, PackedProduct, Pool, RopeTable, add, attention, linear, linear_packed,
-    rms_norm, rope, swiglu, unpack_rows,
+    Affine, Arena, AttentionShape, AttentionSpan, Floats, Isa, KEY_BLOCK, Kernel, KvBlock,
+    KvBlocks, KvFormat, Lanes, Matrix, Packed, PackedProduct, Pool, RopeTable, add, attention,
+    linear, linear_packed, rms_norm, rope, swiglu, unpack_rows,
 };
 use half::f16;
 
@@ -154,13 +154,15 @@ fn attentions_agree() {
         let tokens: usize = lens.iter().map(|(_, rows)| rows).sum();
         let q = dice.floats(tokens * heads * head_dim);
         let what = format!("{shape:?}, {lens:?}");
-        attend_everywhere::<f32>(&what, &pool, shape, &mut dice, &lens, &q);
-        attend_everywhere::<f16>(&what, &pool, shape, &mut dice, &lens, &q);
+        for format in FORMATS {
+            attend_everywhere(format, &what, &pool, shape, &mut dice, &lens, &q);
+        }
     }
 }
 
 /// Each sequence has a past and some rows.
-fn attend_everywhere<T: KvValue>(
+fn attend_everywhere(
+    format: KvFormat,
     what: &str,
     pool: &Pool,
     shape: AttentionShape,
@@ -169,9 +171,9 @@ fn attend_everywhere<T: KvValue>(
     q: &[f32],
 ) {
     let caches: Vec<_> =
-        lens.iter().map(|(start, rows)| cache::<T>(shape, dice, start + rows)).collect();
+        lens.iter().map(|(start, rows)| cache(format, shape, dice, start + rows)).collect();
     let mut tokens = 0;
-    let spans: Vec<AttentionSpan<T>> = lens
+    let spans: Vec<AttentionSpan> = lens
         .iter()
         .zip(&caches)
         .map(|(&(start, rows), blocks)| {
@@ -183,11 +185,11 @@ fn attend_everywhere<T: KvValue>(
 }
 
 /// Random keys and values of so many positions.
-fn cache<T: KvValue>(shape: AttentionShape, dice: &mut Dice, len: usize) -> Vec<KvBlock<T>> {
+fn cache(format: KvFormat, shape: AttentionShape, dice: &mut Dice, len: usize) -> Vec<KvBlock> {
     let AttentionShape { kv_heads, head_dim, .. } = shape;
-    let mut blocks = Vec::new();
+    let (from, mut blocks) = (KvBlocks::new(format, kv_heads, head_dim), Vec::new());
     for start in (0..len).step_by(KEY_BLOCK) {
-        let mut block = KvBlock::new(kv_heads, head_dim);
+        let mut block = from.block().unwrap();
         let count = KEY_BLOCK.min(len - start) * kv_heads * head_dim;
         block.write(0, &dice.floats(count), &dice.floats(count));
         blocks.push(block);
@@ -205,16 +207,17 @@ fn a_row_attends_with_the_same_bits_in_any_chunk() {
         let (heads, head_dim) = (kv_heads * group, [64, 40, 96, 7][dice.below(4)]);
         let shape = AttentionShape { heads, kv_heads, head_dim, scale: 2.0, window };
         let len = 300 + dice.below(100) + if seed % 2 == 0 { 600 } else { 0 };
-        chunks_have_the_same_bits::<f32>(shape, &mut dice, len);
-        chunks_have_the_same_bits::<f16>(shape, &mut dice, len);
+        for format in FORMATS {
+            chunks_have_the_same_bits(format, shape, &mut dice, len);
+        }
     }
 }
 
-fn chunks_have_the_same_bits<T: KvValue>(shape: AttentionShape, dice: &mut Dice, len: usize) {
+fn chunks_have_the_same_bits(format: KvFormat, shape: AttentionShape, dice: &mut Dice, len: usize) {
     let AttentionShape { heads, kv_heads, head_dim, .. } = shape;
     let row = heads * head_dim;
     let q = dice.floats(len * row);
-    let mut cache = cache::<T>(shape, dice, len);
+    let mut cache = cache(format, shape, dice, len);
     // What nobody may see gets into no sum.
     let rest = len.next_multiple_of(KEY_BLOCK) - len;
     let infinite = vec![f32::INFINITY; rest * kv_heads * head_dim];
@@ -243,6 +246,25 @@ fn chunks_have_the_same_bits<T: KvValue>(shape: AttentionShape, dice: &mut Dice,
     }
 }
 
+const FORMATS: [KvFormat; 3] = [KvFormat::F32, KvFormat::F16, KvFormat::Q8];
+
+#[test]
+fn eight_bits_are_as_close_as_their_step() {
+    let shape = AttentionShape { heads: 2, kv_heads: 1, head_dim: 40, scale: 0.2, window: None };
+    let (mut dice, len) = (Dice(3), 100);
+    let q = dice.floats(len * 80);
+    let rows = |format| {
+        let blocks = cache(format, shape, &mut Dice(4), len);
+        let span = AttentionSpan { rows: 0..len, start: 0, blocks: blocks.iter().collect() };
+        let mut out = vec![0.0; q.len()];
+        attention(&Pool::new(1), Isa::best(), shape, &q, &[span], &mut out);
+        out
+    };
+    let (exact, rounded) = (rows(KvFormat::F32), rows(KvFormat::Q8));
+    let far = exact.iter().zip(&rounded).map(|(a, b)| (a - b).abs()).fold(0.0, f32::max);
+    assert!((1e-5..0.01).contains(&far), "{far}");
+}
+
 #[test]
 fn a_value_not_yet_due_is_not_touched() {
     let pool = Pool::new(1);
@@ -251,7 +273,7 @@ fn a_value_not_yet_due_is_not_touched() {
     let (len, bad) = (90, 50);
     let mut dice = Dice(1);
     let q = dice.floats(len * 32);
-    let mut blocks = cache::<f32>(shape, &mut dice, len);
+    let mut blocks = cache(KvFormat::F32, shape, &mut dice, len);
     blocks[bad / KEY_BLOCK].write(bad % KEY_BLOCK, &[0.5; 16], &[f32::INFINITY; 16]);
     for isa in Isa::all() {
         let mut out = vec![0.0; q.len()];
@@ -268,7 +290,7 @@ fn a_value_not_yet_due_is_not_touched() {
 fn what_is_beyond_half_a_float_is_kept_as_the_largest() {
     let shape = AttentionShape { heads: 1, kv_heads: 1, head_dim: 1, scale: 1.0, window: None };
     for (value, kept) in [(1e9, 65504.0), (f32::NEG_INFINITY, -65504.0), (-1.5, -1.5)] {
-        let mut block = KvBlock::<f16>::new(1, 1);
+        let mut block = KvBlocks::new(KvFormat::F16, 1, 1).block().unwrap();
         block.write(0, &[1.0], &[value]);
         let span = AttentionSpan { rows: 0..1, start: 0, blocks: vec![&block] };
         let mut out = [0.0];

@@ -16,6 +16,8 @@ pub use rope::Rope;
 
 use std::ops::Range;
 
+pub use base_mlx_simd::KvFormat;
+
 use crate::tensor::{Dtype, HostArray, HostWeight, Tensor, Weight};
 
 /// What a device can do. Building work cannot fail, running it can: only uploads, `download`, a new cache and the
@@ -33,10 +35,9 @@ pub trait Backend: Clone + Send + Sync + 'static {
     /// Whether [`Backend::choose`] chooses.
     const CHOOSES: bool = false;
 
-    /// The same device, for a model whose checkpoint is in this float type.
-    fn for_model(&self, _dtype: Dtype) -> Self {
-        self.clone()
-    }
+    /// The same device, for a model whose checkpoint is in this float type, and whose keys and values are to be kept like
+    /// this, or as the device likes best. Fails where it cannot.
+    fn for_model(&self, dtype: Dtype, kv: Option<KvFormat>) -> Result<Self, DeviceError>;
 
     fn upload(&self, data: HostArray) -> Result<Self::Array, DeviceError>;
     /// Lays a weight out the way this device's products read it.
@@ -49,10 +50,8 @@ pub trait Backend: Clone + Send + Sync + 'static {
     /// Waits for all that was started.
     fn finish(&self) {}
     fn new_kv(&self, layers: &[LayerSpec]) -> Result<Self::Kv, DeviceError>;
-    /// The type that keys and values are kept in.
-    fn kv_dtype(&self) -> Dtype {
-        Dtype::F32
-    }
+    /// Bytes that such a layer remembers of a token.
+    fn kv_bytes(&self, layer: LayerSpec) -> usize;
     /// Bytes that all models on this device hold, where the device counts them itself.
     fn active_bytes(&self) -> Option<usize> {
         None

@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 
-use super::{Attend, Backend, Batch, DeviceError, KvCache, LayerSpec, Qkv, Rope, Span};
+use super::{Attend, Backend, Batch, DeviceError, KvCache, KvFormat, LayerSpec, Qkv, Rope, Span};
 use crate::tensor::{Dtype, HostArray, HostWeight, Shape, Tensor, Weight};
 
 #[derive(Clone, Copy, Debug, Default)]
@@ -86,6 +86,10 @@ impl Backend for ReferenceBackend {
     type Kv = ReferenceKv;
     type Layout = ();
 
+    fn for_model(&self, _dtype: Dtype, _kv: Option<KvFormat>) -> Result<Self, DeviceError> {
+        Ok(*self)
+    }
+
     fn upload(&self, data: HostArray) -> Result<ReferenceArray, DeviceError> {
         Ok(match data.dtype {
             Dtype::F32 | Dtype::F16 | Dtype::BF16 => ReferenceArray::new(data.to_f32()),
@@ -114,6 +118,10 @@ impl Backend for ReferenceBackend {
             ReferenceArray::F32(values) => HostArray::from_f32(&[values.len()], values),
             ReferenceArray::U32(values) => HostArray::from_u32(&[values.len()], values),
         })
+    }
+
+    fn kv_bytes(&self, LayerSpec { kv_heads, head_dim }: LayerSpec) -> usize {
+        2 * kv_heads * head_dim * size_of::<f32>()
     }
 
     fn new_kv(&self, layers: &[LayerSpec]) -> Result<ReferenceKv, DeviceError> {

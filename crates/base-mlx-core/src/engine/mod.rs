@@ -38,6 +38,7 @@ use tokio::sync::mpsc::unbounded_channel;
 use self::device::Port;
 use self::log::RequestLog;
 use self::runner::Submission;
+use crate::backend::KvFormat;
 use crate::text::Text;
 use crate::weights::LoadError;
 
@@ -54,11 +55,13 @@ pub struct EngineOptions {
     /// Most bytes of keys and values over all sequences; `None` is what `parallel` full contexts need, at most half
     /// of the memory that is free when the model is loaded.
     pub kv_bytes: Option<usize>,
+    /// What keys and values are kept as; `None` is what suits the device.
+    pub kv_format: Option<KvFormat>,
 }
 
 impl Default for EngineOptions {
     fn default() -> Self {
-        Self { context: None, parallel: 8, step_tokens: None, kv_bytes: None }
+        Self { context: None, parallel: 8, step_tokens: None, kv_bytes: None, kv_format: None }
     }
 }
 

@@ -8,9 +8,7 @@ use super::device::{Device, Runner};
 use super::runner::ModelRunner;
 use super::scheduler::Limits;
 use super::{Engine, EngineOptions, ModelInfo, SamplingDefaults};
-use crate::backend::{
-    Backend, CpuBackend, DeviceError, LayerSpec, MlxBackend, MlxDevice, MlxOptions,
-};
+use crate::backend::{Backend, CpuBackend, DeviceError, MlxBackend, MlxDevice, MlxOptions};
 use crate::models;
 use crate::text::Text;
 use crate::weights::{Checkpoint, LoadError};
@@ -136,7 +134,7 @@ fn load<B: Backend>(
     options: EngineOptions,
 ) -> Result<Loaded, LoadError> {
     let checkpoint = Checkpoint::open(path)?;
-    let backend = backend.for_model(checkpoint.dtype());
+    let backend = backend.for_model(checkpoint.dtype(), options.kv_format)?;
     // A large vocabulary takes as long to read as the weights of a small model.
     let (text, model) = std::thread::scope(|scope| {
         let text = scope.spawn(|| Text::load(&checkpoint));
@@ -148,7 +146,7 @@ fn load<B: Backend>(
     let trained = config.count("max_position_embeddings")?;
     let context = options.context.map_or(trained, |context| context.min(trained));
     let free = backend.free_bytes().or_else(free_bytes);
-    let bytes_per_token = kv_bytes_per_token(&backend, &model.layers());
+    let bytes_per_token = model.layers().into_iter().map(|layer| backend.kv_bytes(layer)).sum();
     let kv_tokens = kv_tokens(&options, context, bytes_per_token, free);
     let bytes: u64 = checkpoint.tensors().map(|tensor| tensor.bytes as u64).sum();
     let info = ModelInfo {
@@ -170,11 +168,6 @@ fn load<B: Backend>(
     };
     let runner = ModelRunner::new(backend, model, text.clone(), bytes as usize, limits);
     Ok(Loaded { runner: Box::new(runner), text, info })
-}
-
-fn kv_bytes_per_token<B: Backend>(backend: &B, layers: &[LayerSpec]) -> usize {
-    let values: usize = layers.iter().map(|layer| 2 * layer.kv_heads * layer.head_dim).sum();
-    values * backend.kv_dtype().size()
 }
 
 /// How many tokens all sequences together may keep.

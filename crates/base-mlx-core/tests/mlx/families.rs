@@ -25,7 +25,7 @@ fn every_family_agrees_with_mlx_lm_in_bf16() {
 
 fn agrees(dtype: Dtype) {
     on_mlx(move |backend| {
-        let backend = backend.for_model(dtype);
+        let backend = backend.for_model(dtype, None).unwrap();
         let mut wrong = Vec::new();
         for name in VARIANTS {
             let golden = Golden::read(name);
@@ -56,7 +56,7 @@ fn chunks_in_company_give_the_logits_of_running_alone_in_f16() {
 
 fn alone_and_in_company(dtype: Dtype) {
     on_mlx(move |backend| {
-        let backend = &backend.for_model(dtype);
+        let backend = &backend.for_model(dtype, None).unwrap();
         for name in VARIANTS {
             let golden = Golden::read(name);
             let model = load(&folder(name), backend);
@@ -103,10 +103,12 @@ fn a_parameter_beyond_float16_is_an_error_that_names_it() {
             file[start..start + 4].copy_from_slice(&1e5_f32.to_le_bytes());
             std::fs::write(path.join("model.safetensors"), &file).unwrap();
             let checkpoint = Checkpoint::open(&path).unwrap();
-            let loaded = models::load(&checkpoint, &backend.for_model(Dtype::F16));
+            let loaded = models::load(&checkpoint, &backend.for_model(Dtype::F16, None).unwrap());
             let error = loaded.err().unwrap().to_string();
             assert!(error.contains(&format!("the value 100000 in tensor `{name}`")), "{error}");
-            assert!(models::load(&checkpoint, &backend.for_model(Dtype::BF16)).is_ok());
+            assert!(
+                models::load(&checkpoint, &backend.for_model(Dtype::BF16, None).unwrap()).is_ok()
+            );
         }
     });
 }

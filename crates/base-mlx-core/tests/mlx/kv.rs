@@ -17,14 +17,16 @@ const DTYPES: [Dtype; 2] = [Dtype::F32, Dtype::F16];
 const TOKEN_BYTES: usize = 2 * KV_HEADS * HEAD_DIM * 4;
 
 fn in_all_dtypes(test: fn(&MlxBackend)) {
-    on_mlx(move |backend| DTYPES.iter().for_each(|&dtype| test(&backend.for_model(dtype))));
+    on_mlx(move |backend| {
+        DTYPES.iter().for_each(|&dtype| test(&backend.for_model(dtype, None).unwrap()))
+    });
 }
 
 /// Appends so many tokens with one step.
 fn append(backend: &MlxBackend, kv: &mut MlxKv, tokens: usize, window: Option<usize>) {
     let values = vec![0.5; tokens * KV_HEADS * HEAD_DIM];
     let shape = [tokens, KV_HEADS, HEAD_DIM];
-    let tensor = || floats(backend, backend.kv_dtype(), &shape, &values);
+    let tensor = || floats(backend, backend.dtype(), &shape, &values);
     let (q, k, v) = (tensor(), tensor(), tensor());
     let mut batch = Batch::new(backend, vec![Span { kv, rows: 0..tokens }]).unwrap();
     let qkv = Qkv { q: &q, k: &k, v: &v };
@@ -94,7 +96,7 @@ fn a_decode_step_takes_no_time_that_grows_with_the_context() {
 fn a_fork_copies_only_when_one_of_the_two_writes() {
     in_all_dtypes(|backend| {
         let shape = AttendShape { heads: 4, kv_heads: 2, head_dim: 32, window: None };
-        let new = || Attention::new(backend, shape, 1, backend.kv_dtype());
+        let new = || Attention::new(backend, shape, 1, backend.dtype());
         let mut attention = new();
         attention.step(backend, &[(0, 1000)]);
         base_mlx_sys::synchronize().unwrap();
@@ -119,7 +121,7 @@ fn a_fork_copies_only_when_one_of_the_two_writes() {
 fn a_truncated_cache_goes_on_where_it_was_cut() {
     in_all_dtypes(|backend| {
         let shape = AttendShape { heads: 4, kv_heads: 2, head_dim: 32, window: None };
-        let mut attention = Attention::new(backend, shape, 1, backend.kv_dtype());
+        let mut attention = Attention::new(backend, shape, 1, backend.dtype());
         assert!(attention.sequences[0].kv.is_empty());
         attention.step(backend, &[(0, 100)]);
         let kv = &mut attention.sequences[0].kv;

@@ -21,7 +21,7 @@ fn every_row_of_the_table_agrees_with_the_reference_in_bf16() {
 
 fn agrees(activations: Dtype) {
     on_mlx(move |backend| {
-        let backend = backend.for_model(activations);
+        let backend = backend.for_model(activations, None).unwrap();
         let mut worst = 0.0_f64;
         let mut wrong = Vec::new();
         for (seed, case) in table().into_iter().enumerate() {

@@ -7,15 +7,18 @@
 
 mod block;
 
+use std::marker::PhantomData;
 use std::ops::Range;
 
-use self::block::{Head, padded};
+use half::f16;
+
+use self::block::{Head, KvValue, padded};
 use crate::isa::{Isa, Kernel, Lanes};
 use crate::memory::LINE;
 use crate::pool::{Pool, Scratch};
 use crate::shared::SharedMut;
 
-pub use block::{KEY_BLOCK, KvBlock, KvValue};
+pub use block::{KEY_BLOCK, KvBlock, KvBlocks, KvFormat};
 
 /// What all queries of a call have in common.
 #[derive(Clone, Copy, Debug)]
@@ -31,12 +34,12 @@ pub struct AttentionShape {
 }
 
 /// A sequence's rows in the batch, and its memory, which already holds them.
-pub struct AttentionSpan<'a, T> {
+pub struct AttentionSpan<'a> {
     pub rows: Range<usize>,
     /// The position of the first row.
     pub start: usize,
     /// Of [`KEY_BLOCK`] positions each, from position 0 on.
-    pub blocks: Vec<&'a KvBlock<T>>,
+    pub blocks: Vec<&'a KvBlock>,
 }
 
 impl AttentionShape {
@@ -51,18 +54,18 @@ impl AttentionShape {
     }
 
     /// How many keys a span's rows see, counted for each row.
-    fn keys_seen<T>(&self, span: &AttentionSpan<T>) -> usize {
+    fn keys_seen(&self, span: &AttentionSpan) -> usize {
         span.rows.clone().map(|row| self.visible(span.position(row)).len()).sum()
     }
 }
 
-/// `q` and `out` are `[rows, heads, head_dim]`. Rows of no span are left as they are.
-pub fn attention<T: KvValue>(
+/// `q` and `out` are `[rows, heads, head_dim]`. Rows of no span are left as they are. All blocks are of one format.
+pub fn attention(
     pool: &Pool,
     isa: Isa,
     shape: AttentionShape,
     q: &[f32],
-    spans: &[AttentionSpan<T>],
+    spans: &[AttentionSpan],
     out: &mut [f32],
 ) {
     let AttentionShape { heads, kv_heads, head_dim, window, .. } = shape;
@@ -71,14 +74,32 @@ pub fn attention<T: KvValue>(
     assert_eq!(q.len(), out.len(), "attention");
     for AttentionSpan { rows, start, blocks } in spans {
         let whole = blocks.len() * KEY_BLOCK >= start + rows.len()
-            && blocks.iter().all(|block| block.shape() == [kv_heads, head_dim]);
+            && blocks.iter().all(|block| block.of().shape() == [kv_heads, head_dim]);
         assert!(whole, "the cache does not hold its span");
     }
     let mut seen = vec![false; q.len() / (heads * head_dim).max(1)];
     let mut rows = spans.iter().flat_map(|span| span.rows.clone());
     assert!(rows.all(|row| !std::mem::replace(&mut seen[row], true)), "a row belongs to one span");
 
-    let tiles = tiles(pool.threads(), shape, spans);
+    let format = spans.iter().find_map(|span| Some(span.blocks.first()?.of().format()));
+    match format {
+        None => {}
+        Some(KvFormat::F32) => attend::<f32>(pool, isa, shape, q, spans, out),
+        Some(KvFormat::F16) => attend::<f16>(pool, isa, shape, q, spans, out),
+        Some(KvFormat::Q8) => attend::<i8>(pool, isa, shape, q, spans, out),
+    }
+}
+
+fn attend<T: KvValue>(
+    pool: &Pool,
+    isa: Isa,
+    shape: AttentionShape,
+    q: &[f32],
+    spans: &[AttentionSpan],
+    out: &mut [f32],
+) {
+    let AttentionShape { heads, head_dim, .. } = shape;
+    let tiles: Vec<Tile<T>> = tiles(pool.threads(), shape, spans);
     let keys: usize = spans.iter().map(|span| shape.keys_seen(span)).sum();
     let work = keys * heads * head_dim * 2;
     let pieces = (work / WORK_IN_PIECE).clamp(1, pool.threads() * PIECES_FOR_A_THREAD);
@@ -122,7 +143,7 @@ pub fn attention<T: KvValue>(
 fn tiles<'a, T: KvValue>(
     threads: usize,
     shape: AttentionShape,
-    spans: &'a [AttentionSpan<'a, T>],
+    spans: &'a [AttentionSpan<'a>],
 ) -> Vec<Tile<'a, T>> {
     let count: usize = spans.iter().map(|span| span.rows.len()).sum();
     let (group, heads) = (shape.group(), shape.heads);
@@ -133,7 +154,13 @@ fn tiles<'a, T: KvValue>(
         for row in span.rows.clone().step_by(rows_in_tile) {
             for first in (0..heads).step_by(group) {
                 let rows = row..span.rows.end.min(row + rows_in_tile);
-                tiles.push(Tile { shape, span, rows, heads: first..first + group });
+                tiles.push(Tile {
+                    values: PhantomData,
+                    shape,
+                    span,
+                    rows,
+                    heads: first..first + group,
+                });
             }
         }
     }
@@ -144,7 +171,7 @@ fn share<T>(all: &[T], piece: usize, pieces: usize) -> &[T] {
     &all[all.len() * piece / pieces..all.len() * (piece + 1) / pieces]
 }
 
-impl<T> AttentionSpan<'_, T> {
+impl AttentionSpan<'_> {
     fn position(&self, row: usize) -> usize {
         self.start + row - self.rows.start
     }
@@ -152,8 +179,10 @@ impl<T> AttentionSpan<'_, T> {
 
 /// Neighbouring rows of a span and the heads that share a head of keys: `rows × heads` queries, counted row by row.
 struct Tile<'a, T> {
+    /// What the span's blocks hold.
+    values: PhantomData<T>,
     shape: AttentionShape,
-    span: &'a AttentionSpan<'a, T>,
+    span: &'a AttentionSpan<'a>,
     rows: Range<usize>,
     heads: Range<usize>,
 }
@@ -208,7 +237,7 @@ impl<T: KvValue> Tile<'_, T> {
                 heads: self.heads.clone(),
                 q,
                 start: number * KEY_BLOCK,
-                now: self.span.blocks[number].head(kv_head),
+                now: self.span.blocks[number].head::<T>(kv_head),
                 next: self.span.blocks.get(number + 1).map(|block| block.head(kv_head)),
             };
             let mut query = 0;
@@ -474,6 +503,13 @@ impl<L: Lanes, T: KvValue> Block<'_, L, T> {
             if !visible[r].is_empty() {
                 running.softmax(self.lanes, first + r, &mut scores[r], &visible[r]);
             }
+            if T::SCALED {
+                let of_values = self.now.scales[KEY_BLOCK..].chunks_exact(L::WIDTH);
+                for (weights, scales) in scores[r].chunks_exact_mut(L::WIDTH).zip(of_values) {
+                    let scaled = self.lanes.mul(self.lanes.load(weights), self.lanes.load(scales));
+                    self.lanes.store(scaled, weights);
+                }
+            }
         }
         // Positions that all see, and for each query those before and after: no value beyond its view is touched, so
         // that not even an infinite one gets in.
@@ -528,11 +564,17 @@ impl<L: Lanes, T: KvValue> Block<'_, L, T> {
                     sums[r][1] = lanes.mul_add(q, b, sums[r][1]);
                 }
             }
-            let scale = lanes.splat(self.shape.scale);
+            let mut scales = [lanes.splat(self.shape.scale); 2];
+            if T::SCALED {
+                let of_keys = self.now.scales[place..].chunks_exact(L::WIDTH);
+                for (scale, of_keys) in scales.iter_mut().zip(of_keys) {
+                    *scale = lanes.mul(*scale, lanes.load(of_keys));
+                }
+            }
             for r in 0..R {
                 let (a, b) = to[r][place..][..2 * L::WIDTH].split_at_mut(L::WIDTH);
-                lanes.store(lanes.mul(sums[r][0], scale), a);
-                lanes.store(lanes.mul(sums[r][1], scale), b);
+                lanes.store(lanes.mul(sums[r][0], scales[0]), a);
+                lanes.store(lanes.mul(sums[r][1], scales[1]), b);
             }
         }
     }

@@ -15,8 +15,9 @@ pub use kv::CpuKv;
 
 use std::sync::Arc;
 
-use base_mlx_simd::{Affine, Arena, Floats, Isa, Packed, Pool};
+use base_mlx_simd::{Affine, Arena, Floats, Isa, KEY_BLOCK, KvFormat, Packed, Pool};
 
+use self::kv::KvMemory;
 use self::rope::RopeTables;
 use super::{Attend, Backend, Batch, DeviceError, LayerSpec, Qkv, Rope, Span};
 use crate::tensor::{Dtype, HostArray, HostWeight, Shape, Tensor, Weight};
@@ -27,8 +28,8 @@ pub struct CpuBackend {
     device: Arc<Device>,
     /// Where the model's weights go.
     arena: Arena,
-    /// What keys and values are kept in.
-    kv_dtype: Dtype,
+    /// Where its keys and values go.
+    kv: Arc<KvMemory>,
 }
 
 struct Device {
@@ -46,12 +47,17 @@ impl CpuBackend {
     /// The same with instructions of the caller's choice, for comparing one with another.
     pub fn with_isa(threads: usize, isa: Isa) -> Self {
         let device = Device { pool: Pool::new(threads), isa, rope_tables: RopeTables::default() };
-        Self { device: Arc::new(device), arena: Arena::default(), kv_dtype: Dtype::F16 }
+        Self::of_device(Arc::new(device), KvFormat::default())
     }
 
-    /// The same with keys and values kept in F16, which is what it does by itself, or in F32.
-    pub fn with_kv(self, kv_dtype: Dtype) -> Self {
-        Self { kv_dtype, ..self }
+    /// The same device for another model, whose keys and values are kept like this.
+    pub fn with_kv(&self, format: KvFormat) -> Self {
+        Self::of_device(Arc::clone(&self.device), format)
+    }
+
+    /// With memory of its own, which goes back as a whole when the model does.
+    fn of_device(device: Arc<Device>, format: KvFormat) -> Self {
+        Self { device, arena: Arena::default(), kv: Arc::new(KvMemory::new(format)) }
     }
 
     /// What it computes with, for people: "cpu, 2 threads, avx2".
@@ -80,9 +86,8 @@ impl Backend for CpuBackend {
     type Kv = CpuKv;
     type Layout = ();
 
-    /// With memory of its own, which goes back as a whole when the model does.
-    fn for_model(&self, _dtype: Dtype) -> Self {
-        Self { arena: Arena::default(), ..self.clone() }
+    fn for_model(&self, _dtype: Dtype, kv: Option<KvFormat>) -> Result<Self, DeviceError> {
+        Ok(self.with_kv(kv.unwrap_or(self.kv.format)))
     }
 
     fn upload(&self, data: HostArray) -> Result<CpuArray, DeviceError> {
@@ -119,11 +124,11 @@ impl Backend for CpuBackend {
     }
 
     fn new_kv(&self, layers: &[LayerSpec]) -> Result<CpuKv, DeviceError> {
-        Ok(CpuKv::new(layers, self.kv_dtype))
+        Ok(self.kv.cache(layers))
     }
 
-    fn kv_dtype(&self) -> Dtype {
-        self.kv_dtype
+    fn kv_bytes(&self, layer: LayerSpec) -> usize {
+        self.kv.blocks(layer).bytes().div_ceil(KEY_BLOCK)
     }
 
     fn embed(&self, table: &Weight<Self>, tokens: &Tensor<Self>) -> CpuArray {

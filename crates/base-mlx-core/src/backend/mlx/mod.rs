@@ -30,7 +30,7 @@ use self::array::{Recipe, mlx_dtype};
 use self::device::{Device, failed};
 use self::kv::{Growing, Store};
 use self::paged::{Paged, Pages};
-use super::{Attend, Backend, Batch, DeviceError, Draw, LayerSpec, Qkv, Rope, Span};
+use super::{Attend, Backend, Batch, DeviceError, Draw, KvFormat, LayerSpec, Qkv, Rope, Span};
 use crate::tensor::{Dtype, HostArray, HostWeight, Shape, Tensor, Weight};
 
 /// MLX as a device, computing in the type of one model's checkpoint.
@@ -65,6 +65,11 @@ impl MlxBackend {
         self.device.describe()
     }
 
+    /// What it computes in, and keeps keys and values as.
+    pub fn dtype(&self) -> Dtype {
+        self.dtype
+    }
+
     fn device(&self) -> &Device {
         &self.device
     }
@@ -88,12 +93,23 @@ impl Backend for MlxBackend {
     type Layout = Option<Pages>;
     const CHOOSES: bool = true;
 
-    fn for_model(&self, dtype: Dtype) -> Self {
+    fn for_model(&self, dtype: Dtype, kv: Option<KvFormat>) -> Result<Self, DeviceError> {
         let dtype = match dtype {
             Dtype::BF16 if self.device.avoids_bfloat => Dtype::F16,
             dtype => dtype,
         };
-        Self { device: self.device.clone(), dtype }
+        let own = match dtype {
+            Dtype::F16 => Some(KvFormat::F16),
+            Dtype::F32 => Some(KvFormat::F32),
+            _ => None,
+        };
+        if let Some(other) = kv.filter(|&kv| Some(kv) != own) {
+            return Err(DeviceError::Unavailable(format!(
+                "keys and values as {other} are kept on the CPU only: {} keeps those of this model as {dtype}",
+                self.describe(),
+            )));
+        }
+        Ok(Self { device: self.device.clone(), dtype })
     }
 
     fn upload(&self, data: HostArray) -> Result<MlxArray, DeviceError> {
@@ -162,8 +178,8 @@ impl Backend for MlxBackend {
         }))
     }
 
-    fn kv_dtype(&self) -> Dtype {
-        self.dtype
+    fn kv_bytes(&self, LayerSpec { kv_heads, head_dim }: LayerSpec) -> usize {
+        2 * kv_heads * head_dim * self.dtype.size()
     }
 
     fn active_bytes(&self) -> Option<usize> {
