@@ -5,8 +5,7 @@ use std::io::Write;
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result, bail};
-use base_mlx_core::backend::KvFormat;
-use base_mlx_core::engine::{Device, DeviceKind, DeviceOptions, EngineOptions};
+use base_mlx_core::engine::{Device, DeviceKind, DeviceOptions, EngineOptions, KvFormat};
 use base_mlx_core::store::Store;
 use clap::{Args, Command, ValueEnum};
 use etcetera::BaseStrategy;

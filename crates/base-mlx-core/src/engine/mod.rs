@@ -21,6 +21,7 @@ mod simulation;
 mod start;
 mod stop;
 
+pub use crate::backend::KvFormat;
 pub use defaults::SamplingDefaults;
 pub use device::Device;
 pub use event::{Event, FinishReason, GenerateError, TokenLogprob, TopLogprob, Usage};
@@ -38,7 +39,6 @@ use tokio::sync::mpsc::unbounded_channel;
 use self::device::Port;
 use self::log::RequestLog;
 use self::runner::Submission;
-use crate::backend::KvFormat;
 use crate::text::Text;
 use crate::weights::LoadError;
 
