@@ -5,7 +5,7 @@
 mod support;
 
 use base_mlx_core::TokenId;
-use base_mlx_core::backend::{Backend, CpuBackend, ReferenceBackend};
+use base_mlx_core::backend::{Backend, CpuBackend, KvFormat, ReferenceBackend};
 use base_mlx_core::models;
 use base_mlx_core::step::Step;
 use base_mlx_core::text::{AddSpecial, Text};
@@ -22,14 +22,20 @@ fn rounding_costs_smollm2_next_to_nothing() {
     let checkpoint = Checkpoint::open(&test_model("smollm2.gguf")).unwrap();
     let tokens = Text::load(&checkpoint).unwrap().tokenizer.encode(TEXT, AddSpecial::Yes);
     let exact = perplexity(&ReferenceBackend, &checkpoint, &tokens);
-    let rounded = perplexity(&CpuBackend::new(usize::MAX), &checkpoint, &tokens);
-    let part = rounded / exact - 1.0;
-    println!(
-        "{} tokens: {exact:.4} exactly, {rounded:.4} on the CPU, {:+.3} %",
-        tokens.len(),
-        part * 100.0
-    );
-    assert!(part.abs() < TOLERANCE, "{rounded} instead of {exact}");
+    let mut far = Vec::new();
+    for format in [KvFormat::F16, KvFormat::Q8] {
+        let cpu = CpuBackend::new(usize::MAX).with_kv(format);
+        let rounded = perplexity(&cpu, &checkpoint, &tokens);
+        let part = rounded / exact - 1.0;
+        let percent = part * 100.0;
+        let tokens = tokens.len();
+        let what = format!(
+            "{tokens} tokens: {exact:.4} exactly, {rounded:.4} on the CPU with keys and values as {format}, {percent:+.3} %"
+        );
+        println!("{what}");
+        far.extend((part.abs() >= TOLERANCE).then_some(what));
+    }
+    assert!(far.is_empty(), "{far:#?}");
 }
 
 /// e to the power of how surprising a token is in the mean, the first not counted.
