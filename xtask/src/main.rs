@@ -6,6 +6,7 @@
 
 mod ci;
 mod compiler;
+mod debian;
 mod golden;
 mod models;
 mod peers;
