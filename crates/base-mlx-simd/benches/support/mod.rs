@@ -1,4 +1,5 @@
-//! Kernels with something to work on: what the benches time and `examples/speed.rs` tabulates.
+//! Kernels with something to work on: what the benches time, `examples/speed.rs` tabulates and `examples/instructions.rs`
+//! has counted.
 
 #![allow(dead_code)] // Each of them uses its own part.
 
