@@ -9,21 +9,23 @@ use std::time::Instant;
 use anyhow::{Context, Result, bail, ensure};
 
 use crate::process::{self, cargo};
-use crate::{compiler, models, python, tidy};
+use crate::{compiler, instructions, models, python, tidy};
 
 const OPENAI_CLIENT: &[&str] = &["openai==3.54.0"];
 
 type Step = fn(&Path) -> Result<()>;
 
 pub(crate) fn run(root: &Path) -> Result<()> {
-    let steps: [(&str, Step); 11] = [
+    let steps: [(&str, Step); 13] = [
         ("c++ compiler", |_| compiler::find()),
+        ("valgrind", |_| instructions::find_valgrind()),
         ("fmt", fmt),
         ("tidy", tidy::run),
         ("models", |root| models::fetch(&models::folder(root))),
         ("clippy", clippy),
         ("default build needs no C++", without_cpp),
         ("test", test),
+        ("instructions", instructions::check),
         ("loom", loom),
         ("openai client", openai_client),
         ("smollm2 knows Paris", smollm2_knows_paris),
@@ -81,7 +83,7 @@ fn test(root: &Path) -> Result<()> {
     )
 }
 
-const WITH_MLX: [&str; 2] = ["--features", "base-mlx-cli/mlx"];
+pub(crate) const WITH_MLX: [&str; 2] = ["--features", "base-mlx-cli/mlx"];
 
 /// Every order in which the pool's threads can meet. In a folder of its own: with other flags cargo would compile
 /// everything again, here and then there.

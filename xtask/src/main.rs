@@ -1,12 +1,15 @@
-//! What the project does to itself: `cargo xtask ci | tidy | models | peers | golden`.
+//! What the project does to itself: `cargo xtask ci | tidy | instructions | models | peers | golden`.
 //!
-//! All need Rust and a C compiler; `tidy` needs nothing else. `models` needs Python 3 with pip, `ci` that and a C++
-//! compiler, `golden` both and CMake. Whatever else they use is fetched by the clients of Rust and Python and lies under
-//! `target/`; only where CI runs as root does `ci` install g++ by apt-get if there is no C++ compiler.
+//! All need Rust and a C compiler; `tidy` needs nothing else. `instructions` needs valgrind, `models` Python 3 with pip, `ci`
+//! both and a C++ compiler, `golden` Python, that compiler and CMake. Whatever else they use is fetched by the clients of Rust
+//! and Python and lies under `target/`; only where CI runs as root does `ci` install g++ and valgrind by apt-get if they are
+//! missing.
 
 mod ci;
 mod compiler;
+mod debian;
 mod golden;
+mod instructions;
 mod models;
 mod peers;
 mod process;
@@ -32,6 +35,12 @@ enum Task {
     Ci,
     /// Check what the compiler does not: arrows between folders, file sizes and names, leftovers
     Tidy,
+    /// Count the instructions of the hot kernels, beside those written down (Linux on x86-64, by valgrind)
+    Instructions {
+        /// Write down what is counted
+        #[arg(long)]
+        record: bool,
+    },
     /// Fetch the models that tests need into $BASE_MLX_TEST_MODELS (default target/test-models)
     Models,
     Peers(peers::Peers),
@@ -56,6 +65,8 @@ fn run(task: Task) -> Result<()> {
     match task {
         Task::Ci => ci::run(&root()),
         Task::Tidy => tidy::run(&root()),
+        Task::Instructions { record: false } => instructions::check(&root()),
+        Task::Instructions { record: true } => instructions::record(&root()),
         Task::Models => models::fetch(&models::folder(&root())),
         Task::Peers(peers) => peers::run(&root(), &peers),
         Task::Golden { what } => golden::make(&root(), what.as_deref()),

@@ -1,12 +1,13 @@
-//! How fast the products and attention are on this machine: `cargo run --release -p base-mlx-simd --example speed [THREADS]`.
+//! What the products and attention get out of this machine, over many shapes, beside what its memory gives:
+//! `cargo run --release -p base-mlx-simd --example speed [THREADS]`. Whether a kernel has become faster says `cargo bench`.
 
-use std::hint::black_box;
 use std::time::{Duration, Instant};
 
-use base_mlx_simd::{
-    Affine, Arena, AttentionShape, AttentionSpan, Floats, Isa, KEY_BLOCK, KvBlocks, KvFormat,
-    Packed, PackedProduct, Pool, attention, cores, linear_packed, read_bandwidth,
-};
+use base_mlx_simd::{Isa, KvFormat, Pool, cores, read_bandwidth};
+use support::{Memory, Work};
+
+#[path = "../benches/support/mod.rs"]
+mod support;
 
 fn main() {
     let threads = std::env::args().nth(1).and_then(|threads| threads.parse().ok());
@@ -21,7 +22,9 @@ fn main() {
         );
         for (outputs, inner, bits, group) in SHAPES {
             for rows in [1, 2, 8, 64, 512] {
-                measure(&pool, isa, rows, outputs, inner, bits, group);
+                let work = Work::LinearPacked { outputs, inner, bits, group, rows };
+                let measured = measure(&pool, isa, work);
+                println!("{outputs:>6} {inner:>6} {bits:>4} {rows:>6} {measured}");
             }
         }
         println!(
@@ -31,82 +34,20 @@ fn main() {
         for format in [KvFormat::F32, KvFormat::F16, KvFormat::Q8] {
             for rows in [1, 128] {
                 for keys in [512, 2048, 8192] {
-                    measure_attention(&pool, isa, format, rows, keys);
+                    let measured = measure(&pool, isa, Work::Attention { format, rows, keys });
+                    println!("{:>4} {rows:>6} {keys:>6} {measured}", format!("{format:?}"));
                 }
             }
         }
     }
 }
 
-fn measure(
-    pool: &Pool,
-    isa: Isa,
-    rows: usize,
-    outputs: usize,
-    inner: usize,
-    bits: u32,
-    group: usize,
-) {
-    // As many copies of the weights as keep them out of the caches, as the layers of a model do.
-    let bytes = outputs * inner / 8 * bits as usize + outputs * inner / group * 4;
-    let copies = (FAR_BEYOND_CACHES / bytes).max(1);
-    let packed: Vec<u8> =
-        (0..outputs * inner / 8 * bits as usize * copies).map(|i| i as u8).collect();
-    let scales = vec![0x11; outputs * inner / group * 2];
-    let floats = Floats::F16(&scales);
-    let arena = Arena::default();
-    let packed: Vec<Packed> = packed
-        .chunks(packed.len() / copies)
-        .map(|packed| {
-            let affine = Affine { packed, scales: floats, biases: floats, bits, group };
-            Packed::new(pool, &arena, &affine, outputs, inner).expect("memory")
-        })
-        .collect();
-    let x = vec![0.5; rows * inner];
-    let mut out = vec![0.0; rows * outputs];
-    let bytes = packed[0].bytes();
-    let mut matrix = packed.iter().cycle();
-    let seconds = seconds(|| {
-        let matrix = matrix.next().expect("a cycle has no end");
-        let product = PackedProduct { weight: matrix, bias: None, out: &mut out };
-        linear_packed(pool, isa, black_box(&x), vec![product]);
-    });
-    let flops = (2 * rows * outputs * inner) as f64 / seconds / 1e9;
-    let us = seconds * 1e6;
-    let gb = bytes as f64 / seconds / 1e9;
-    println!("{outputs:>6} {inner:>6} {bits:>4} {rows:>6} {us:>10.1} {flops:>10.1} {gb:>8.1}");
-}
-
-/// The last rows of a sequence of `keys` positions, in the shape of a 135M model.
-fn measure_attention(pool: &Pool, isa: Isa, format: KvFormat, rows: usize, keys: usize) {
-    let (heads, kv_heads, head_dim) = (9, 3, 64);
-    let shape = AttentionShape { heads, kv_heads, head_dim, scale: 0.125, window: None };
-    let wave = |len: usize| (0..len).map(|i| (i as f32 * 0.37).sin()).collect::<Vec<f32>>();
-    let values = wave(KEY_BLOCK * kv_heads * head_dim);
-    let from = KvBlocks::new(format, kv_heads, head_dim);
-    let block = || {
-        let mut block = from.block().expect("memory");
-        block.write(0, &values, &values);
-        block
-    };
-    // Each layer of a model has its own.
-    let bytes = keys / KEY_BLOCK * from.bytes();
-    let copies = FAR_BEYOND_CACHES / bytes;
-    let memory: Vec<Vec<_>> =
-        (0..copies).map(|_| (0..keys.div_ceil(KEY_BLOCK)).map(|_| block()).collect()).collect();
-    let q = wave(rows * heads * head_dim);
-    let mut out = vec![0.0; q.len()];
-    let mut layer = memory.iter().cycle();
-    let seconds = seconds(|| {
-        let blocks = layer.next().expect("a cycle has no end").iter().collect();
-        let span = AttentionSpan { rows: 0..rows, start: keys - rows, blocks };
-        attention(pool, isa, shape, black_box(&q), &[span], &mut out);
-    });
-    let seen: usize = (keys - rows + 1..=keys).sum();
-    let flops = (4 * seen * heads * head_dim) as f64 / seconds / 1e9;
-    let us = seconds * 1e6;
-    let (format, gb) = (format!("{format:?}"), bytes as f64 / seconds / 1e9);
-    println!("{format:>4} {rows:>6} {keys:>6} {us:>10.1} {flops:>10.1} {gb:>8.1}");
+fn measure(pool: &Pool, isa: Isa, work: Work) -> String {
+    let mut ready = work.ready(pool, Memory::FarBeyondCaches);
+    let seconds = seconds(|| (ready.call)(isa));
+    let flops = work.flops() as f64 / seconds / 1e9;
+    let (us, gb) = (seconds * 1e6, ready.bytes as f64 / seconds / 1e9);
+    format!("{us:>10.1} {flops:>10.1} {gb:>8.1}")
 }
 
 /// The shortest time of one call.
@@ -141,5 +82,3 @@ const SHAPES: [(usize, usize, u32, usize); 13] = [
     (4864, 896, 5, 32),
     (896, 4864, 6, 16),
 ];
-
-const FAR_BEYOND_CACHES: usize = 96 << 20;
