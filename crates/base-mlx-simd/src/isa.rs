@@ -4,6 +4,8 @@
 pub(crate) use crate::avx2::Avx2;
 #[cfg(target_arch = "x86_64")]
 pub(crate) use crate::avx512::Avx512;
+#[cfg(target_arch = "aarch64")]
+pub(crate) use crate::neon::Neon;
 use crate::quads::QuadKernel;
 
 /// An instruction set that this CPU has. Found once, then handed to every kernel.
@@ -14,6 +16,8 @@ pub enum Isa {
     Avx2(Avx2),
     #[cfg(target_arch = "x86_64")]
     Avx512(Avx512),
+    #[cfg(target_arch = "aarch64")]
+    Neon(Neon),
 }
 
 impl Isa {
@@ -30,6 +34,8 @@ impl Isa {
             all.extend(Avx2::detect().map(Self::Avx2));
             all.extend(Avx512::detect().map(Self::Avx512));
         }
+        #[cfg(target_arch = "aarch64")]
+        all.extend(Neon::detect().map(Self::Neon));
         all
     }
 
@@ -40,6 +46,8 @@ impl Isa {
             Self::Avx2(_) => "avx2",
             #[cfg(target_arch = "x86_64")]
             Self::Avx512(_) => "avx512",
+            #[cfg(target_arch = "aarch64")]
+            Self::Neon(_) => "neon",
         }
     }
 
@@ -51,6 +59,8 @@ impl Isa {
             Self::Avx2(avx2) => avx2.run(kernel),
             #[cfg(target_arch = "x86_64")]
             Self::Avx512(avx512) => avx512.run(kernel),
+            #[cfg(target_arch = "aarch64")]
+            Self::Neon(neon) => neon.run(kernel),
         }
     }
 
@@ -61,6 +71,8 @@ impl Isa {
             Self::Avx2(avx2) => avx2.run_quads(kernel),
             #[cfg(target_arch = "x86_64")]
             Self::Avx512(avx512) => avx512.run_quads(kernel),
+            #[cfg(target_arch = "aarch64")]
+            Self::Neon(neon) => neon.run_quads(kernel),
         }
     }
 }

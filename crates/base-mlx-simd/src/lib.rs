@@ -3,7 +3,7 @@
 //! Every kernel is written once over [`Lanes`], eight f32 values side by side, and compiled for each instruction set
 //! of [`Isa`]; [`Isa::Scalar`] is the portable twin that judges the others in the tests. To add an instruction set:
 //! one implementation of `Lanes`, one variant of `Isa`. Products by [`Packed`] matrices are written over `Quads`
-//! in the same way, bytes that are multiplied exactly; [`Isa::Avx512`] differs from AVX2 in them alone.
+//! in the same way, bytes that are multiplied exactly. There are AVX2, AVX-512 with VNNI, and NEON with its dot product.
 //!
 //! A row's result has the same bits alone and in company: every product has one eight-lane accumulator for each
 //! (row, output) that runs over the inner dimension in order, however many rows share the call, and attention walks a
@@ -21,6 +21,8 @@ mod isa;
 mod linear;
 mod matrix;
 mod memory;
+#[cfg(target_arch = "aarch64")]
+mod neon;
 mod packed;
 mod pool;
 mod quads;
