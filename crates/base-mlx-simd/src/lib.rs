@@ -1,11 +1,11 @@
 //! CPU kernels over plain slices, and the threads that run them. Knows no tensor and no model.
 //!
-//! Every kernel is written once over [`Lanes`], eight f32 values side by side, and compiled for each instruction set
+//! Every kernel is written once over [`Lanes`], eight or sixteen f32 values side by side, and compiled for each instruction set
 //! of [`Isa`]; [`Isa::Scalar`] is the portable twin that judges the others in the tests. To add an instruction set:
 //! one implementation of `Lanes`, one variant of `Isa`. Products by [`Packed`] matrices are written over `Quads`
 //! in the same way, bytes that are multiplied exactly. There are AVX2, AVX-512 with VNNI, and NEON with its dot product.
 //!
-//! A row's result has the same bits alone and in company: every product has one eight-lane accumulator for each
+//! A row's result has the same bits alone and in company: every product has one vector as accumulator for each
 //! (row, output) that runs over the inner dimension in order, however many rows share the call, and attention walks a
 //! sequence's keys in the order of their positions, in blocks counted from position 0.
 
