@@ -9,7 +9,7 @@ use std::sync::LazyLock;
 
 use base_mlx_core::engine::{
     Device, DeviceKind, DeviceOptions, Engine, EngineOptions, Event, FinishReason, GenerateError,
-    GenerateRequest, Generation, Usage,
+    GenerateRequest, Generation, KvFormat, Usage,
 };
 use base_mlx_core::sample::SamplingParams;
 use base_mlx_core::text::AddSpecial;
@@ -132,17 +132,29 @@ fn mixed_requests() -> Vec<GenerateRequest> {
 
 #[test]
 fn whatever_the_company_and_the_room_an_answer_is_that_of_running_alone() {
+    for kv_format in [KvFormat::F16, KvFormat::Q8] {
+        // Of a token: 30 layers, 3 heads of 64, keys and values; and for each 8-bit head an f32.
+        let bytes = 30 * 3 * 2 * if kv_format == KvFormat::F16 { 64 * 2 } else { 64 + 4 };
+        answers_do_not_depend_on_company(
+            EngineOptions { kv_format: Some(kv_format), ..EngineOptions::default() },
+            bytes,
+        );
+    }
+}
+
+fn answers_do_not_depend_on_company(options: EngineOptions, bytes_per_token: usize) {
+    let roomy = smollm2(options.clone());
+    assert_eq!(roomy.info().kv_bytes_per_token, bytes_per_token as u64);
     let alone: Vec<Answer> =
-        mixed_requests().into_iter().map(|request| run(&SMOLLM2, request)).collect();
+        mixed_requests().into_iter().map(|request| run(&roomy, request)).collect();
     assert_eq!(alone[1].texts.len(), 3);
     assert_ne!(alone[1].texts[0], alone[1].texts[1], "choices have their own random numbers");
     assert_eq!(alone[7].prompt_logprobs.len(), mixed_requests()[7].prompt.len());
 
-    let crowded = EngineOptions { step_tokens: Some(13), parallel: 3, ..EngineOptions::default() };
-    // 30 layers, 3 heads of 64, keys and values, 4 bytes each: room for 300 tokens, the longest prompt and a little.
-    let tight =
-        EngineOptions { kv_bytes: Some(300 * 30 * 2 * 192 * 2), ..EngineOptions::default() };
-    for engine in [SMOLLM2.clone(), smollm2(crowded), smollm2(tight)] {
+    let crowded = EngineOptions { step_tokens: Some(13), parallel: 3, ..options.clone() };
+    // Room for 300 tokens, the longest prompt and a little.
+    let tight = EngineOptions { kv_bytes: Some(300 * bytes_per_token), ..options };
+    for engine in [roomy, smollm2(crowded), smollm2(tight)] {
         let generations: Vec<Generation> =
             mixed_requests().into_iter().map(|request| engine.generate(request).unwrap()).collect();
         for (index, generation) in generations.into_iter().enumerate() {
