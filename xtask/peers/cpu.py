@@ -98,9 +98,8 @@ def main():
 
     ours = measure("base-mlx", arguments, arguments.model[0], 2, 2)
     theirs = measure("llama.cpp", arguments, arguments.model[0], 2, 2)
-    without = ", without its own layouts of weights, as its AMX path crashes" if theirs["amx"] else ""
     print(f"{ours['cpu'] or ours['arch']}, {arguments.threads} threads ({ours['device']}); base-mlx {ours['version']}, "
-          f"llama-cpp-python {theirs['version']}{without}", flush=True)
+          f"llama-cpp-python {theirs['version']}", flush=True)
     for model in arguments.model:
         rounds = []
         for turn in range(arguments.rounds):

@@ -10,21 +10,13 @@ import json
 import resource
 import sys
 import time
-from pathlib import Path
 
 import llama_cpp
-
-
-def amx():
-    """Whether llama.cpp would multiply by AMX, where it crashes."""
-    cpuinfo = Path("/proc/cpuinfo")
-    return cpuinfo.exists() and "amx_int8" in cpuinfo.read_text()
 
 
 def load(arguments):
     model_params = llama_cpp.llama_model_default_params()
     model_params.n_gpu_layers = 0
-    model_params.use_extra_bufts = not amx()
     model = llama_cpp.llama_model_load_from_file(arguments.model.encode(), model_params)
     params = llama_cpp.llama_context_default_params()
     params.n_ctx = arguments.streams * (arguments.prompt + arguments.generate)
@@ -86,7 +78,6 @@ def main():
     prefill, decode = run(context, batch, prompt, generate, streams)
     print(json.dumps({
         "version": llama_cpp.__version__,
-        "amx": amx(),
         "prefill_tokens_per_second": streams * prompt / prefill,
         "decode_tokens_per_second": streams * (generate - 1) / decode,
         "load_ms": (loaded - begun) * 1000,

@@ -57,8 +57,10 @@ fn beside_mlx_lm(root: &Path, peers: &Peers) -> Result<()> {
 
 fn beside_llama_cpp(root: &Path, peers: &Peers) -> Result<()> {
     build(root, &[])?;
-    // pip compiles it for this very CPU, which takes many minutes.
-    let packages = ["llama-cpp-python==0.3.36", "gguf==0.19.0", "numpy==2.4.6"];
+    let mut packages = vec!["llama-cpp-python==0.3.36", "gguf==0.19.0", "numpy==2.4.6"];
+    if cfg!(target_arch = "x86_64") {
+        packages.extend(WITHOUT_AMX);
+    }
     let python = || python::with_packages(root, "peers-cpu", &packages);
     let files = match &peers.model {
         Some(model) => vec![model.clone()],
@@ -81,6 +83,14 @@ fn beside_llama_cpp(root: &Path, peers: &Peers) -> Result<()> {
     }
     process::run(speed.args(&peers.more))
 }
+
+/// pip compiles llama.cpp for this very CPU, which takes some minutes; but its path for AMX crashes, and without that it would
+/// have to do without all layouts of weights of its own.
+const WITHOUT_AMX: [&str; 3] = [
+    "--no-cache-dir",
+    "--config-settings=cmake.define.CMAKE_C_FLAGS=-mno-amx-tile -mno-amx-int8 -mno-amx-bf16",
+    "--config-settings=cmake.define.CMAKE_CXX_FLAGS=-mno-amx-tile -mno-amx-int8 -mno-amx-bf16",
+];
 
 fn build(root: &Path, features: &[&str]) -> Result<()> {
     let mut build = process::cargo(root);

@@ -17,8 +17,8 @@ pub(crate) fn pip(task: &str) -> Command {
     command
 }
 
-/// Python that finds `packages`, each `NAME==VERSION`, installed beside the build and not in the user's own Python.
-/// Sets with different names do not disturb each other.
+/// Python that finds `packages`, each `NAME==VERSION` or an option of pip's, installed beside the build and not in the
+/// user's own Python. Sets with different names do not disturb each other.
 pub(crate) fn with_packages(root: &Path, set: &str, packages: &[&str]) -> Result<Command> {
     let folder = install(root, set, packages)?;
     let mut command = command();
