@@ -3,6 +3,7 @@ use std::sync::Arc;
 use base_mlx_simd::{Floats, Packed};
 use bytes::Bytes;
 
+use super::buffer::Buffer;
 use crate::tensor::{Dtype, HostArray};
 
 /// Values in the host's memory, shared by those who hold them.
@@ -11,7 +12,7 @@ pub struct CpuArray(Values);
 
 #[derive(Clone)]
 enum Values {
-    F32(Arc<Vec<f32>>),
+    F32(Arc<Buffer>),
     U32(Arc<Vec<u32>>),
     /// Parameters in the type and place that the checkpoint has them in, which may be a mapped file.
     Stored(Dtype, Bytes),
@@ -20,8 +21,8 @@ enum Values {
 }
 
 impl CpuArray {
-    pub(super) fn f32(values: Vec<f32>) -> Self {
-        Self(Values::F32(Arc::new(values)))
+    pub(super) fn f32(values: impl Into<Buffer>) -> Self {
+        Self(Values::F32(Arc::new(values.into())))
     }
 
     /// Floats of any type become f32, ready for arithmetic.
@@ -82,7 +83,7 @@ impl CpuArray {
     /// Parameters as little-endian floats.
     pub(super) fn floats(&self) -> Floats<'_> {
         match &self.0 {
-            Values::F32(values) => Floats::F32(bytemuck::cast_slice(values)),
+            Values::F32(values) => Floats::F32(bytemuck::cast_slice(&values[..])),
             Values::Stored(Dtype::F32, data) => Floats::F32(data),
             Values::Stored(Dtype::F16, data) => Floats::F16(data),
             Values::Stored(Dtype::BF16, data) => Floats::BF16(data),

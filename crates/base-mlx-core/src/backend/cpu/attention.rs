@@ -31,7 +31,7 @@ pub(super) fn attend(
 
     let shape = AttentionShape { heads, kv_heads, head_dim, scale, window };
     let q = q.array().as_f32();
-    let mut out = vec![0.0; q.len()];
+    let mut out = backend.spare.buffer(q.len());
     base_mlx_simd::attention(backend.pool(), backend.isa(), shape, q, &spans, &mut out);
     CpuArray::f32(out)
 }

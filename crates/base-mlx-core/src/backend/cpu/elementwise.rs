@@ -8,7 +8,7 @@ pub(super) fn swiglu(
 ) -> CpuArray {
     assert_eq!(gate.shape(), up.shape(), "swiglu");
     let (gate, up) = (gate.array().as_f32(), up.array().as_f32());
-    let mut out = vec![0.0; gate.len()];
+    let mut out = backend.spare.buffer(gate.len());
     base_mlx_simd::swiglu(backend.pool(), backend.isa(), gate, up, &mut out);
     CpuArray::f32(out)
 }
@@ -20,7 +20,7 @@ pub(super) fn add(
 ) -> CpuArray {
     assert_eq!(a.shape(), b.shape(), "add");
     let (a, b) = (a.array().as_f32(), b.array().as_f32());
-    let mut out = vec![0.0; a.len()];
+    let mut out = backend.spare.buffer(a.len());
     base_mlx_simd::add(backend.pool(), backend.isa(), a, b, &mut out);
     CpuArray::f32(out)
 }

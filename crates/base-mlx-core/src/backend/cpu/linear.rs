@@ -9,7 +9,7 @@ pub(super) fn linears<const N: usize>(
     layers: [(&Weight<CpuBackend>, Option<&Tensor<CpuBackend>>); N],
 ) -> [CpuArray; N] {
     let rows = x.shape().elements() / x.width();
-    let mut outs = layers.map(|(w, _)| vec![0.0; rows * w.shape().dim(0)]);
+    let mut outs = layers.map(|(w, _)| backend.spare.buffer(rows * w.shape().dim(0)));
     let (pool, isa, floats) = (backend.pool(), backend.isa(), x.array().as_f32());
     // Packed ones go together, as they read x in another form.
     let mut products = Vec::with_capacity(N);
@@ -38,7 +38,7 @@ pub(super) fn embed(
 ) -> CpuArray {
     let tokens = tokens.array().as_u32();
     let (outputs, inner) = (table.shape().dim(0), table.shape().dim(1));
-    let mut out = vec![0.0; tokens.len() * inner];
+    let mut out = backend.spare.buffer(tokens.len() * inner);
     match table {
         Weight::Dense { array, .. } => {
             let matrix = Matrix::new(array.floats(), outputs, inner);

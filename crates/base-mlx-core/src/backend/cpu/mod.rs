@@ -4,6 +4,7 @@
 
 mod array;
 mod attention;
+mod buffer;
 mod elementwise;
 mod kv;
 mod linear;
@@ -17,6 +18,7 @@ use std::sync::Arc;
 
 use base_mlx_simd::{Affine, Arena, Floats, Isa, KEY_BLOCK, KvFormat, Packed, Pool};
 
+use self::buffer::Spare;
 use self::kv::KvMemory;
 use self::rope::RopeTables;
 use super::{Attend, Backend, Batch, DeviceError, LayerSpec, Qkv, Rope, Span};
@@ -30,6 +32,8 @@ pub struct CpuBackend {
     arena: Arena,
     /// Where its keys and values go.
     kv: Arc<KvMemory>,
+    /// Where its activations come from and go to.
+    spare: Spare,
 }
 
 struct Device {
@@ -57,7 +61,8 @@ impl CpuBackend {
 
     /// With memory of its own, which goes back as a whole when the model does.
     fn of_device(device: Arc<Device>, format: KvFormat) -> Self {
-        Self { device, arena: Arena::default(), kv: Arc::new(KvMemory::new(format)) }
+        let kv = Arc::new(KvMemory::new(format));
+        Self { device, arena: Arena::default(), kv, spare: Spare::default() }
     }
 
     /// What it computes with, for people: "cpu, 2 threads, avx2".
@@ -129,6 +134,14 @@ impl Backend for CpuBackend {
 
     fn kv_bytes(&self, layer: LayerSpec) -> usize {
         self.kv.blocks(layer).bytes().div_ceil(KEY_BLOCK)
+    }
+
+    fn cached_bytes(&self) -> usize {
+        self.spare.bytes()
+    }
+
+    fn clear_cache(&self) {
+        self.spare.clear();
     }
 
     fn embed(&self, table: &Weight<Self>, tokens: &Tensor<Self>) -> CpuArray {

@@ -16,7 +16,7 @@ pub(super) fn rope(
     assert_eq!(x.rows(), positions.rows(), "rope: x {:?}", x.shape());
     let table = backend.device.rope_tables.get(backend.pool(), positions.array().as_u32(), rope);
     let x = x.array().as_f32();
-    let mut out = vec![0.0; x.len()];
+    let mut out = backend.spare.buffer(x.len());
     base_mlx_simd::rope(backend.pool(), backend.isa(), x, heads, head_dim, &table, &mut out);
     CpuArray::f32(out)
 }
