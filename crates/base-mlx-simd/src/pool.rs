@@ -1,16 +1,17 @@
 //! Fork and join. A job is a number of pieces; whoever is free claims the next one, the caller included, so that a
-//! thread which the operating system does not run holds up at most the one piece that it has claimed. For the same
-//! reason no lock is held where another thread may need it: who sleeps is woken through its own handle.
+//! thread which the operating system does not run holds up at most the one piece that it has claimed; after that, jobs go
+//! on with a thread less for a while. For the same reason no lock is held where another thread may need it: who sleeps is
+//! woken through its own handle.
 
 use std::any::Any;
 use std::panic::{AssertUnwindSafe, catch_unwind, resume_unwind};
 use std::sync::{PoisonError, TryLockError};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use crate::cores::cores;
 use crate::sync::{
     Arc, AtomicBool, AtomicPtr, AtomicU64, AtomicUsize, Builder, JoinHandle, Mutex, Ordering,
-    Thread, current, fence, park, spin_until,
+    Thread, current, fence, now, park, spin_until,
 };
 
 /// Memory that a thread keeps from piece to piece, so that pieces need not allocate.
@@ -31,8 +32,13 @@ impl Scratch {
 pub struct Pool {
     shared: Arc<Shared>,
     /// Held by the caller whose job the workers share.
-    caller: Mutex<Scratch>,
+    caller: Mutex<Caller>,
     workers: Vec<Worker>,
+}
+
+struct Caller {
+    scratch: Scratch,
+    attendance: Attendance,
 }
 
 struct Worker {
@@ -54,11 +60,12 @@ impl Pool {
                 let (shared, own_bed) = (shared.clone(), bed.clone());
                 let builder = Builder::new().name(format!("compute-{index}"));
                 // A pool with fewer threads than asked for is slower, not wrong.
-                let thread = builder.spawn(move || shared.work(&own_bed)).ok()?;
+                let thread = builder.spawn(move || shared.work(index, &own_bed)).ok()?;
                 Some(Worker { thread, bed })
             })
             .collect();
-        Self { shared, caller: Mutex::new(Scratch::default()), workers }
+        let caller = Caller { scratch: Scratch::default(), attendance: Attendance::default() };
+        Self { shared, caller: Mutex::new(caller), workers }
     }
 
     /// How many threads share a job, the caller included.
@@ -78,18 +85,18 @@ impl Pool {
         let caller = match self.caller.try_lock() {
             Err(TryLockError::WouldBlock) => None,
             Ok(guard) => Some(guard),
-            // Nothing but the scratch is guarded, and that may hold any value.
+            // What is guarded may hold any value.
             Err(TryLockError::Poisoned(error)) => Some(error.into_inner()),
         };
         match caller {
-            Some(mut scratch) if pieces > 1 && !self.workers.is_empty() => {
-                let panic = self.fork_join(pieces, &piece, &mut scratch);
-                drop(scratch);
+            Some(mut caller) if pieces > 1 && !self.workers.is_empty() => {
+                let panic = self.fork_join(pieces, &piece, &mut caller);
+                drop(caller);
                 if let Some(panic) = panic {
                     resume_unwind(panic);
                 }
             }
-            Some(mut scratch) => (0..pieces).for_each(|index| piece(index, &mut scratch)),
+            Some(mut caller) => (0..pieces).for_each(|index| piece(index, &mut caller.scratch)),
             None => {
                 let mut scratch = Scratch::default();
                 (0..pieces).for_each(|index| piece(index, &mut scratch));
@@ -101,20 +108,57 @@ impl Pool {
         &self,
         pieces: usize,
         piece: &(dyn Fn(usize, &mut Scratch) + Sync),
-        scratch: &mut Scratch,
+        Caller { scratch, attendance }: &mut Caller,
     ) -> Option<Panic> {
         let job = Job { pieces, piece, caller: current(), panic: Mutex::new(None) };
-        self.shared.publish(&job);
-        for worker in self.workers.iter().take(pieces - 1) {
+        let began = now();
+        let workers = attendance.workers(self.workers.len(), began);
+        self.shared.publish(&job, workers);
+        for worker in self.workers.iter().take(workers.min(pieces - 1)) {
             if worker.bed.occupied.load(Ordering::Relaxed)
                 && worker.bed.occupied.swap(false, Ordering::Relaxed)
             {
                 worker.thread.thread().unpark();
             }
         }
-        self.shared.run_pieces(scratch);
+        let ran_some = self.shared.run_pieces(scratch);
+        let alone = now();
         self.shared.wait_for_others();
+        if ran_some {
+            let end = now();
+            attendance.waited(alone - began, end - alone, end);
+        }
         job.panic.into_inner().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// How many workers are asked to take part in jobs. One that another process keeps from running holds up each job that it
+/// has claimed a piece of until it is its turn again, which takes milliseconds. With a thread less, the system has a core
+/// for each of the others.
+#[derive(Default)]
+struct Attendance {
+    absent: usize,
+    /// When the last absent one is tried again.
+    until: Option<Instant>,
+}
+
+impl Attendance {
+    /// Of `all` workers.
+    fn workers(&mut self, all: usize, now: Instant) -> usize {
+        if self.until.is_some_and(|until| until <= now) {
+            self.absent -= 1;
+            self.until = (self.absent > 0).then(|| now + ABSENCE);
+        }
+        all.saturating_sub(self.absent)
+    }
+
+    /// The caller has worked on a job for so long, and then waited for the others' last pieces. Pieces of a job are alike,
+    /// so that this takes no longer than a piece of its own did.
+    fn waited(&mut self, worked: Duration, waited: Duration, now: Instant) {
+        if waited > worked + STRAGGLE {
+            self.absent += 1;
+            self.until = Some(now + ABSENCE);
+        }
     }
 }
 
@@ -164,6 +208,8 @@ struct Published {
     /// between its look and its claim is wrong only if a job of the same number is published meanwhile: in 2^40 jobs.
     unclaimed: AtomicU64,
     job: AtomicPtr<Job<'static>>,
+    /// Workers beyond this number leave the job to the others.
+    workers: AtomicUsize,
 }
 
 /// What the caller looks at while it waits.
@@ -179,6 +225,7 @@ impl Shared {
             published: Published {
                 unclaimed: AtomicU64::new(0),
                 job: AtomicPtr::new(std::ptr::null_mut()),
+                workers: AtomicUsize::new(0),
             },
             finished: Finished { unfinished: AtomicUsize::new(0) },
             closed: AtomicBool::new(false),
@@ -186,9 +233,10 @@ impl Shared {
     }
 
     /// After this, a worker that sleeps has its bed occupied; one that does not will see the job before it sleeps.
-    fn publish(&self, job: &Job) {
+    fn publish(&self, job: &Job, workers: usize) {
         assert!(job.pieces as u64 <= PIECES, "at most {PIECES} pieces");
-        let Published { unclaimed, job: place } = &self.published;
+        let Published { unclaimed, job: place, workers: asked } = &self.published;
+        asked.store(workers, Ordering::Relaxed);
         self.finished.unfinished.store(job.pieces, Ordering::Relaxed);
         place.store((&raw const *job).cast_mut().cast(), Ordering::Relaxed);
         let number = (unclaimed.load(Ordering::Relaxed) & !PIECES).wrapping_add(PIECES + 1);
@@ -198,7 +246,7 @@ impl Shared {
 
     /// Claims pieces and runs them until none is left; false if there was none.
     fn run_pieces(&self, scratch: &mut Scratch) -> bool {
-        let Published { unclaimed, job: place } = &self.published;
+        let Published { unclaimed, job: place, .. } = &self.published;
         let mut job = std::ptr::null_mut();
         let mut ran = 0;
         let mut seen = unclaimed.load(Ordering::Acquire);
@@ -264,13 +312,17 @@ impl Shared {
         }
     }
 
-    /// A worker's life.
-    fn work(&self, bed: &Bed) {
+    /// The life of a worker, the first of whom is number 1.
+    fn work(&self, number: usize, bed: &Bed) {
         let mut scratch = Scratch::default();
         let closed = || self.closed.load(Ordering::Acquire);
-        let called = || self.published.unclaimed.load(Ordering::Acquire) & PIECES != 0 || closed();
+        let asked = || {
+            self.published.unclaimed.load(Ordering::Acquire) & PIECES != 0
+                && number <= self.published.workers.load(Ordering::Relaxed)
+        };
+        let called = || asked() || closed();
         while !closed() {
-            if self.run_pieces(&mut scratch) || spin_until(called, AWAKE) {
+            if asked() && self.run_pieces(&mut scratch) || spin_until(called, AWAKE) {
                 continue;
             }
             bed.occupied.store(true, Ordering::Relaxed);
@@ -300,6 +352,11 @@ impl Job<'_> {
 /// How long a thread without work stays awake: longer than the gaps between the operations of a forward pass, short
 /// enough to cost nothing when idle.
 const AWAKE: Duration = Duration::from_micros(50);
+
+/// What a thread may wait for another without either having been stopped.
+const STRAGGLE: Duration = Duration::from_micros(500);
+/// How long jobs then go on without the last worker. Trying again costs about a twentieth of it if nothing has changed.
+const ABSENCE: Duration = Duration::from_millis(60);
 
 const PIECES: u64 = (1 << 24) - 1;
 const ASLEEP: usize = 1 << (usize::BITS - 1);
@@ -395,6 +452,23 @@ mod tests {
             });
             assert_eq!(ran.into_inner(), 9);
         }
+    }
+
+    #[test]
+    fn who_is_not_run_is_left_out_for_a_while() {
+        let ms = Duration::from_millis;
+        let start = Instant::now();
+        let mut attendance = Attendance::default();
+        assert_eq!(attendance.workers(2, start), 2);
+        // Long pieces, then a thread that was stopped.
+        attendance.waited(ms(9), ms(8), start);
+        assert_eq!(attendance.workers(2, start), 2);
+        attendance.waited(ms(1), ms(3), start);
+        attendance.waited(ms(1), ms(3), start);
+        assert_eq!(attendance.workers(2, start + ABSENCE / 2), 0);
+        assert_eq!(attendance.workers(2, start + ABSENCE), 1, "one at a time");
+        assert_eq!(attendance.workers(2, start + ABSENCE + ABSENCE / 2), 1);
+        assert_eq!(attendance.workers(2, start + 2 * ABSENCE), 2);
     }
 
     #[test]

@@ -13,6 +13,18 @@ pub(crate) use std::{
     thread::{Builder, JoinHandle, Thread, current, park},
 };
 
+/// The time; under loom it stands still, for the same steps must always come to the same.
+pub(crate) fn now() -> std::time::Instant {
+    #[cfg(loom)]
+    return *FROZEN;
+    #[cfg(not(loom))]
+    std::time::Instant::now()
+}
+
+#[cfg(loom)]
+static FROZEN: std::sync::LazyLock<std::time::Instant> =
+    std::sync::LazyLock::new(std::time::Instant::now);
+
 /// Looks again and again, for the time given; says whether the condition came true.
 #[cfg(not(loom))]
 pub(crate) fn spin_until(done: impl Fn() -> bool, most: std::time::Duration) -> bool {
