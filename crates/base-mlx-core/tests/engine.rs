@@ -8,8 +8,8 @@ mod support;
 use std::sync::LazyLock;
 
 use base_mlx_core::engine::{
-    Device, DeviceKind, DeviceOptions, Engine, EngineOptions, Event, FinishReason, GenerateError,
-    GenerateRequest, Generation, KvFormat, Usage,
+    Cached, Device, DeviceKind, DeviceOptions, Engine, EngineOptions, Event, FinishReason,
+    GenerateError, GenerateRequest, Generation, KvFormat, Uncached, Usage,
 };
 use base_mlx_core::sample::SamplingParams;
 use base_mlx_core::text::AddSpecial;
@@ -42,13 +42,24 @@ fn request(prompt: &str) -> GenerateRequest {
 }
 
 /// An answer, folded: what each choice says with the log probabilities' bits, and why it ended.
-#[derive(Debug, Default, PartialEq)]
+#[derive(Debug, Default)]
 struct Answer {
     texts: Vec<String>,
     logprobs: Vec<Vec<(u32, u32, usize)>>,
     prompt_logprobs: Vec<u32>,
     reasons: Vec<Option<FinishReason>>,
     usage: Usage,
+    cached: Cached,
+}
+
+/// What of it was cached is nobody's affair but the clock's.
+impl PartialEq for Answer {
+    fn eq(&self, other: &Self) -> bool {
+        let usage = |answer: &Self| Usage { cached_tokens: 0, ..answer.usage };
+        let parts = |answer: &Self| (answer.texts.clone(), answer.logprobs.clone());
+        let ends = |answer: &Self| (answer.prompt_logprobs.clone(), answer.reasons.clone());
+        usage(self) == usage(other) && parts(self) == parts(other) && ends(self) == ends(other)
+    }
 }
 
 fn fold(mut generation: Generation) -> Answer {
@@ -57,6 +68,7 @@ fn fold(mut generation: Generation) -> Answer {
     while let Some(event) = generation.next_blocking() {
         assert!(!ended, "{event:?} after the last event");
         match event {
+            Event::Begun(cached) => answer.cached = cached,
             Event::Text { choice, text, logprobs } => {
                 answer.grow(choice);
                 assert_eq!(answer.reasons[choice], None, "text after the end of its choice");
@@ -73,6 +85,7 @@ fn fold(mut generation: Generation) -> Answer {
                 assert_eq!(answer.reasons[choice].replace(reason), None, "a choice ends once");
             }
             Event::Usage(usage) => {
+                assert_eq!(usage.cached_tokens, answer.cached.tokens);
                 answer.usage = usage;
                 ended = true;
             }
@@ -143,24 +156,74 @@ fn whatever_the_company_and_the_room_an_answer_is_that_of_running_alone() {
 }
 
 fn answers_do_not_depend_on_company(options: EngineOptions, bytes_per_token: usize) {
-    let roomy = smollm2(options.clone());
-    assert_eq!(roomy.info().kv_bytes_per_token, bytes_per_token as u64);
+    let cold = smollm2(EngineOptions { prefix_bytes: Some(0), ..options.clone() });
+    assert_eq!(cold.info().kv_bytes_per_token, bytes_per_token as u64);
     let alone: Vec<Answer> =
-        mixed_requests().into_iter().map(|request| run(&roomy, request)).collect();
+        mixed_requests().into_iter().map(|request| run(&cold, request)).collect();
+    assert!(alone.iter().all(|answer| answer.cached.tokens == 0));
     assert_eq!(alone[1].texts.len(), 3);
     assert_ne!(alone[1].texts[0], alone[1].texts[1], "choices have their own random numbers");
     assert_eq!(alone[7].prompt_logprobs.len(), mixed_requests()[7].prompt.len());
 
     let crowded = EngineOptions { step_tokens: Some(13), parallel: 3, ..options.clone() };
     // Room for 300 tokens, the longest prompt and a little.
-    let tight = EngineOptions { kv_bytes: Some(300 * bytes_per_token), ..options };
-    for engine in [roomy, smollm2(crowded), smollm2(tight)] {
+    let tight = EngineOptions { kv_bytes: Some(300 * bytes_per_token), ..options.clone() };
+    let roomy = smollm2(options);
+    // The second time over, most of each prompt is cached.
+    for engine in [roomy.clone(), roomy, smollm2(crowded), smollm2(tight)] {
         let generations: Vec<Generation> =
             mixed_requests().into_iter().map(|request| engine.generate(request).unwrap()).collect();
         for (index, generation) in generations.into_iter().enumerate() {
             assert_eq!(fold(generation), alone[index], "request {index}");
         }
     }
+}
+
+#[test]
+fn a_second_turn_computes_only_what_is_new() {
+    let engine = smollm2(EngineOptions::default());
+    let cold = smollm2(EngineOptions { prefix_bytes: Some(0), ..EngineOptions::default() });
+    let first = request("What is the capital of France?");
+    let answer = run(&engine, first.clone());
+    assert_eq!(answer.cached.tokens, 0);
+    let turn = |text: &str| {
+        let text = format!("{}<|im_end|>\n<|im_start|>user\n{text}<|im_end|>\n", answer.texts[0]);
+        let mut next = first.clone();
+        next.prompt.extend(engine.text().tokenizer.encode(&text, AddSpecial::No));
+        next
+    };
+    let second = turn("And of Italy?");
+    let warm = run(&engine, second.clone());
+    // All of the first prompt and its answer but the last token, which was never computed.
+    assert!(warm.cached.tokens >= first.prompt.len() + answer.usage.completion_tokens - 1);
+    assert_eq!((warm.cached.prompt_tokens, warm.cached.why), (second.prompt.len(), Uncached::New));
+    assert_eq!(warm, run(&cold, second.clone()));
+
+    // From the middle of the other conversation.
+    let other = turn("Tell me about Rome.");
+    let warm = run(&engine, other.clone());
+    assert_eq!(warm.cached.why, Uncached::Differs);
+    assert!((first.prompt.len()..other.prompt.len() - 5).contains(&warm.cached.tokens));
+    assert_eq!(warm, run(&cold, other));
+
+    let again = run(&engine, second.clone());
+    assert_eq!(again.cached.tokens, second.prompt.len() - 1, "its last row is needed");
+    let mut scored = second;
+    scored.score_prompt = true;
+    let scored = run(&engine, scored);
+    assert_eq!((scored.cached.tokens, scored.cached.why), (0, Uncached::Scored));
+}
+
+#[test]
+fn an_answer_that_was_cancelled_leaves_its_prompt_behind() {
+    let engine = smollm2(EngineOptions::default());
+    let mut endless = request("Tell me a long story.");
+    (endless.max_tokens, endless.ignore_end) = (None, true);
+    let mut generation = engine.generate(endless.clone()).unwrap();
+    while !matches!(generation.next_blocking(), Some(Event::Text { .. })) {}
+    drop(generation);
+    endless.max_tokens = Some(1);
+    assert_eq!(run(&engine, endless.clone()).cached.tokens, endless.prompt.len() - 1);
 }
 
 #[test]
@@ -219,6 +282,7 @@ fn a_dropped_answer_gives_its_place_to_the_next() {
     endless.max_tokens = None;
     endless.ignore_end = true;
     let mut first = engine.generate(endless).unwrap();
+    assert!(matches!(first.next_blocking(), Some(Event::Begun(_))));
     assert!(matches!(first.next_blocking(), Some(Event::Text { .. })));
     let second =
         engine.generate(request("What is the capital of France? Answer in one word.")).unwrap();

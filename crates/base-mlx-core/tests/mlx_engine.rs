@@ -119,7 +119,7 @@ fn fold(mut generation: base_mlx_core::engine::Generation) -> (Vec<String>, usiz
             }
             Event::Usage(usage) => tokens = usage.completion_tokens,
             Event::Error(error) => panic!("{error}"),
-            Event::Prompt { .. } | Event::Finish { .. } => {}
+            Event::Begun(_) | Event::Prompt { .. } | Event::Finish { .. } => {}
         }
     }
     (texts, tokens)

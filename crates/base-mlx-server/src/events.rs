@@ -3,8 +3,9 @@
 
 use std::pin::Pin;
 use std::sync::Arc;
+use std::time::Duration;
 
-use base_mlx_core::engine::{Event, FinishReason, GenerateError, TokenLogprob, Usage};
+use base_mlx_core::engine::{Cached, Event, FinishReason, GenerateError, TokenLogprob, Usage};
 use base_mlx_core::text::Opening;
 use futures_util::stream::{self, SelectAll, Stream, StreamExt};
 
@@ -65,6 +66,31 @@ impl Joined {
     }
 }
 
+/// Waits until all generations have begun, which may take them a while in the queue, but no longer than `patience`. Gives
+/// what each found cached, in the order in which they began, and all events that are left; an error that came before.
+pub(crate) async fn begun(
+    mut events: Events,
+    generations: usize,
+    patience: Duration,
+) -> Result<(Vec<Cached>, Events), GenerateError> {
+    let (mut cached, mut others) = (Vec::new(), Vec::new());
+    let end = tokio::time::sleep(patience);
+    tokio::pin!(end);
+    while cached.len() < generations {
+        let event = tokio::select! {
+            event = events.next() => event,
+            () = &mut end => break,
+        };
+        match event {
+            Some(Event::Begun(found)) => cached.push(found),
+            Some(Event::Error(error)) => return Err(error),
+            Some(event) => others.push(event),
+            None => break,
+        }
+    }
+    Ok((cached, Box::pin(stream::iter(others).chain(events))))
+}
+
 /// A whole answer: what a client that does not stream gets.
 #[derive(Clone, Debug, PartialEq)]
 pub(crate) struct Answer {
@@ -85,7 +111,7 @@ pub(crate) async fn fold(mut events: Events, choices: usize) -> Result<Answer, G
     let mut answer = Answer { choices: vec![unfinished; choices], usage: Usage::default() };
     while let Some(event) = events.next().await {
         match event {
-            Event::Prompt { .. } => {}
+            Event::Begun(_) | Event::Prompt { .. } => {}
             Event::Text { choice, text, logprobs } => {
                 let choice = &mut answer.choices[choice];
                 choice.text.push_str(&text);
@@ -140,7 +166,7 @@ pub(crate) fn echoed(events: Events, echoes: Vec<Echo>, choices: usize) -> Event
                     echo = Some(Event::Text { choice, text, logprobs });
                 }
             }
-            Event::Usage(_) | Event::Error(_) => {}
+            Event::Begun(_) | Event::Usage(_) | Event::Error(_) => {}
         }
         stream::iter(echo.into_iter().chain([event]))
     }))
@@ -153,15 +179,13 @@ fn renumbered(mut event: Event, first: usize) -> Event {
         | Event::Finish { choice, .. } => {
             *choice += first;
         }
-        Event::Usage(_) | Event::Error(_) => {}
+        Event::Begun(_) | Event::Usage(_) | Event::Error(_) => {}
     }
     event
 }
 
 #[cfg(test)]
 mod tests {
-    use std::time::Duration;
-
     use super::*;
     use crate::running::Gate;
 
@@ -228,6 +252,28 @@ mod tests {
         let streamed: Vec<Event> = events(vec![vec![text(0, "a")]], 1).collect().await;
         assert!(matches!(streamed.last(), Some(Event::Error(GenerateError::Failed(_)))));
         assert!(fold(events(vec![vec![text(0, "a")]], 1), 1).await.is_err());
+    }
+
+    #[tokio::test]
+    async fn what_was_cached_is_known_before_the_first_text_and_nothing_is_lost() {
+        let cached = |tokens| Cached { tokens, prompt_tokens: 9, ..Cached::default() };
+        let first = vec![Event::Begun(cached(1)), text(0, "a"), finish(0), usage(9, 1)];
+        let second = vec![Event::Begun(cached(2)), text(0, "b"), finish(0), usage(9, 1)];
+        let patience = Duration::from_secs(60);
+        let (found, rest) =
+            begun(events(vec![first.clone(), second], 1), 2, patience).await.unwrap();
+        assert_eq!(found.iter().map(|found| found.tokens).sum::<usize>(), 3);
+        let answer = fold(rest, 2).await.unwrap();
+        assert_eq!((answer.choices[0].text.as_str(), answer.usage.prompt_tokens), ("a", 18));
+
+        let silent = stream::pending::<Event>().boxed();
+        let waiting = joined(vec![silent], 1, Gate::new(1).enter().unwrap());
+        let (found, _) = begun(waiting, 1, Duration::from_millis(5)).await.unwrap();
+        assert!(found.is_empty());
+
+        let failed = GenerateError::Failed("x".into());
+        let waiting = events(vec![vec![Event::Error(failed.clone())]], 1);
+        assert_eq!(begun(waiting, 1, patience).await.err(), Some(failed));
     }
 
     #[tokio::test]

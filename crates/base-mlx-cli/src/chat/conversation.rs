@@ -158,7 +158,7 @@ impl Answer {
                 }
                 Event::Error(error) => return Err(error.into()),
                 // Was not asked for.
-                Event::Prompt { .. } => {}
+                Event::Begun(_) | Event::Prompt { .. } => {}
             }
         }
         bail!("the answer broke off")

@@ -52,6 +52,11 @@ pub trait Backend: Clone + Send + Sync + 'static {
     fn new_kv(&self, layers: &[LayerSpec]) -> Result<Self::Kv, DeviceError>;
     /// Bytes that such a layer remembers of a token.
     fn kv_bytes(&self, layer: LayerSpec) -> usize;
+    /// Forks of a cache for such layers share memory in blocks of so many positions; `None` if one that is written to copies
+    /// all of it.
+    fn kv_block(&self, _layers: &[LayerSpec]) -> Option<usize> {
+        None
+    }
     /// Bytes that all models on this device hold, where the device counts them itself.
     fn active_bytes(&self) -> Option<usize> {
         None
@@ -207,6 +212,9 @@ pub trait KvCache: Send {
     fn truncate(&mut self, len: usize) -> usize;
     /// A second cache with the same past, which costs no copy until one of the two writes.
     fn fork(&self) -> Self;
+    /// Takes `from`'s memory for its first `len` positions, which both hold the same tokens of, and gives its own for them
+    /// back, where forks share memory.
+    fn share(&mut self, _from: &Self, _len: usize) {}
     /// Bytes held, shared ones included.
     fn bytes(&self) -> usize;
 }

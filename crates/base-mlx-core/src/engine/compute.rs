@@ -7,7 +7,7 @@ use std::time::Instant;
 use super::Event;
 use super::device::panic_message;
 use super::runner::{ModelRunner, token_logprob};
-use super::scheduler::{Outcome, Plan, PlannedSpan};
+use super::scheduler::{Outcome, Plan, PlannedSpan, Source};
 use crate::backend::{Backend, DeviceError, Draw, KvCache, NO_TOKEN};
 use crate::sample::{Chosen, NoTokenLeft, SamplingParams, choose, score, uniform};
 use crate::step::Step;
@@ -66,10 +66,14 @@ impl<B: Backend> ModelRunner<B> {
         }
         for span in &plan.spans {
             let Some(fork) = span.fork else { continue };
-            let mut cache = self.caches[&fork.from].fork();
+            let mut cache = match fork.from {
+                Source::Sequence(id) => self.caches[&id].fork(),
+                Source::Kept(id) => self.kept[&id].fork(),
+            };
             cache.truncate(fork.len);
             self.caches.insert(span.sequence, cache);
         }
+        self.drop_evicted();
         let mut caches = Vec::with_capacity(plan.spans.len());
         for span in &plan.spans {
             let cache = match self.caches.remove(&span.sequence) {

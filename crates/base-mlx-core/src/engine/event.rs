@@ -1,9 +1,12 @@
+use super::sequence::Cached;
 use crate::TokenId;
 use crate::sample::NoTokenLeft;
 
 /// What an answer consists of, in order. A non-streamed answer is the fold of the streamed one.
 #[derive(Clone, Debug, PartialEq)]
 pub enum Event {
+    /// The first event, once a request: its prompt is computed from here on, but for what is cached.
+    Begun(Cached),
     /// The prompt's log probabilities, once a request (with its first choice), before any text, if they were asked
     /// for; the first token has none.
     Prompt { choice: usize, logprobs: Vec<TokenLogprob> },

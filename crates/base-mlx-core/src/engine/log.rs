@@ -39,8 +39,11 @@ impl RequestLog {
         self.before = memory;
     }
 
-    pub(super) fn started(&mut self) {
+    /// Says whether this was not known before.
+    pub(super) fn started(&mut self) -> bool {
+        let new = self.started.is_none();
         self.started.get_or_insert_with(Instant::now);
+        new
     }
 
     pub(super) fn first_token(&mut self) {

@@ -12,6 +12,7 @@ mod event;
 mod generation;
 mod log;
 mod pace;
+mod prefix;
 mod request;
 mod runner;
 mod scheduler;
@@ -26,9 +27,12 @@ pub use defaults::SamplingDefaults;
 pub use device::Device;
 pub use event::{Event, FinishReason, GenerateError, TokenLogprob, TopLogprob, Usage};
 pub use generation::Generation;
+pub use prefix::{Found, Keep, KeptId, PrefixIndex};
 pub use request::GenerateRequest;
-pub use scheduler::{Finished, Fork, Limits, Outcome, Plan, PlannedSpan, Refused, Scheduler};
-pub use sequence::{Sequence, SequenceId};
+pub use scheduler::{
+    Finished, Fork, Limits, Outcome, Plan, PlannedSpan, Refused, Scheduler, Source,
+};
+pub use sequence::{Cached, Sequence, SequenceId, Uncached};
 pub use start::{DeviceKind, DeviceOptions};
 
 use std::path::Path;
@@ -55,13 +59,23 @@ pub struct EngineOptions {
     /// Most bytes of keys and values over all sequences; `None` is what `parallel` full contexts need, at most half
     /// of the memory that is free when the model is loaded.
     pub kv_bytes: Option<usize>,
+    /// Most bytes of these that stay after their answers, for prompts that begin alike; running answers come first. `None`
+    /// is all that those leave, 0 keeps none.
+    pub prefix_bytes: Option<usize>,
     /// What keys and values are kept as; `None` is what suits the device.
     pub kv_format: Option<KvFormat>,
 }
 
 impl Default for EngineOptions {
     fn default() -> Self {
-        Self { context: None, parallel: 8, step_tokens: None, kv_bytes: None, kv_format: None }
+        Self {
+            context: None,
+            parallel: 8,
+            step_tokens: None,
+            kv_bytes: None,
+            prefix_bytes: None,
+            kv_format: None,
+        }
     }
 }
 

@@ -12,6 +12,7 @@ use super::compute::{Begun, flatten};
 use super::device::{RequestId, Runner};
 use super::log::{Memory, RequestLog};
 use super::pace::Pace;
+use super::prefix::{Keep, KeptId};
 use super::scheduler::{Limits, Outcome, Plan, Scheduler};
 use super::sequence::{Sequence, SequenceId};
 use super::{Event, FinishReason, GenerateError, GenerateRequest, TokenLogprob, TopLogprob, Usage};
@@ -34,11 +35,14 @@ pub(super) struct ModelRunner<B: Backend> {
     pub(super) text: Arc<Text>,
     pub(super) layers: Vec<LayerSpec>,
     pub(super) weight_bytes: usize,
+    pub(super) kv_bytes_per_token: usize,
     /// Logits beyond the tokenizer's vocabulary are padding and never chosen.
     pub(super) vocab_size: usize,
     pub(super) scheduler: Scheduler,
     pub(super) pace: Pace,
     pub(super) caches: HashMap<SequenceId, B::Kv>,
+    /// Of sequences that are gone, for those that begin like them.
+    pub(super) kept: HashMap<KeptId, B::Kv>,
     pub(super) choices: HashMap<SequenceId, Choice>,
     pub(super) requests: HashMap<RequestId, Request>,
     pub(super) next_sequence: u64,
@@ -87,11 +91,13 @@ impl<B: Backend> ModelRunner<B> {
         limits: Limits,
     ) -> Self {
         Self {
+            kv_bytes_per_token: model.layers().iter().map(|&layer| backend.kv_bytes(layer)).sum(),
             layers: model.layers(),
             vocab_size: model.vocab_size().min(text.tokenizer.vocab_size()),
             scheduler: Scheduler::new(limits),
             pace: Pace::new(),
             caches: HashMap::new(),
+            kept: HashMap::new(),
             choices: HashMap::new(),
             requests: HashMap::new(),
             next_sequence: 0,
@@ -117,13 +123,14 @@ impl<B: Backend> ModelRunner<B> {
             kept.push(outcome.unwrap_or_default());
         }
         for finished in self.scheduler.commit(plan, &kept) {
+            self.retire(finished.id, finished.keep);
             self.finish(finished.id, finished.reason);
         }
+        self.drop_evicted();
     }
 
     /// Ends one choice, and its request with the last one.
     fn finish(&mut self, id: SequenceId, reason: FinishReason) {
-        self.retire(id);
         let mut choice = self.choices.remove(&id).expect("a finished sequence had a choice");
         let request = self.requests.get_mut(&choice.request).expect("a choice has its request");
         if let Some(logprobs) = choice.prompt_scores.take() {
@@ -151,7 +158,9 @@ impl<B: Backend> ModelRunner<B> {
             let error = GenerateError::Failed(message.to_owned());
             self.end(request, "failed", |_| Some(Event::Error(error)));
         }
-        // If memory was short, the next step is to have what this one had.
+        // Nobody knows what the device has left in caches. If memory was short, the next step is to have what this one had.
+        self.scheduler.forget_kept();
+        self.kept.clear();
         self.unread = None;
         self.retired.clear();
         self.backend.clear_cache();
@@ -161,10 +170,11 @@ impl<B: Backend> ModelRunner<B> {
     fn end(&mut self, id: RequestId, outcome: &str, last: impl FnOnce(&Request) -> Option<Event>) {
         let Some(request) = self.requests.remove(&id) else { return };
         for sequence in &request.sequences {
-            self.scheduler.cancel(*sequence);
+            let keep = self.scheduler.cancel(*sequence).flatten();
             self.choices.remove(sequence);
-            self.retire(*sequence);
+            self.retire(*sequence, keep);
         }
+        self.drop_evicted();
         if let Some(event) = last(&request) {
             let _ = request.events.send(event);
         }
@@ -175,20 +185,42 @@ impl<B: Backend> ModelRunner<B> {
         self.scheduler.set_beside_answers(self.pace.beside_answers());
         let plan = self.scheduler.plan();
         for id in &plan.dropped {
-            self.retire(*id);
+            self.retire(*id, None);
         }
         for span in &plan.spans {
             let request = self.choices[&span.sequence].request;
-            if let Some(request) = self.requests.get_mut(&request) {
-                request.log.started();
+            let cached = self.scheduler.sequence(span.sequence).and_then(|planned| planned.cached);
+            let (Some(request), Some(cached)) = (self.requests.get_mut(&request), cached) else {
+                continue;
+            };
+            if request.log.started() {
+                request.usage.cached_tokens = cached.tokens;
+                let _ = request.events.send(Event::Begun(cached));
             }
         }
         plan
     }
 
-    /// Gives up a sequence's cache, which goes when no step is under way any more.
-    fn retire(&mut self, id: SequenceId) {
-        self.retired.extend(self.caches.remove(&id));
+    /// Keeps what is to be kept of a sequence's cache, and gives up the rest, which goes when no step is under way any more.
+    fn retire(&mut self, id: SequenceId, keep: Option<Keep>) {
+        let Some(cache) = self.caches.remove(&id) else { return };
+        if let Some(Keep { id, len, shares }) = keep {
+            let mut kept = cache.fork();
+            kept.truncate(len);
+            if let Some((other, len)) = shares
+                && let Some(other) = self.kept.get(&other)
+            {
+                kept.share(other, len);
+            }
+            self.retired.extend(self.kept.insert(id, kept));
+        }
+        self.retired.push(cache);
+    }
+
+    pub(super) fn drop_evicted(&mut self) {
+        for id in self.scheduler.take_evicted() {
+            self.retired.extend(self.kept.remove(&id));
+        }
     }
 
     fn drop_retired(&mut self) {
@@ -262,10 +294,7 @@ impl<B: Backend> ModelRunner<B> {
     }
 
     fn memory(&self) -> Memory {
-        let counted = || {
-            let caches: usize = self.caches.values().map(KvCache::bytes).sum();
-            self.weight_bytes + caches
-        };
+        let counted = || self.weight_bytes + self.scheduler.held() * self.kv_bytes_per_token;
         Memory {
             active_bytes: self.backend.active_bytes().unwrap_or_else(counted),
             cache_bytes: self.backend.cached_bytes(),
@@ -367,7 +396,14 @@ mod tests {
 
     #[test]
     fn one_sequence_is_warmed_up_for_prompts_too() {
-        let limits = Limits { running: 1, step_tokens: 2048, kv_tokens: 4096, context: 4096 };
+        let limits = Limits {
+            running: 1,
+            step_tokens: 2048,
+            kv_tokens: 4096,
+            kept_tokens: 0,
+            block: None,
+            context: 4096,
+        };
         assert_eq!(possible(&[256, 63, 8, 1], &limits), [256, 63, 8, 1]);
         assert_eq!(possible(&[256, 63, 8, 1], &Limits { step_tokens: 40, ..limits }), [63, 8, 1]);
     }

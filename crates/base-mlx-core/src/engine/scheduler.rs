@@ -2,7 +2,8 @@ use std::collections::BTreeMap;
 use std::ops::Range;
 
 use super::event::FinishReason;
-use super::sequence::{Sequence, SequenceId};
+use super::prefix::{Keep, KeptId, PrefixIndex};
+use super::sequence::{Cached, Sequence, SequenceId, Uncached};
 use crate::TokenId;
 
 /// Decides, step by step, which sequence computes which of its positions. Pure arithmetic: it holds no tensor, clock or
@@ -18,8 +19,12 @@ use crate::TokenId;
 /// - Beside answers that wait for their next token, prompts get no more than `set_beside_answers` allows.
 /// - Sequences are admitted in the order they came, as long as `running` and `kv_tokens` allow. The first one waiting is
 ///   never overtaken, but by others while it waits for a sibling's prompt; its place is kept free then.
-/// - The tokens of all running sequences fit into `kv_tokens`. When they have grown out of it, the newest is preempted:
-///   it loses its cache and waits again, in its old place. The oldest is never preempted, so something always moves.
+/// - A sequence that is gone leaves its cache behind, and a later one starts from the kept cache that begins most like it,
+///   at whatever token they part. Kept caches have the room that running sequences leave, `kept_tokens` at most; the one
+///   that was not used for longest goes first, one that a running sequence began with last.
+/// - The tokens of all running sequences and all kept ones fit into `kv_tokens`. When they have grown out of it without
+///   kept ones, the newest is preempted: it loses its cache and waits again, in its old place. The oldest is never
+///   preempted, so something always moves.
 /// - Siblings start from a fork of the first of them that has computed the prompt but for its last token. It waits there
 ///   for one step if siblings can be admitted, so that they choose their first tokens together.
 pub struct Scheduler {
@@ -29,6 +34,9 @@ pub struct Scheduler {
     waiting: BTreeMap<u64, Sequence>,
     arrivals: u64,
     beside_answers: usize,
+    kept: PrefixIndex,
+    /// Taken out of `kept` since somebody asked.
+    evicted: Vec<KeptId>,
 }
 
 #[derive(Clone, Copy, Debug)]
@@ -39,6 +47,10 @@ pub struct Limits {
     pub step_tokens: usize,
     /// Most positions in all caches together.
     pub kv_tokens: usize,
+    /// Most of these in caches that no running sequence has made; 0 keeps none.
+    pub kept_tokens: usize,
+    /// Caches share memory in blocks of so many positions; `None` if a fork copies all of them.
+    pub block: Option<usize>,
     /// Most tokens of a sequence, prompt and answer together.
     pub context: usize,
 }
@@ -47,9 +59,10 @@ pub struct Limits {
 /// 1. it drops the caches of `dropped`,
 /// 2. it truncates the cache of every span to `range.start`, which is where rejected drafts disappear,
 /// 3. it makes the forks,
-/// 4. it computes the spans.
+/// 4. it drops the kept caches that `take_evicted` names,
+/// 5. it computes the spans.
 ///
-/// Caches of finished and cancelled sequences are dropped when that is known.
+/// Caches of finished and cancelled sequences are kept or dropped when that is known.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Plan {
     /// Oldest sequence first, none of them empty.
@@ -77,8 +90,16 @@ pub struct PlannedSpan {
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Fork {
-    pub from: SequenceId,
+    pub from: Source,
     pub len: usize,
+}
+
+/// Whose cache it is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Source {
+    /// A sequence that runs.
+    Sequence(SequenceId),
+    Kept(KeptId),
 }
 
 /// What came out of one span.
@@ -95,6 +116,8 @@ pub struct Outcome {
 pub struct Finished {
     pub id: SequenceId,
     pub reason: FinishReason,
+    /// What becomes of its cache; dropped if `None`.
+    pub keep: Option<Keep>,
 }
 
 /// Why a sequence can never run.
@@ -127,6 +150,8 @@ impl Scheduler {
             waiting: BTreeMap::new(),
             arrivals: 0,
             beside_answers: limits.step_tokens,
+            kept: PrefixIndex::new(limits.block),
+            evicted: Vec::new(),
         }
     }
 
@@ -161,12 +186,16 @@ impl Scheduler {
         Ok(())
     }
 
-    /// Forgets a sequence; false if it was not there (any more). Its cache is the runner's to drop.
-    pub fn cancel(&mut self, id: SequenceId) -> bool {
-        let before = self.running.len() + self.waiting.len();
-        self.running.retain(|_, sequence| sequence.id != id);
-        self.waiting.retain(|_, sequence| sequence.id != id);
-        self.running.len() + self.waiting.len() < before
+    /// Forgets a sequence; `None` if it was not there (any more), else what becomes of its cache, if it has one.
+    pub fn cancel(&mut self, id: SequenceId) -> Option<Option<Keep>> {
+        let of = |all: &BTreeMap<u64, Sequence>| {
+            all.iter().find(|(_, sequence)| sequence.id == id).map(|(&arrival, _)| arrival)
+        };
+        if let Some(sequence) = of(&self.running).and_then(|arrival| self.running.remove(&arrival))
+        {
+            return Some(self.keep(&sequence));
+        }
+        of(&self.waiting).and_then(|arrival| self.waiting.remove(&arrival)).map(|_| None)
     }
 
     /// Guesses at what a running sequence says next, for the next step only; false if the sequence does not run. The
@@ -205,7 +234,7 @@ impl Scheduler {
         let longest = self.limits.longest();
         // Who waits should not wait a step longer than needed.
         let full = self.running.len() == self.limits.running;
-        let grown = self.reserved() + plan.spans.len();
+        let grown = self.held() + plan.spans.len();
         if !(self.waiting.is_empty() || full)
             || self.running.len() != plan.spans.len()
             || grown > self.limits.kv_tokens
@@ -243,11 +272,30 @@ impl Scheduler {
                 continue;
             };
             if let Some(reason) = advance(sequence, span, outcome, longest) {
-                finished.push(Finished { id: span.sequence, reason });
+                finished.push((span.sequence, reason));
             }
         }
-        self.running.retain(|_, sequence| !finished.iter().any(|done| done.id == sequence.id));
-        finished
+        let finish = |(id, reason)| {
+            let keep = self.cancel(id).expect("it was running");
+            Finished { id, reason, keep }
+        };
+        finished.into_iter().map(finish).collect()
+    }
+
+    /// The kept caches that no plan to come begins with. To be dropped after the forks of the last plan.
+    pub fn take_evicted(&mut self) -> Vec<KeptId> {
+        std::mem::take(&mut self.evicted)
+    }
+
+    /// Forgets all kept caches, which are the runner's to drop.
+    pub fn forget_kept(&mut self) {
+        self.kept = PrefixIndex::new(self.limits.block);
+        self.evicted.clear();
+        self.running.values_mut().for_each(|sequence| sequence.kept = None);
+    }
+
+    pub fn kept(&self) -> &PrefixIndex {
+        &self.kept
     }
 
     pub fn is_idle(&self) -> bool {
@@ -283,9 +331,10 @@ impl Scheduler {
             let room = sequence.max_tokens.max(1) - 1;
             assert!(sequence.answer().len() <= room, "{id:?} should have ended");
         }
+        self.kept.check_integrity();
         for sequence in self.waiting.values() {
             assert!(
-                sequence.computed == 0 && sequence.draft.is_empty(),
+                sequence.computed == 0 && sequence.kept.is_none() && sequence.draft.is_empty(),
                 "{:?} waits with a cache",
                 sequence.id
             );
@@ -296,85 +345,179 @@ impl Scheduler {
         self.running.values().chain(self.waiting.values())
     }
 
-    /// Positions that are or may soon be in caches. A prompt counts in full from the moment it is admitted.
+    /// Positions that are or may soon be in running sequences' caches and in no kept one. A prompt counts in full from the
+    /// moment it is admitted.
     fn reserved(&self) -> usize {
-        self.running.values().map(|sequence| sequence.tokens.len()).sum()
+        self.running.values().map(|sequence| self.own(sequence)).sum()
     }
 
+    fn own(&self, sequence: &Sequence) -> usize {
+        let shared = match (self.limits.block, sequence.kept) {
+            (Some(block), Some((id, len))) if self.kept.contains(id) => len / block * block,
+            _ => 0,
+        };
+        sequence.tokens.len() - shared
+    }
+
+    /// Positions of running sequences and kept ones together.
+    pub fn held(&self) -> usize {
+        self.reserved() + self.kept.positions()
+    }
+
+    /// Enters the tokens of a sequence that is gone, so far as its cache is right for them.
+    fn keep(&mut self, sequence: &Sequence) -> Option<Keep> {
+        if let Some((id, _)) = sequence.kept {
+            self.kept.end(id);
+        }
+        if self.limits.kept_tokens == 0 {
+            return None;
+        }
+        let keep = self.kept.insert(&sequence.tokens[..sequence.computed]);
+        while self.kept.positions() > self.limits.kept_tokens {
+            let Some(id) = self.kept.evict() else { break };
+            self.evicted.push(id);
+        }
+        keep
+    }
+
+    /// Makes room for what running sequences have grown by, and for their drafts if kept caches are all that must go for them.
     fn make_room(&mut self) -> Vec<SequenceId> {
         let mut dropped = Vec::new();
-        while self.reserved() > self.limits.kv_tokens {
-            let (arrival, mut sequence) =
-                self.running.pop_last().expect("what is reserved belongs to someone");
+        let drafts: usize = self.running.values().map(|sequence| sequence.draft.len()).sum();
+        self.evict_down_to(self.limits.kv_tokens.saturating_sub(self.reserved() + drafts));
+        while self.held() > self.limits.kv_tokens {
+            if self.running.len() <= 1 {
+                // Nothing is left but what the last sequence began with.
+                self.evicted.push(self.kept.evict_used().expect("one sequence always fits"));
+                continue;
+            }
+            let (arrival, mut sequence) = self.running.pop_last().expect("it was counted");
+            if let Some((id, _)) = sequence.kept.take() {
+                self.kept.end(id);
+            }
             sequence.computed = 0;
             sequence.draft.clear();
             dropped.push(sequence.id);
             self.waiting.insert(arrival, sequence);
+            self.evict_down_to(self.limits.kv_tokens.saturating_sub(self.reserved()));
         }
         dropped
     }
 
+    /// Takes out kept caches that no running sequence began with, until no more than these positions are left.
+    fn evict_down_to(&mut self, positions: usize) {
+        while self.kept.positions() > positions {
+            let Some(id) = self.kept.evict() else { break };
+            self.evicted.push(id);
+        }
+    }
+
     fn admit(&mut self) -> Admission {
         let mut admission = Admission::default();
-        let mut places = self.limits.running - self.running.len();
-        let mut reserved = self.reserved();
-        let mut admitted = Vec::new();
-        for (&arrival, sequence) in &self.waiting {
-            // A sequence admitted into the last free position would be preempted in the next step.
-            let members = self.limits.running - places;
-            let growth = (members + 1) * GROWTH_TOKENS;
-            let alone = members == 0;
-            if places == 0
-                || !alone && reserved + sequence.tokens.len() + growth > self.limits.kv_tokens
-            {
+        // What is kept free for those that wait for a sibling.
+        let (mut places, mut positions) = (0, 0);
+        let arrivals: Vec<u64> = self.waiting.keys().copied().collect();
+        for arrival in arrivals {
+            let members = self.running.len() + places;
+            if members == self.limits.running {
                 break;
             }
-            places -= 1;
-            reserved += sequence.tokens.len();
-            match self.start(sequence, &admitted) {
-                Start::Alone => admitted.push(arrival),
-                Start::Fork(fork) => {
-                    admitted.push(arrival);
-                    admission.forks.insert(arrival, fork);
+            // A sequence admitted into the last free position would be preempted in the next step.
+            let growth = if members == 0 { 0 } else { (members + 1) * GROWTH_TOKENS };
+            let sequence = &self.waiting[&arrival];
+            let begins = self.start(sequence);
+            let (group, tokens) = (sequence.group, sequence.tokens.len());
+            let room = self.limits.kv_tokens.checked_sub(self.reserved() + positions + growth);
+            let Some(begins) = room.and_then(|room| self.fit(begins, tokens, room)) else { break };
+            match begins {
+                Start::Later => {
+                    admission.held.push(group);
+                    (places, positions) = (places + 1, positions + tokens);
                 }
-                Start::Later => admission.held.push(sequence.group),
+                Start::Now(begins) => self.begin(arrival, begins, &mut admission),
             }
-        }
-        for arrival in admitted {
-            let mut sequence = self.waiting.remove(&arrival).expect("it was found there");
-            if let Some(fork) = admission.forks.get(&arrival) {
-                sequence.computed = fork.len;
-                sequence.scored = fork.len;
-            }
-            self.running.insert(arrival, sequence);
         }
         admission
     }
 
-    /// How a waiting sequence begins, given those that run and those that were just admitted.
-    fn start(&self, sequence: &Sequence, admitted: &[u64]) -> Start {
+    /// How a waiting sequence begins, given those that run, the ones just admitted included.
+    fn start(&self, sequence: &Sequence) -> Start {
         let len = sequence.fork_len();
-        if len == 0 {
-            return Start::Alone;
-        }
         let mut siblings =
             self.running.values().filter(|other| other.group == sequence.group).peekable();
-        let new_sibling =
-            admitted.iter().any(|arrival| self.waiting[arrival].group == sequence.group);
-        if siblings.peek().is_none() && !new_sibling {
-            return Start::Alone;
+        if len > 0 && siblings.peek().is_some() {
+            return match siblings.find(|other| other.computed >= len) {
+                Some(other) => {
+                    let fork = Fork { from: Source::Sequence(other.id), len };
+                    Start::Now(Begins { fork: Some(fork), why: Uncached::New })
+                }
+                None => Start::Later,
+            };
         }
-        match siblings.find(|other| other.computed >= len) {
-            Some(other) => Start::Fork(Fork { from: other.id, len }),
-            None => Start::Later,
+        let nothing = |why| Start::Now(Begins { fork: None, why });
+        if self.limits.kept_tokens == 0 {
+            return nothing(Uncached::Off);
         }
+        if sequence.score_prompt && sequence.scored < len {
+            return nothing(Uncached::Scored);
+        }
+        let Some(found) = self.kept.find(&sequence.tokens) else { return nothing(Uncached::New) };
+        let why = if found.differs { Uncached::Differs } else { Uncached::New };
+        // The last token's row is what the first token is chosen from.
+        let len = found.len.min(sequence.tokens.len() - 1);
+        let fork = (len > 0).then_some(Fork { from: Source::Kept(found.id), len });
+        Start::Now(Begins { fork, why })
+    }
+
+    /// Evicts kept caches until a sequence of so many tokens fits into `room` beside the others, perhaps without the one that
+    /// it would have begun with. `None` if it does not fit all the same.
+    fn fit(&mut self, start: Start, tokens: usize, room: usize) -> Option<Start> {
+        if let Start::Now(Begins { fork: Some(Fork { from: Source::Kept(id), len }), .. }) = start {
+            let shared = self.limits.block.map_or(0, |block| len / block * block);
+            self.kept.begin(id);
+            if let Some(room) = room.checked_sub(tokens - shared) {
+                self.evict_down_to(room);
+                if self.kept.positions() <= room {
+                    return Some(start);
+                }
+            }
+            self.kept.end(id);
+        }
+        let room = room.checked_sub(tokens)?;
+        self.evict_down_to(room);
+        if self.kept.positions() > room {
+            return None;
+        }
+        Some(match start {
+            Start::Now(Begins { fork: Some(Fork { from: Source::Kept(_), .. }), why }) => {
+                Start::Now(Begins { fork: None, why })
+            }
+            start => start,
+        })
+    }
+
+    fn begin(&mut self, arrival: u64, begins: Begins, admission: &mut Admission) {
+        let mut sequence = self.waiting.remove(&arrival).expect("it was found there");
+        let Begins { fork, why } = begins;
+        if let Some(fork) = fork {
+            sequence.computed = fork.len;
+            match fork.from {
+                Source::Sequence(_) => sequence.scored = fork.len,
+                Source::Kept(id) => sequence.kept = Some((id, fork.len)),
+            }
+            admission.forks.insert(arrival, fork);
+        }
+        let tokens = sequence.computed.min(sequence.fork_len());
+        let found = Cached { tokens, prompt_tokens: sequence.prompt_len, why };
+        sequence.cached.get_or_insert(found);
+        self.running.insert(arrival, sequence);
     }
 
     /// How many positions each running sequence computes: at least one, `step_tokens` in all at most. Cuts the drafts to
     /// what was granted.
     fn share(&mut self, held: &[u64]) -> BTreeMap<u64, usize> {
         let mut left = self.limits.step_tokens - self.running.len();
-        let mut kv_left = self.limits.kv_tokens - self.reserved();
+        let mut kv_left = self.limits.kv_tokens.saturating_sub(self.held());
         let longest = self.limits.longest();
         let mut shares: BTreeMap<u64, usize> =
             self.running.keys().map(|&arrival| (arrival, 1)).collect();
@@ -487,19 +630,31 @@ struct Admission {
     held: Vec<u64>,
 }
 
+#[derive(Clone, Copy)]
 enum Start {
-    Alone,
-    Fork(Fork),
+    Now(Begins),
     /// A sibling is still computing the prompt.
     Later,
+}
+
+#[derive(Clone, Copy)]
+struct Begins {
+    fork: Option<Fork>,
+    why: Uncached,
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
 
-    const LIMITS: Limits =
-        Limits { running: 8, step_tokens: 32, kv_tokens: 10_000, context: 5_000 };
+    const LIMITS: Limits = Limits {
+        running: 8,
+        step_tokens: 32,
+        kv_tokens: 10_000,
+        kept_tokens: 0,
+        block: None,
+        context: 5_000,
+    };
 
     fn submit(scheduler: &mut Scheduler, id: u64, group: u64, prompt_len: usize) {
         let sequence = Sequence::new(SequenceId(id), group, vec![1; prompt_len], 50);
@@ -565,7 +720,7 @@ mod tests {
         let plan = scheduler.plan();
         assert!(plan.spans.iter().all(|span| span.range == (40..41) && span.wanted == (40..41)));
         let forks: Vec<_> = plan.spans.iter().map(|span| span.fork).collect();
-        let fork = Some(Fork { from: SequenceId(0), len: 40 });
+        let fork = Some(Fork { from: Source::Sequence(SequenceId(0)), len: 40 });
         assert_eq!(forks, [None, fork, fork, fork]);
     }
 
@@ -586,9 +741,62 @@ mod tests {
         submit(&mut scheduler, 0, 0, 41);
         submit(&mut scheduler, 1, 0, 41);
         step(&mut scheduler);
-        assert!(scheduler.cancel(SequenceId(0)));
+        assert!(scheduler.cancel(SequenceId(0)).is_some());
         assert_eq!(step(&mut scheduler), [(1, 32, false)]);
         assert_eq!(step(&mut scheduler), [(1, 9, true)]);
+    }
+
+    /// Runs one sequence to its end; the cached tokens that it began with.
+    fn answer(scheduler: &mut Scheduler, id: u64, prompt: &[TokenId], max_tokens: usize) -> Cached {
+        let sequence = Sequence::new(SequenceId(id), id, prompt.to_vec(), max_tokens);
+        scheduler.submit(sequence).unwrap();
+        let mut cached = None;
+        while !scheduler.is_idle() {
+            step(scheduler);
+            let sequence = scheduler.sequence(SequenceId(id));
+            cached = cached.or(sequence.and_then(|sequence| sequence.cached));
+            scheduler.check_integrity();
+        }
+        cached.unwrap()
+    }
+
+    #[test]
+    fn a_second_turn_begins_where_the_first_answer_ended() {
+        let mut scheduler = Scheduler::new(Limits { kept_tokens: 1000, block: Some(4), ..LIMITS });
+        let first: Vec<TokenId> = (10..30).collect();
+        let mut found = |id, prompt: &[TokenId]| {
+            let cached = answer(&mut scheduler, id, prompt, 5);
+            assert_eq!(cached.prompt_tokens, prompt.len());
+            (cached.tokens, cached.why)
+        };
+        assert_eq!(found(0, &first), (0, Uncached::New));
+        // The last token of the answer was never computed.
+        let second: Vec<TokenId> = first.iter().copied().chain([7; 5]).chain(40..50).collect();
+        assert_eq!(found(1, &second), (24, Uncached::New));
+        assert_eq!(found(2, &second), (34, Uncached::New));
+        let other = [&second[..12], &[99; 20]].concat();
+        assert_eq!(found(3, &other), (12, Uncached::Differs));
+    }
+
+    #[test]
+    fn kept_caches_go_before_a_running_sequence_is_preempted() {
+        let limits = Limits { kept_tokens: 60, kv_tokens: 60, block: Some(4), ..LIMITS };
+        let mut scheduler = Scheduler::new(limits);
+        answer(&mut scheduler, 0, &[1; 20], 5);
+        answer(&mut scheduler, 1, &[2; 20], 5);
+        assert_eq!(scheduler.kept().positions(), 48);
+        // 40 tokens in all: both must go for them, one after the other.
+        scheduler.submit(Sequence::new(SequenceId(2), 2, vec![3; 25], 15)).unwrap();
+        let mut evicted = Vec::new();
+        while !scheduler.is_idle() {
+            let plan = scheduler.plan();
+            assert!(plan.dropped.is_empty());
+            evicted.push(scheduler.take_evicted().len());
+            scheduler.check_integrity();
+            let tokens = if plan.spans[0].wanted.is_empty() { vec![] } else { vec![7] };
+            scheduler.commit(&plan, &[Outcome { tokens, ended: None }]);
+        }
+        assert_eq!((evicted[0], evicted.iter().sum::<usize>()), (1, 2));
     }
 
     #[test]

@@ -1,3 +1,4 @@
+use super::prefix::KeptId;
 use crate::TokenId;
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -24,6 +25,35 @@ pub struct Sequence {
     pub score_prompt: bool,
     /// Prompt positions whose rows were delivered, so that a preempted sequence does not ask for them twice.
     pub(super) scored: usize,
+    /// The kept cache that it began with, and how many positions of it.
+    pub(super) kept: Option<(KeptId, usize)>,
+    /// What its first step found done; `None` before it.
+    pub(super) cached: Option<Cached>,
+}
+
+/// How much of a prompt need not be computed.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Cached {
+    /// So many tokens at its beginning.
+    pub tokens: usize,
+    /// Of so many in all.
+    pub prompt_tokens: usize,
+    /// Why no more.
+    pub why: Uncached,
+}
+
+/// Why the rest of a prompt, or all of it, must be computed.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum Uncached {
+    /// Nothing that is kept goes on from here.
+    #[default]
+    New,
+    /// What is kept goes on with another token here.
+    Differs,
+    /// Its tokens are to be scored, so that all must be computed.
+    Scored,
+    /// Nothing is ever kept.
+    Off,
 }
 
 impl Sequence {
@@ -38,6 +68,8 @@ impl Sequence {
             group,
             score_prompt: false,
             scored: 0,
+            kept: None,
+            cached: None,
         }
     }
 

@@ -3,10 +3,12 @@
 //! draft or a lost token changes everything that follows, so whatever the schedule, each answer must be the one that its
 //! sequence gives when it runs alone.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
+use std::rc::Rc;
 
 use super::event::FinishReason;
-use super::scheduler::{Limits, Outcome, Plan, PlannedSpan, Refused, Scheduler};
+use super::prefix::{Keep, KeptId};
+use super::scheduler::{Fork, Limits, Outcome, Plan, PlannedSpan, Refused, Scheduler, Source};
 use super::sequence::{Sequence, SequenceId};
 use crate::TokenId;
 
@@ -40,6 +42,10 @@ struct Seen {
     refused: usize,
     preempted: usize,
     forks: usize,
+    kept: usize,
+    hits: usize,
+    hits_in_the_middle: usize,
+    evicted: usize,
     drafts_accepted: usize,
     drafts_rejected: usize,
     scored: usize,
@@ -55,6 +61,10 @@ impl Seen {
         self.refused += other.refused;
         self.preempted += other.preempted;
         self.forks += other.forks;
+        self.kept += other.kept;
+        self.hits += other.hits;
+        self.hits_in_the_middle += other.hits_in_the_middle;
+        self.evicted += other.evicted;
         self.drafts_accepted += other.drafts_accepted;
         self.drafts_rejected += other.drafts_rejected;
         self.scored += other.scored;
@@ -69,7 +79,8 @@ impl Seen {
         let common =
             [self.drafts_accepted, self.drafts_rejected, self.steps_with_prompts_and_answers];
         let ahead = [self.ahead, self.ahead_for_nothing];
-        rare.into_iter().chain(common).chain(ahead).all(|times| times > 100)
+        let kept = [self.kept, self.hits, self.hits_in_the_middle, self.evicted];
+        rare.into_iter().chain(common).chain(ahead).chain(kept).all(|times| times > 100)
     }
 }
 
@@ -77,11 +88,53 @@ struct World {
     dice: Dice,
     limits: Limits,
     scheduler: Scheduler,
-    /// What the runner holds for each sequence: a hash for each position.
-    caches: BTreeMap<SequenceId, Vec<u64>>,
+    /// What the runner holds for each sequence.
+    caches: BTreeMap<SequenceId, Cache>,
+    kept: BTreeMap<KeptId, Cache>,
     arrivals: Vec<Arrival>,
     live: BTreeMap<SequenceId, Expected>,
     seen: Seen,
+}
+
+/// A hash for each position, in blocks that forks share until somebody writes.
+#[derive(Clone)]
+struct Cache {
+    block: usize,
+    blocks: Vec<Rc<Vec<u64>>>,
+}
+
+impl Cache {
+    fn new(block: Option<usize>) -> Self {
+        Self { block: block.unwrap_or(usize::MAX), blocks: Vec::new() }
+    }
+
+    fn positions(&self) -> impl DoubleEndedIterator<Item = u64> {
+        self.blocks.iter().flat_map(|block| block.iter().copied())
+    }
+
+    fn len(&self) -> usize {
+        self.blocks.iter().map(|block| block.len()).sum()
+    }
+
+    fn push(&mut self, hash: u64) {
+        match self.blocks.last_mut().filter(|last| last.len() < self.block) {
+            Some(last) => Rc::make_mut(last).push(hash),
+            None => self.blocks.push(Rc::new(vec![hash])),
+        }
+    }
+
+    fn truncate(&mut self, len: usize) {
+        let all: Vec<u64> = self.positions().take(len).collect();
+        self.blocks.truncate(len / self.block);
+        all[self.blocks.len().saturating_mul(self.block).min(len)..]
+            .iter()
+            .for_each(|&hash| self.push(hash));
+    }
+
+    fn share(&mut self, from: &Self, len: usize) {
+        let blocks = len / self.block;
+        self.blocks[..blocks].clone_from_slice(&from.blocks[..blocks]);
+    }
 }
 
 /// A request: its choices arrive together.
@@ -110,15 +163,24 @@ impl World {
             step_tokens,
             kv_tokens: dice.one_of(&[20, 40, 90, 300, 5000]),
             context: dice.one_of(&[30, 64, 1000]),
+            kept_tokens: dice.one_of(&[0, 10, 100, 10_000]),
+            block: dice.one_of(&[None, Some(1), Some(4), Some(32)]),
         };
         let longest = limits.longest();
-        let mut arrivals = Vec::new();
+        let mut arrivals: Vec<Arrival> = Vec::new();
         let (mut step, mut next_id) = (0, 0);
         for group in 0..dice.below(12) + 1 {
             step += dice.one_of(&[0, 0, 1, 3, 20]);
             let prompt_len = 1 + dice.below(dice_prompt(&mut Dice(seed ^ group as u64), longest));
-            let prompt: Vec<_> =
+            let mut prompt: Vec<_> =
                 (0..prompt_len).map(|_| dice.below(VOCAB as usize) as TokenId).collect();
+            if !arrivals.is_empty() && dice.below(2) == 0 {
+                // It goes on with an earlier answer, or with a part of one.
+                let (_, earlier) = &arrivals[dice.below(arrivals.len())].sequences[0];
+                let len = earlier.tokens.len().min(longest);
+                let part = if dice.below(2) == 0 { len } else { dice.below(len + 1) };
+                prompt.splice(..0, earlier.tokens[..part].iter().copied());
+            }
             let choices = dice.one_of(&[1, 1, 1, 2, 3, 5]);
             let max_tokens = dice.one_of(&[0, 1, 2, 10, 40, 1000]);
             let score_prompt = max_tokens == 0 || dice.below(4) == 0;
@@ -142,6 +204,7 @@ impl World {
             limits,
             scheduler: Scheduler::new(limits),
             caches: BTreeMap::new(),
+            kept: BTreeMap::new(),
             arrivals,
             live: BTreeMap::new(),
             seen: Seen::default(),
@@ -173,7 +236,33 @@ impl World {
         }
         assert!(self.live.is_empty(), "unfinished: {:?}", self.live.keys());
         assert!(self.caches.is_empty(), "left behind: {:?}", self.caches.keys());
+        self.drop_evicted();
+        assert_eq!(self.kept.len(), self.scheduler.kept().len(), "kept caches");
+        assert!(self.scheduler.kept().positions() <= self.limits.kept_tokens);
         self.seen
+    }
+
+    fn drop_evicted(&mut self) {
+        for id in self.scheduler.take_evicted() {
+            self.kept.remove(&id).expect("only what is kept is evicted");
+            self.seen.evicted += 1;
+        }
+    }
+
+    /// A sequence is gone, and its cache with it, unless it is to be kept.
+    fn retire(&mut self, id: SequenceId, keep: Option<Keep>) {
+        let cache = self.caches.remove(&id);
+        let Some(Keep { id, len, shares }) = keep else { return };
+        let mut cache = cache.expect("what is kept was computed");
+        cache.truncate(len);
+        assert_eq!(cache.len(), len);
+        if let Some((other, len)) = shares {
+            let other = &self.kept[&other];
+            assert!(other.positions().take(len).eq(cache.positions().take(len)));
+            cache.share(other, len);
+        }
+        self.kept.insert(id, cache);
+        self.seen.kept += 1;
     }
 
     /// Commits a step; as the dice will, after the next was begun without knowing what this one chose.
@@ -237,10 +326,10 @@ impl World {
     }
 
     fn forget(&mut self, id: SequenceId) {
-        assert!(self.scheduler.cancel(id));
-        assert!(!self.scheduler.cancel(id));
+        let keep = self.scheduler.cancel(id).unwrap();
+        assert_eq!(self.scheduler.cancel(id), None);
         self.live.remove(&id);
-        self.caches.remove(&id);
+        self.retire(id, keep);
         self.seen.cancelled += 1;
     }
 
@@ -303,15 +392,33 @@ impl World {
             }
         }
         for span in &plan.spans {
-            let fork = |fork: super::scheduler::Fork| self.caches[&fork.from][..fork.len].to_vec();
-            let forked = span.fork.map(fork);
-            self.seen.forks += usize::from(forked.is_some());
-            self.caches.entry(span.sequence).or_insert_with(|| forked.unwrap_or_default());
+            let forked = span.fork.map(|Fork { from, len }| {
+                let from = match from {
+                    Source::Sequence(id) => &self.caches[&id],
+                    Source::Kept(id) => {
+                        self.seen.hits += 1;
+                        self.seen.hits_in_the_middle += usize::from(len < self.kept[&id].len());
+                        &self.kept[&id]
+                    }
+                };
+                self.seen.forks += 1;
+                let mut fork = from.clone();
+                assert!(fork.len() >= len, "a fork of what is not there");
+                fork.truncate(len);
+                fork
+            });
+            let new = || forked.unwrap_or(Cache::new(self.limits.block));
+            self.caches.entry(span.sequence).or_insert_with(new);
         }
+        self.drop_evicted();
         let outcomes: Vec<_> = plan.spans.iter().map(|span| self.forward(span)).collect();
         let computed: usize = plan.spans.iter().map(|span| span.range.len()).sum();
         assert!(computed <= self.limits.step_tokens, "{computed} tokens in a step");
-        let held: usize = self.caches.values().map(Vec::len).sum();
+        let caches = self.caches.values().chain(self.kept.values());
+        let mut seen = BTreeSet::new();
+        let blocks = caches.flat_map(|cache| &cache.blocks);
+        let held: usize =
+            blocks.filter(|block| seen.insert(Rc::as_ptr(block))).map(|block| block.len()).sum();
         assert!(held <= self.limits.kv_tokens, "{held} positions held");
         outcomes
     }
@@ -322,18 +429,21 @@ impl World {
         let cache = self.caches.get_mut(&span.sequence).unwrap();
         assert_eq!(cache.len(), span.range.start, "the span starts where the cache ends");
         for &token in &span.tokens {
-            cache.push(next_hash(cache.last().copied(), token));
+            let before = cache.positions().next_back();
+            cache.push(next_hash(before, token));
         }
         let token_at = |position: usize| span.tokens[position - span.range.start];
         let expected = self.live.get_mut(&span.sequence).unwrap();
         let sequence = self.scheduler.sequence(span.sequence).unwrap();
-        let rows = |positions: std::ops::Range<usize>| positions.clone().zip(&cache[positions]);
-        for (position, &row) in rows(span.wanted.start..span.choose_from) {
+        let rows = |positions: std::ops::Range<usize>| {
+            positions.clone().zip(cache.positions().skip(positions.start).take(positions.len()))
+        };
+        for (position, row) in rows(span.wanted.start..span.choose_from) {
             expected.got_scores.push(score(row, sequence.tokens[position + 1]));
             self.seen.scored += 1;
         }
         let mut outcome = Outcome::default();
-        for (position, &row) in rows(span.choose_from..span.wanted.end) {
+        for (position, row) in rows(span.choose_from..span.wanted.end) {
             let token = choose(row, sequence);
             outcome.tokens.push(token);
             outcome.ended = (token == END).then_some(FinishReason::Stop);
@@ -361,7 +471,7 @@ impl World {
             if let Some(sequence) = self.scheduler.sequence(*id) {
                 assert_eq!(sequence.tokens, *got);
                 assert!(sequence.draft.is_empty(), "a draft outlived its step");
-                assert!(self.caches.get(id).map_or(0, Vec::len) >= sequence.computed);
+                assert!(self.caches.get(id).map_or(0, Cache::len) >= sequence.computed);
             }
         }
         for done in finished {
@@ -370,7 +480,7 @@ impl World {
             assert_eq!(done.reason, expected.reason);
             assert_eq!(expected.got_scores, expected.scores);
             assert!(self.scheduler.sequence(done.id).is_none());
-            self.caches.remove(&done.id);
+            self.retire(done.id, done.keep);
             self.seen.finished += 1;
         }
     }

@@ -164,6 +164,8 @@ fn load<B: Backend>(
         running: options.parallel.max(1),
         step_tokens: options.step_tokens.unwrap_or_else(|| backend.step_tokens()).max(1),
         kv_tokens,
+        kept_tokens: options.prefix_bytes.map_or(kv_tokens, |bytes| bytes / bytes_per_token),
+        block: backend.kv_block(&model.layers()),
         context: info.context,
     };
     let runner = ModelRunner::new(backend, model, text.clone(), bytes as usize, limits);

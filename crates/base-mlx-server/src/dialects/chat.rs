@@ -87,7 +87,7 @@ impl Dialect for Chat {
             Event::Usage(usage) => {
                 return self.include_usage.then(|| self.write(None, Some(usage)));
             }
-            Event::Prompt { .. } | Event::Error(_) => return None,
+            Event::Begun(_) | Event::Prompt { .. } | Event::Error(_) => return None,
         };
         Some(self.write(Some(choice), None))
     }

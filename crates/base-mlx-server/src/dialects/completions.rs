@@ -75,7 +75,7 @@ impl Dialect for Completions {
             Event::Usage(usage) => {
                 return self.include_usage.then(|| self.write(Vec::new(), Some(Some(usage))));
             }
-            Event::Prompt { .. } | Event::Error(_) => return None,
+            Event::Begun(_) | Event::Prompt { .. } | Event::Error(_) => return None,
         };
         Some(self.write(vec![choice], self.include_usage.then_some(None)))
     }

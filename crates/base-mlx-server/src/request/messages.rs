@@ -91,6 +91,30 @@ impl Conversation {
         text.truncate(end);
         Ok(text)
     }
+
+    /// The message that the byte of that number belongs to in `prompt`, the text of all of them: the first one without which
+    /// a text of the messages before it would end there. `None` behind the last.
+    pub(crate) fn message_at<E>(
+        &self,
+        prompt: &str,
+        offset: usize,
+        template: impl Fn(&Value, bool) -> Result<String, E>,
+    ) -> Option<String> {
+        let messages = self.messages.as_array()?;
+        // Templates that refuse a conversation which ends so say nothing about where it does.
+        let end = |count: usize| {
+            let text = template(&Value::Array(messages[..count].to_vec()), false).ok()?;
+            Some(text.bytes().zip(prompt.bytes()).take_while(|(a, b)| a == b).count())
+        };
+        let counts: Vec<usize> = (1..=messages.len()).collect();
+        let ends_before = |&count: &usize| end(count).is_none_or(|end| end <= offset);
+        let number = *counts.get(counts.partition_point(ends_before))?;
+        let role = messages[number - 1].get("role")?.as_str()?;
+        Some(match number {
+            1 if role == "system" => "system message".to_owned(),
+            number => format!("message {number}, {role}"),
+        })
+    }
 }
 
 /// Shows where the last message ends, whatever the template puts behind it.

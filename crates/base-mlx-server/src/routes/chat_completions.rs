@@ -3,7 +3,7 @@ use std::sync::Arc;
 use axum::extract::{RawQuery, State};
 use axum::response::Response;
 use base_mlx_core::engine::GenerateRequest;
-use base_mlx_core::text::{AddSpecial, ChatInput, Opening};
+use base_mlx_core::text::{AddSpecial, ChatInput, Opening, TemplateError};
 use serde_json::Value;
 
 use crate::App;
@@ -34,16 +34,22 @@ pub(crate) async fn create(
         include_usage: parameters.include_usage,
     };
     let continues = chat.conversation.continues;
+    let chat = Arc::new(chat);
     // Long conversations take long to render and to cut into tokens.
-    let (model, request) =
-        blocking(move || chat.prepare(&model).map(|request| (model, request))).await??;
+    let request = {
+        let (model, chat) = (Arc::clone(&model), Arc::clone(&chat));
+        blocking(move || chat.prepare(&model)).await??
+    };
     let generation = model.engine.generate(request);
     let generation = generation.map_err(|error| ApiError::generating(error, Chat::PROMPT))?;
     // An answer is a text of its own, unless it goes on with the last message.
     let tokenizer = &model.engine.text().tokenizer;
     let opening = if continues { Opening::default() } else { tokenizer.opening_after(&[]) };
     let events = opened(joined(vec![generation], choices, running), vec![opening; choices]);
-    respond(&app, &parameters, events, choices, dialect).await
+    let place = async move |token| {
+        blocking(move || chat.place(&model, token).ok().flatten()).await.ok().flatten()
+    };
+    respond(&app, &parameters, events, 1, dialect, place).await
 }
 
 struct ChatRequest {
@@ -75,6 +81,22 @@ impl ChatRequest {
     }
 
     fn prepare(&self, model: &Model) -> Result<GenerateRequest, ApiError> {
+        let prompt = self.conversation.render(self.template(model)?)?;
+        // The template has put the special tokens where they belong.
+        let tokens = model.engine.text().tokenizer.encode(&prompt, AddSpecial::No);
+        if tokens.is_empty() {
+            let message = "the model's chat template made an empty prompt of these messages";
+            return Err(ApiError::invalid(Chat::PROMPT, message));
+        }
+        check_length(Chat::PROMPT, tokens.len(), model.engine.info().context)?;
+        self.parameters.request(tokens, self.logprobs, &model.defaults())
+    }
+
+    /// What makes a text of messages.
+    fn template(
+        &self,
+        model: &Model,
+    ) -> Result<impl Fn(&Value, bool) -> Result<String, TemplateError>, ApiError> {
         let text = model.engine.text();
         let Some(template) = &text.template else {
             let problem = match &text.template_error {
@@ -85,22 +107,24 @@ impl ChatRequest {
                 message: format!("{problem}\nhint: it can complete texts with /v1/completions"),
             });
         };
-        let prompt = self.conversation.render(|messages, add_generation_prompt| {
+        Ok(|messages: &Value, add_generation_prompt| {
             template.render(&ChatInput {
                 messages,
                 tools: None,
                 add_generation_prompt,
                 kwargs: &self.conversation.template_kwargs,
             })
-        })?;
-        // The template has put the special tokens where they belong.
-        let tokens = text.tokenizer.encode(&prompt, AddSpecial::No);
-        if tokens.is_empty() {
-            let message = "the model's chat template made an empty prompt of these messages";
-            return Err(ApiError::invalid(Chat::PROMPT, message));
-        }
-        check_length(Chat::PROMPT, tokens.len(), model.engine.info().context)?;
-        self.parameters.request(tokens, self.logprobs, &model.defaults())
+        })
+    }
+
+    /// Which message the prompt's token of that number belongs to, for people: `system message`, `message 3, user`.
+    fn place(&self, model: &Model, token: usize) -> Result<Option<String>, ApiError> {
+        let template = self.template(model)?;
+        let prompt = self.conversation.render(&template)?;
+        let tokenizer = &model.engine.text().tokenizer;
+        let before = tokenizer.encode(&prompt, AddSpecial::No).into_iter().take(token);
+        let offset = before.map(|token| tokenizer.token_bytes(token).len()).sum();
+        Ok(self.conversation.message_at(&prompt, offset, template))
     }
 }
 

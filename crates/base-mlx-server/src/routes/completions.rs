@@ -61,9 +61,8 @@ pub(crate) async fn create(
     if completion.echo {
         events = echoed(events, echoes, candidates);
     }
-    let choices = prompts * parameters.choices;
     if candidates == parameters.choices {
-        return respond(&app, parameters, events, choices, dialect).await;
+        return respond(&app, parameters, events, prompts, dialect, async |_| None).await;
     }
     let answer = fold(events, prompts * candidates).await.map_err(wrong)?;
     Ok(json(dialect.answer(best(answer, candidates, parameters.choices, &scored))))

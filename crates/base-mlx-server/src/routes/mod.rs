@@ -1,5 +1,6 @@
 //! A file for each endpoint. Its types live beside its handler.
 
+mod cached;
 pub(crate) mod chat_completions;
 pub(crate) mod completions;
 pub(crate) mod health;
@@ -15,7 +16,7 @@ use axum::response::{IntoResponse, Response};
 use crate::App;
 use crate::dialects::Dialect;
 use crate::error::ApiError;
-use crate::events::{Events, fold};
+use crate::events::{Events, begun, fold};
 use crate::request::Parameters;
 use crate::running::Running;
 use crate::sse;
@@ -39,20 +40,29 @@ fn check_query(query: Option<&str>) -> Result<(), ApiError> {
     }
 }
 
-/// The answer as a stream or as a whole, whichever was asked for.
+/// The answer as a stream or as a whole, whichever was asked for, when its prompts have begun to be computed. `place` tells
+/// people where in its prompt a token is.
 async fn respond<D: Dialect + Send + 'static>(
     app: &App,
     parameters: &Parameters,
     events: Events,
-    choices: usize,
+    prompts: usize,
     mut dialect: D,
+    place: impl AsyncFnOnce(usize) -> Option<String>,
 ) -> Result<Response, ApiError> {
-    if parameters.stream {
-        return Ok(sse::respond(events, dialect, app.options.keep_alive));
+    // Who waits longer than this wants to see a sign of life more than what is cached.
+    let wrong = |error| ApiError::generating(error, D::PROMPT);
+    let (cached, events) = begun(events, prompts, app.options.keep_alive).await.map_err(wrong)?;
+    let mut response = if parameters.stream {
+        sse::respond(events, dialect, app.options.keep_alive)
+    } else {
+        let answer = fold(events, prompts * parameters.choices).await.map_err(wrong)?;
+        json(dialect.answer(answer))
+    };
+    if cached.len() == prompts {
+        response.headers_mut().insert(cached::NAME, cached::value(&cached, place).await);
     }
-    let answer = fold(events, choices).await;
-    let answer = answer.map_err(|error| ApiError::generating(error, D::PROMPT))?;
-    Ok(json(dialect.answer(answer)))
+    Ok(response)
 }
 
 fn json(body: String) -> Response {

@@ -11,6 +11,7 @@ mod first_space;
 mod limits;
 mod logprobs;
 mod messages;
+mod prefix;
 mod sampling;
 mod shutdown;
 mod streaming;

@@ -313,6 +313,10 @@ pub(crate) fn redacted(mut answer: Value) -> Value {
         assert!(!answer[key].is_null(), "{key} in {answer}");
         answer[key] = json!("[redacted]");
     }
+    if let Some(cached) = answer.pointer_mut("/usage/prompt_tokens_details/cached_tokens") {
+        assert!(cached.is_u64(), "{cached}");
+        *cached = json!("[redacted]");
+    }
     answer
 }
 

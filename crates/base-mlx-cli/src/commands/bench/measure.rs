@@ -47,7 +47,7 @@ pub(super) fn measure(engine: &Engine, arguments: &Arguments, number: usize) -> 
                         Event::Text { .. } => tokens.push(Instant::now()),
                         Event::Usage(found) => usage = Some(found),
                         Event::Error(error) => return Err(error),
-                        Event::Prompt { .. } | Event::Finish { .. } => {}
+                        Event::Begun(_) | Event::Prompt { .. } | Event::Finish { .. } => {}
                     }
                 }
                 Ok((tokens, usage, Instant::now()))

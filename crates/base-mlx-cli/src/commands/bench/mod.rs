@@ -64,7 +64,13 @@ pub(crate) fn run(arguments: Arguments, file: &ConfigFile, store: &Store) -> Res
     let model = models::find_or_pull(store, &arguments.model)?;
     let begun = Instant::now();
     let device = arguments.compute.start_device(file, store)?;
-    let options = EngineOptions { parallel: arguments.streams, ..arguments.compute.engine(file) };
+    // What an earlier run has left behind would be measured instead of the prompt.
+    let prefix_bytes = Some(0);
+    let options = EngineOptions {
+        parallel: arguments.streams,
+        prefix_bytes,
+        ..arguments.compute.engine(file)
+    };
     let load = Instant::now();
     let engine = Engine::start(&model.path, &model.name, &device, options)?;
     let load_ms = load.elapsed().as_millis() as u64;

@@ -51,6 +51,13 @@ impl KvCache for CpuKv {
         Self(self.0.clone())
     }
 
+    fn share(&mut self, from: &Self, len: usize) {
+        for (layer, from) in self.0.iter_mut().zip(&from.0) {
+            let blocks = len.min(layer.len).min(from.len) / KEY_BLOCK;
+            layer.blocks[..blocks].clone_from_slice(&from.blocks[..blocks]);
+        }
+    }
+
     fn bytes(&self) -> usize {
         self.0.iter().map(|layer| layer.blocks.len() * layer.from.bytes()).sum()
     }

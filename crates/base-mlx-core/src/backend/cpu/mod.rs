@@ -136,6 +136,10 @@ impl Backend for CpuBackend {
         self.kv.blocks(layer).bytes().div_ceil(KEY_BLOCK)
     }
 
+    fn kv_block(&self, _: &[LayerSpec]) -> Option<usize> {
+        Some(KEY_BLOCK)
+    }
+
     fn cached_bytes(&self) -> usize {
         self.spare.bytes()
     }

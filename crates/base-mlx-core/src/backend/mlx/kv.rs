@@ -34,6 +34,12 @@ impl KvCache for MlxKv {
         })
     }
 
+    fn share(&mut self, from: &Self, len: usize) {
+        if let (Store::Paged(kv), Store::Paged(from)) = (&mut self.0, &from.0) {
+            kv.share(from, len);
+        }
+    }
+
     fn bytes(&self) -> usize {
         match &self.0 {
             Store::Growing(kv) => kv.bytes(),

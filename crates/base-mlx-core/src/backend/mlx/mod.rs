@@ -29,7 +29,7 @@ use base_mlx_sys::{self as mlx, Array};
 use self::array::{Recipe, mlx_dtype};
 use self::device::{Device, failed};
 use self::kv::{Growing, Store};
-use self::paged::{Paged, Pages};
+use self::paged::{BLOCK, Paged, Pages};
 use super::{Attend, Backend, Batch, DeviceError, Draw, KvFormat, LayerSpec, Qkv, Rope, Span};
 use crate::tensor::{Dtype, HostArray, HostWeight, Shape, Tensor, Weight};
 
@@ -170,12 +170,15 @@ impl Backend for MlxBackend {
     }
 
     fn new_kv(&self, layers: &[LayerSpec]) -> Result<MlxKv, DeviceError> {
-        Ok(MlxKv(match &self.device.kernels {
-            Some(kernels) if self.dtype != Dtype::F32 && kernels.can_attend(layers) => {
-                Store::Paged(Paged::new(layers, mlx_dtype(self.dtype)))
-            }
-            _ => Store::Growing(Growing::new(layers)),
+        Ok(MlxKv(match self.kv_block(layers) {
+            Some(_) => Store::Paged(Paged::new(layers, mlx_dtype(self.dtype))),
+            None => Store::Growing(Growing::new(layers)),
         }))
+    }
+
+    fn kv_block(&self, layers: &[LayerSpec]) -> Option<usize> {
+        let kernels = self.device.kernels.as_ref().filter(|kernels| kernels.can_attend(layers));
+        (self.dtype != Dtype::F32).then_some(kernels?).map(|_| BLOCK)
     }
 
     fn kv_bytes(&self, LayerSpec { kv_heads, head_dim }: LayerSpec) -> usize {

@@ -61,6 +61,11 @@ impl Paged {
         Self { layout: self.layout.clone(), len: self.len, blocks: self.blocks.clone() }
     }
 
+    pub(super) fn share(&mut self, from: &Self, len: usize) {
+        let blocks = len.min(self.len).min(from.len) / BLOCK;
+        self.blocks[..blocks].clone_from_slice(&from.blocks[..blocks]);
+    }
+
     pub(super) fn bytes(&self) -> usize {
         self.blocks.iter().map(|block| block.array.nbytes()).sum()
     }
