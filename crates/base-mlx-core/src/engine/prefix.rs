@@ -62,7 +62,8 @@ impl PrefixIndex {
         self.positions
     }
 
-    pub fn len(&self) -> usize {
+    /// How many entries there are.
+    pub fn count(&self) -> usize {
         self.entries.len()
     }
 
@@ -241,7 +242,7 @@ mod tests {
         assert_eq!(index.insert(&[1, 2, 3]), Some(Keep { id, len: 3, shares: Some((id, 2)) }));
         assert_eq!(index.evict(), None, "who began with the old one began with this one");
         assert_eq!(index.insert(&[1]), None);
-        assert_eq!((index.len(), index.positions()), (1, 3));
+        assert_eq!((index.count(), index.positions()), (1, 3));
     }
 
     #[test]

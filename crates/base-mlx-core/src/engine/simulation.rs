@@ -237,7 +237,7 @@ impl World {
         assert!(self.live.is_empty(), "unfinished: {:?}", self.live.keys());
         assert!(self.caches.is_empty(), "left behind: {:?}", self.caches.keys());
         self.drop_evicted();
-        assert_eq!(self.kept.len(), self.scheduler.kept().len(), "kept caches");
+        assert_eq!(self.kept.len(), self.scheduler.kept().count(), "kept caches");
         assert!(self.scheduler.kept().positions() <= self.limits.kept_tokens);
         self.seen
     }

@@ -1,9 +1,16 @@
-use std::collections::BTreeMap;
-use std::ops::Range;
+//! Who computes which positions in the next step. Pure arithmetic.
 
-use super::event::FinishReason;
+mod plan;
+mod room;
+
+pub use plan::{Finished, Fork, Limits, Outcome, Plan, PlannedSpan, Refused, Source};
+
+use std::collections::BTreeMap;
+
+use self::plan::{advance, span};
+use self::room::Admission;
 use super::prefix::{Keep, KeptId, PrefixIndex};
-use super::sequence::{Cached, Sequence, SequenceId, Uncached};
+use super::sequence::{Sequence, SequenceId};
 use crate::TokenId;
 
 /// Decides, step by step, which sequence computes which of its positions. Pure arithmetic: it holds no tensor, clock or
@@ -37,103 +44,6 @@ pub struct Scheduler {
     kept: PrefixIndex,
     /// Taken out of `kept` since somebody asked.
     evicted: Vec<KeptId>,
-}
-
-#[derive(Clone, Copy, Debug)]
-pub struct Limits {
-    /// Most sequences in one step.
-    pub running: usize,
-    /// Most positions computed in one step.
-    pub step_tokens: usize,
-    /// Most positions in all caches together.
-    pub kv_tokens: usize,
-    /// Most of these in caches that no running sequence has made; 0 keeps none.
-    pub kept_tokens: usize,
-    /// Caches share memory in blocks of so many positions; `None` if a fork copies all of them.
-    pub block: Option<usize>,
-    /// Most tokens of a sequence, prompt and answer together.
-    pub context: usize,
-}
-
-/// What one step computes. The runner carries it out in this order:
-/// 1. it drops the caches of `dropped`,
-/// 2. it truncates the cache of every span to `range.start`, which is where rejected drafts disappear,
-/// 3. it makes the forks,
-/// 4. it drops the kept caches that `take_evicted` names,
-/// 5. it computes the spans.
-///
-/// Caches of finished and cancelled sequences are kept or dropped when that is known.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub struct Plan {
-    /// Oldest sequence first, none of them empty.
-    pub spans: Vec<PlannedSpan>,
-    /// Sequences that were preempted.
-    pub dropped: Vec<SequenceId>,
-}
-
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct PlannedSpan {
-    pub sequence: SequenceId,
-    /// The positions computed in this step, drafts included.
-    pub range: Range<usize>,
-    /// The tokens at these positions; none in a plan made ahead, where nobody knows them yet.
-    pub tokens: Vec<TokenId>,
-    /// The positions whose rows of logits are wanted. The row of a position is about the token that follows it: of
-    /// those before `choose_from` that token is known, and the row scores it.
-    pub wanted: Range<usize>,
-    /// The rows of `wanted` from here on choose tokens: the row of the sequence's last token, then those of its drafts.
-    /// A row counts only if the token chosen before it was the draft that the row was computed with.
-    pub choose_from: usize,
-    /// The sequence has no cache yet: it starts with the first `len` positions of another's.
-    pub fork: Option<Fork>,
-}
-
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Fork {
-    pub from: Source,
-    pub len: usize,
-}
-
-/// Whose cache it is.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Source {
-    /// A sequence that runs.
-    Sequence(SequenceId),
-    Kept(KeptId),
-}
-
-/// What came out of one span.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub struct Outcome {
-    /// The tokens chosen, in order: all but the last are equal to the drafts. Empty if the span has no row to choose
-    /// from, else at least one.
-    pub tokens: Vec<TokenId>,
-    /// The last of them ends the answer.
-    pub ended: Option<FinishReason>,
-}
-
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Finished {
-    pub id: SequenceId,
-    pub reason: FinishReason,
-    /// What becomes of its cache; dropped if `None`.
-    pub keep: Option<Keep>,
-}
-
-/// Why a sequence can never run.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
-pub enum Refused {
-    #[error("the prompt is empty")]
-    Empty,
-    #[error("the prompt has {prompt} tokens, a sequence may have {longest}")]
-    TooLong { prompt: usize, longest: usize },
-}
-
-impl Limits {
-    /// Most tokens of a sequence that can be finished when it is alone.
-    pub fn longest(&self) -> usize {
-        self.context.min(self.kv_tokens)
-    }
 }
 
 impl Scheduler {
@@ -345,174 +255,6 @@ impl Scheduler {
         self.running.values().chain(self.waiting.values())
     }
 
-    /// Positions that are or may soon be in running sequences' caches and in no kept one. A prompt counts in full from the
-    /// moment it is admitted.
-    fn reserved(&self) -> usize {
-        self.running.values().map(|sequence| self.own(sequence)).sum()
-    }
-
-    fn own(&self, sequence: &Sequence) -> usize {
-        let shared = match (self.limits.block, sequence.kept) {
-            (Some(block), Some((id, len))) if self.kept.contains(id) => len / block * block,
-            _ => 0,
-        };
-        sequence.tokens.len() - shared
-    }
-
-    /// Positions of running sequences and kept ones together.
-    pub fn held(&self) -> usize {
-        self.reserved() + self.kept.positions()
-    }
-
-    /// Enters the tokens of a sequence that is gone, so far as its cache is right for them.
-    fn keep(&mut self, sequence: &Sequence) -> Option<Keep> {
-        if let Some((id, _)) = sequence.kept {
-            self.kept.end(id);
-        }
-        if self.limits.kept_tokens == 0 {
-            return None;
-        }
-        let keep = self.kept.insert(&sequence.tokens[..sequence.computed]);
-        while self.kept.positions() > self.limits.kept_tokens {
-            let Some(id) = self.kept.evict() else { break };
-            self.evicted.push(id);
-        }
-        keep
-    }
-
-    /// Makes room for what running sequences have grown by, and for their drafts if kept caches are all that must go for them.
-    fn make_room(&mut self) -> Vec<SequenceId> {
-        let mut dropped = Vec::new();
-        let drafts: usize = self.running.values().map(|sequence| sequence.draft.len()).sum();
-        self.evict_down_to(self.limits.kv_tokens.saturating_sub(self.reserved() + drafts));
-        while self.held() > self.limits.kv_tokens {
-            if self.running.len() <= 1 {
-                // Nothing is left but what the last sequence began with.
-                self.evicted.push(self.kept.evict_used().expect("one sequence always fits"));
-                continue;
-            }
-            let (arrival, mut sequence) = self.running.pop_last().expect("it was counted");
-            if let Some((id, _)) = sequence.kept.take() {
-                self.kept.end(id);
-            }
-            sequence.computed = 0;
-            sequence.draft.clear();
-            dropped.push(sequence.id);
-            self.waiting.insert(arrival, sequence);
-            self.evict_down_to(self.limits.kv_tokens.saturating_sub(self.reserved()));
-        }
-        dropped
-    }
-
-    /// Takes out kept caches that no running sequence began with, until no more than these positions are left.
-    fn evict_down_to(&mut self, positions: usize) {
-        while self.kept.positions() > positions {
-            let Some(id) = self.kept.evict() else { break };
-            self.evicted.push(id);
-        }
-    }
-
-    fn admit(&mut self) -> Admission {
-        let mut admission = Admission::default();
-        // What is kept free for those that wait for a sibling.
-        let (mut places, mut positions) = (0, 0);
-        let arrivals: Vec<u64> = self.waiting.keys().copied().collect();
-        for arrival in arrivals {
-            let members = self.running.len() + places;
-            if members == self.limits.running {
-                break;
-            }
-            // A sequence admitted into the last free position would be preempted in the next step.
-            let growth = if members == 0 { 0 } else { (members + 1) * GROWTH_TOKENS };
-            let sequence = &self.waiting[&arrival];
-            let begins = self.start(sequence);
-            let (group, tokens) = (sequence.group, sequence.tokens.len());
-            let room = self.limits.kv_tokens.checked_sub(self.reserved() + positions + growth);
-            let Some(begins) = room.and_then(|room| self.fit(begins, tokens, room)) else { break };
-            match begins {
-                Start::Later => {
-                    admission.held.push(group);
-                    (places, positions) = (places + 1, positions + tokens);
-                }
-                Start::Now(begins) => self.begin(arrival, begins, &mut admission),
-            }
-        }
-        admission
-    }
-
-    /// How a waiting sequence begins, given those that run, the ones just admitted included.
-    fn start(&self, sequence: &Sequence) -> Start {
-        let len = sequence.fork_len();
-        let mut siblings =
-            self.running.values().filter(|other| other.group == sequence.group).peekable();
-        if len > 0 && siblings.peek().is_some() {
-            return match siblings.find(|other| other.computed >= len) {
-                Some(other) => {
-                    let fork = Fork { from: Source::Sequence(other.id), len };
-                    Start::Now(Begins { fork: Some(fork), why: Uncached::New })
-                }
-                None => Start::Later,
-            };
-        }
-        let nothing = |why| Start::Now(Begins { fork: None, why });
-        if self.limits.kept_tokens == 0 {
-            return nothing(Uncached::Off);
-        }
-        if sequence.score_prompt && sequence.scored < len {
-            return nothing(Uncached::Scored);
-        }
-        let Some(found) = self.kept.find(&sequence.tokens) else { return nothing(Uncached::New) };
-        let why = if found.differs { Uncached::Differs } else { Uncached::New };
-        // The last token's row is what the first token is chosen from.
-        let len = found.len.min(sequence.tokens.len() - 1);
-        let fork = (len > 0).then_some(Fork { from: Source::Kept(found.id), len });
-        Start::Now(Begins { fork, why })
-    }
-
-    /// Evicts kept caches until a sequence of so many tokens fits into `room` beside the others, perhaps without the one that
-    /// it would have begun with. `None` if it does not fit all the same.
-    fn fit(&mut self, start: Start, tokens: usize, room: usize) -> Option<Start> {
-        if let Start::Now(Begins { fork: Some(Fork { from: Source::Kept(id), len }), .. }) = start {
-            let shared = self.limits.block.map_or(0, |block| len / block * block);
-            self.kept.begin(id);
-            if let Some(room) = room.checked_sub(tokens - shared) {
-                self.evict_down_to(room);
-                if self.kept.positions() <= room {
-                    return Some(start);
-                }
-            }
-            self.kept.end(id);
-        }
-        let room = room.checked_sub(tokens)?;
-        self.evict_down_to(room);
-        if self.kept.positions() > room {
-            return None;
-        }
-        Some(match start {
-            Start::Now(Begins { fork: Some(Fork { from: Source::Kept(_), .. }), why }) => {
-                Start::Now(Begins { fork: None, why })
-            }
-            start => start,
-        })
-    }
-
-    fn begin(&mut self, arrival: u64, begins: Begins, admission: &mut Admission) {
-        let mut sequence = self.waiting.remove(&arrival).expect("it was found there");
-        let Begins { fork, why } = begins;
-        if let Some(fork) = fork {
-            sequence.computed = fork.len;
-            match fork.from {
-                Source::Sequence(_) => sequence.scored = fork.len,
-                Source::Kept(id) => sequence.kept = Some((id, fork.len)),
-            }
-            admission.forks.insert(arrival, fork);
-        }
-        let tokens = sequence.computed.min(sequence.fork_len());
-        let found = Cached { tokens, prompt_tokens: sequence.prompt_len, why };
-        sequence.cached.get_or_insert(found);
-        self.running.insert(arrival, sequence);
-    }
-
     /// How many positions each running sequence computes: at least one, `step_tokens` in all at most. Cuts the drafts to
     /// what was granted.
     fn share(&mut self, held: &[u64]) -> BTreeMap<u64, usize> {
@@ -572,80 +314,10 @@ impl Scheduler {
     }
 }
 
-fn span(sequence: &Sequence, end: usize, fork: Option<Fork>) -> PlannedSpan {
-    let range = sequence.computed..end;
-    let known = sequence.tokens.len();
-    let mut tokens = sequence.tokens[range.start..end.min(known)].to_vec();
-    tokens.extend(&sequence.draft[..end.saturating_sub(known)]);
-
-    let chooses = end >= known && sequence.max_tokens > 0;
-    // The last prompt token's row is about the answer.
-    let scores_end = if sequence.score_prompt { end.min(sequence.fork_len()) } else { 0 };
-    let scores = range.start.max(sequence.scored)..scores_end;
-    let wanted = match (scores.is_empty(), chooses) {
-        (true, true) => known - 1..end,
-        (true, false) => end..end,
-        (false, true) => scores.start..end,
-        (false, false) => scores,
-    };
-    let choose_from = if chooses { known - 1 } else { wanted.end };
-    PlannedSpan { sequence: sequence.id, range, tokens, wanted, choose_from, fork }
-}
-
-/// Moves a sequence over what a step computed; says why if that finished it.
-fn advance(
-    sequence: &mut Sequence,
-    span: &PlannedSpan,
-    outcome: &Outcome,
-    longest: usize,
-) -> Option<FinishReason> {
-    let known = sequence.tokens.len();
-    let rows = span.wanted.end - span.choose_from;
-    assert!(outcome.tokens.len() <= rows, "more tokens than rows");
-    assert_eq!(outcome.tokens.is_empty(), rows == 0, "a row to choose from gives a token");
-    let drafts = std::mem::take(&mut sequence.draft);
-    let Some((_, accepted)) = outcome.tokens.split_last() else {
-        sequence.computed = span.range.end;
-        sequence.scored = sequence.scored.max(sequence.computed.min(sequence.fork_len()));
-        // Only a sequence that may add nothing comes to its end without a row.
-        return (sequence.computed == known).then_some(FinishReason::Length);
-    };
-    assert!(drafts.starts_with(accepted), "a row beyond a rejected draft was used");
-    sequence.tokens.extend(&outcome.tokens);
-    // The last token was chosen just now; the cache ends before it, whatever drafts were computed there.
-    sequence.computed = sequence.tokens.len() - 1;
-    sequence.scored = sequence.scored.max(sequence.fork_len());
-    let full = sequence.answer().len() >= sequence.max_tokens || sequence.tokens.len() >= longest;
-    outcome.ended.or(full.then_some(FinishReason::Length))
-}
-
-/// A sequence is admitted beside others only if each of them could then grow by this much without a preemption.
-const GROWTH_TOKENS: usize = 8;
-
-#[derive(Default)]
-struct Admission {
-    /// By arrival of the sequence that starts with it.
-    forks: BTreeMap<u64, Fork>,
-    /// Groups with a member that waits for a running member's prompt.
-    held: Vec<u64>,
-}
-
-#[derive(Clone, Copy)]
-enum Start {
-    Now(Begins),
-    /// A sibling is still computing the prompt.
-    Later,
-}
-
-#[derive(Clone, Copy)]
-struct Begins {
-    fork: Option<Fork>,
-    why: Uncached,
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::engine::{Cached, Uncached};
 
     const LIMITS: Limits = Limits {
         running: 8,

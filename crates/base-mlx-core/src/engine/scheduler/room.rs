@@ -1,0 +1,202 @@
+//! Room for positions: who is admitted into what is free, what kept caches go for it, and who is preempted.
+
+use std::collections::BTreeMap;
+
+use super::Scheduler;
+use super::plan::{Fork, Source};
+use crate::engine::prefix::Keep;
+use crate::engine::sequence::{Cached, Sequence, SequenceId, Uncached};
+
+impl Scheduler {
+    /// Positions that are or may soon be in running sequences' caches and in no kept one. A prompt counts in full from the
+    /// moment it is admitted.
+    fn reserved(&self) -> usize {
+        self.running.values().map(|sequence| self.own(sequence)).sum()
+    }
+
+    fn own(&self, sequence: &Sequence) -> usize {
+        let shared = match (self.limits.block, sequence.kept) {
+            (Some(block), Some((id, len))) if self.kept.contains(id) => len / block * block,
+            _ => 0,
+        };
+        sequence.tokens.len() - shared
+    }
+
+    /// Positions of running sequences and kept ones together.
+    pub fn held(&self) -> usize {
+        self.reserved() + self.kept.positions()
+    }
+
+    /// Enters the tokens of a sequence that is gone, so far as its cache is right for them.
+    pub(super) fn keep(&mut self, sequence: &Sequence) -> Option<Keep> {
+        if let Some((id, _)) = sequence.kept {
+            self.kept.end(id);
+        }
+        if self.limits.kept_tokens == 0 {
+            return None;
+        }
+        let keep = self.kept.insert(&sequence.tokens[..sequence.computed]);
+        while self.kept.positions() > self.limits.kept_tokens {
+            let Some(id) = self.kept.evict() else { break };
+            self.evicted.push(id);
+        }
+        keep
+    }
+
+    /// Makes room for what running sequences have grown by, and for their drafts if kept caches are all that must go for them.
+    pub(super) fn make_room(&mut self) -> Vec<SequenceId> {
+        let mut dropped = Vec::new();
+        let drafts: usize = self.running.values().map(|sequence| sequence.draft.len()).sum();
+        self.evict_down_to(self.limits.kv_tokens.saturating_sub(self.reserved() + drafts));
+        while self.held() > self.limits.kv_tokens {
+            if self.running.len() <= 1 {
+                // Nothing is left but what the last sequence began with.
+                self.evicted.push(self.kept.evict_used().expect("one sequence always fits"));
+                continue;
+            }
+            let (arrival, mut sequence) = self.running.pop_last().expect("it was counted");
+            if let Some((id, _)) = sequence.kept.take() {
+                self.kept.end(id);
+            }
+            sequence.computed = 0;
+            sequence.draft.clear();
+            dropped.push(sequence.id);
+            self.waiting.insert(arrival, sequence);
+            self.evict_down_to(self.limits.kv_tokens.saturating_sub(self.reserved()));
+        }
+        dropped
+    }
+
+    /// Takes out kept caches that no running sequence began with, until no more than these positions are left.
+    fn evict_down_to(&mut self, positions: usize) {
+        while self.kept.positions() > positions {
+            let Some(id) = self.kept.evict() else { break };
+            self.evicted.push(id);
+        }
+    }
+
+    pub(super) fn admit(&mut self) -> Admission {
+        let mut admission = Admission::default();
+        // What is kept free for those that wait for a sibling.
+        let (mut places, mut positions) = (0, 0);
+        let arrivals: Vec<u64> = self.waiting.keys().copied().collect();
+        for arrival in arrivals {
+            let members = self.running.len() + places;
+            if members == self.limits.running {
+                break;
+            }
+            // A sequence admitted into the last free position would be preempted in the next step.
+            let growth = if members == 0 { 0 } else { (members + 1) * GROWTH_TOKENS };
+            let sequence = &self.waiting[&arrival];
+            let begins = self.start(sequence);
+            let (group, tokens) = (sequence.group, sequence.tokens.len());
+            let room = self.limits.kv_tokens.checked_sub(self.reserved() + positions + growth);
+            let Some(begins) = room.and_then(|room| self.fit(begins, tokens, room)) else { break };
+            match begins {
+                Start::Later => {
+                    admission.held.push(group);
+                    (places, positions) = (places + 1, positions + tokens);
+                }
+                Start::Now(begins) => self.begin(arrival, begins, &mut admission),
+            }
+        }
+        admission
+    }
+
+    /// How a waiting sequence begins, given those that run, the ones just admitted included.
+    fn start(&self, sequence: &Sequence) -> Start {
+        let len = sequence.fork_len();
+        let mut siblings =
+            self.running.values().filter(|other| other.group == sequence.group).peekable();
+        if len > 0 && siblings.peek().is_some() {
+            return match siblings.find(|other| other.computed >= len) {
+                Some(other) => {
+                    let fork = Fork { from: Source::Sequence(other.id), len };
+                    Start::Now(Begins { fork: Some(fork), why: Uncached::New })
+                }
+                None => Start::Later,
+            };
+        }
+        let nothing = |why| Start::Now(Begins { fork: None, why });
+        if self.limits.kept_tokens == 0 {
+            return nothing(Uncached::Off);
+        }
+        if sequence.score_prompt && sequence.scored < len {
+            return nothing(Uncached::Scored);
+        }
+        let Some(found) = self.kept.find(&sequence.tokens) else { return nothing(Uncached::New) };
+        let why = if found.differs { Uncached::Differs } else { Uncached::New };
+        // The last token's row is what the first token is chosen from.
+        let len = found.len.min(sequence.tokens.len() - 1);
+        let fork = (len > 0).then_some(Fork { from: Source::Kept(found.id), len });
+        Start::Now(Begins { fork, why })
+    }
+
+    /// Evicts kept caches until a sequence of so many tokens fits into `room` beside the others, perhaps without the one that
+    /// it would have begun with. `None` if it does not fit all the same.
+    fn fit(&mut self, start: Start, tokens: usize, room: usize) -> Option<Start> {
+        if let Start::Now(Begins { fork: Some(Fork { from: Source::Kept(id), len }), .. }) = start {
+            let shared = self.limits.block.map_or(0, |block| len / block * block);
+            self.kept.begin(id);
+            if let Some(room) = room.checked_sub(tokens - shared) {
+                self.evict_down_to(room);
+                if self.kept.positions() <= room {
+                    return Some(start);
+                }
+            }
+            self.kept.end(id);
+        }
+        let room = room.checked_sub(tokens)?;
+        self.evict_down_to(room);
+        if self.kept.positions() > room {
+            return None;
+        }
+        Some(match start {
+            Start::Now(Begins { fork: Some(Fork { from: Source::Kept(_), .. }), why }) => {
+                Start::Now(Begins { fork: None, why })
+            }
+            start => start,
+        })
+    }
+
+    fn begin(&mut self, arrival: u64, begins: Begins, admission: &mut Admission) {
+        let mut sequence = self.waiting.remove(&arrival).expect("it was found there");
+        let Begins { fork, why } = begins;
+        if let Some(fork) = fork {
+            sequence.computed = fork.len;
+            match fork.from {
+                Source::Sequence(_) => sequence.scored = fork.len,
+                Source::Kept(id) => sequence.kept = Some((id, fork.len)),
+            }
+            admission.forks.insert(arrival, fork);
+        }
+        let tokens = sequence.computed.min(sequence.fork_len());
+        let found = Cached { tokens, prompt_tokens: sequence.prompt_len, why };
+        sequence.cached.get_or_insert(found);
+        self.running.insert(arrival, sequence);
+    }
+}
+
+/// A sequence is admitted beside others only if each of them could then grow by this much without a preemption.
+const GROWTH_TOKENS: usize = 8;
+
+#[derive(Default)]
+pub(super) struct Admission {
+    /// By arrival of the sequence that starts with it.
+    pub(super) forks: BTreeMap<u64, Fork>,
+    /// Groups with a member that waits for a running member's prompt.
+    pub(super) held: Vec<u64>,
+}
+
+#[derive(Clone, Copy)]
+enum Start {
+    Now(Begins),
+    /// A sibling is still computing the prompt.
+    Later,
+}
+
+#[derive(Clone, Copy)]
+struct Begins {
+    fork: Option<Fork>,
+    why: Uncached,
+}
