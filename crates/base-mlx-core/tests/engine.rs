@@ -8,7 +8,7 @@ mod support;
 use std::sync::LazyLock;
 
 use base_mlx_core::engine::{
-    Cached, Device, DeviceKind, DeviceOptions, Engine, EngineOptions, Event, FinishReason,
+    Cached, Device, DeviceKind, DeviceOptions, Draft, Engine, EngineOptions, Event, FinishReason,
     GenerateError, GenerateRequest, Generation, KvFormat, Uncached, Usage,
 };
 use base_mlx_core::sample::SamplingParams;
@@ -37,6 +37,7 @@ fn request(prompt: &str) -> GenerateRequest {
         stop: Vec::new(),
         ignore_end: false,
         score_prompt: false,
+        draft: Draft::Nobody,
         streamed: true,
     }
 }
@@ -170,11 +171,24 @@ fn answers_do_not_depend_on_company(options: EngineOptions, bytes_per_token: usi
     let tight = EngineOptions { kv_bytes: Some(300 * bytes_per_token), ..options.clone() };
     let roomy = smollm2(options);
     // The second time over, most of each prompt is cached.
-    for engine in [roomy.clone(), roomy, smollm2(crowded), smollm2(tight)] {
-        let generations: Vec<Generation> =
-            mixed_requests().into_iter().map(|request| engine.generate(request).unwrap()).collect();
+    let drafting = |tokens| EngineOptions { draft_tokens: tokens, ..crowded.clone() };
+    let mut engines: Vec<(Engine, Draft)> =
+        [roomy.clone(), roomy, smollm2(crowded.clone()), smollm2(tight)]
+            .map(|engine| (engine, Draft::Nobody))
+            .into();
+    // By lookup, by a model whose guesses are always right, and by the same when it is worth its time.
+    engines.push((smollm2(drafting(Some(3))), Draft::PromptLookup));
+    engines.push((smollm2(drafting(None)), Draft::PromptLookup));
+    engines.push((smollm2(drafting(Some(2))), Draft::Model(SMOLLM2.clone())));
+    engines.push((smollm2(drafting(None)), Draft::Model(SMOLLM2.clone())));
+    for (engine, draft) in engines {
+        let generations: Vec<Generation> = mixed_requests()
+            .into_iter()
+            .map(|request| engine.generate(GenerateRequest { draft: draft.clone(), ..request }))
+            .collect::<Result<_, _>>()
+            .unwrap();
         for (index, generation) in generations.into_iter().enumerate() {
-            assert_eq!(fold(generation), alone[index], "request {index}");
+            assert_eq!(fold(generation), alone[index], "request {index} with {draft:?}");
         }
     }
 }
@@ -212,6 +226,16 @@ fn a_second_turn_computes_only_what_is_new() {
     scored.score_prompt = true;
     let scored = run(&engine, scored);
     assert_eq!((scored.cached.tokens, scored.cached.why), (0, Uncached::Scored));
+}
+
+#[test]
+fn a_draft_model_must_have_the_same_vocabulary() {
+    let path = test_model("qwen2.5-coder-0.5b.gguf");
+    let qwen = Engine::start(&path, "qwen", &DEVICE, EngineOptions::default()).unwrap();
+    let mut drafted = request("What is the capital of France?");
+    drafted.draft = Draft::Model(qwen);
+    let error = SMOLLM2.generate(drafted).err().unwrap().to_string();
+    assert!(error.contains("qwen cannot draft for smollm2: token 0 is not the same"), "{error}");
 }
 
 #[test]

@@ -7,7 +7,7 @@ use std::path::{Path, PathBuf};
 use std::sync::{LazyLock, Mutex};
 
 use base_mlx_core::engine::{
-    Device, DeviceKind, DeviceOptions, Engine, EngineOptions, Event, GenerateRequest,
+    Device, DeviceKind, DeviceOptions, Draft, Engine, EngineOptions, Event, GenerateRequest,
 };
 use base_mlx_core::sample::SamplingParams;
 use serde_json::json;
@@ -75,6 +75,7 @@ fn request(first: u32, sampling: SamplingParams) -> GenerateRequest {
         stop: Vec::new(),
         ignore_end: true,
         score_prompt: false,
+        draft: Draft::Nobody,
         streamed: false,
     }
 }

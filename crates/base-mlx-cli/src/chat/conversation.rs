@@ -3,7 +3,7 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail};
 use base_mlx_core::TokenId;
-use base_mlx_core::engine::{Engine, Event, FinishReason, GenerateRequest, Usage};
+use base_mlx_core::engine::{Draft, Engine, Event, FinishReason, GenerateRequest, Usage};
 use base_mlx_core::text::{AddSpecial, ChatInput, Opening};
 use futures_util::{Stream, StreamExt};
 use serde_json::{Map, Value, json};
@@ -86,6 +86,7 @@ impl Conversation {
             stop: self.parameters.stop().to_vec(),
             ignore_end: false,
             score_prompt: false,
+            draft: Draft::Nobody,
             streamed: true,
         })
     }

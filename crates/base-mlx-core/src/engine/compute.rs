@@ -141,13 +141,7 @@ impl<B: Backend> ModelRunner<B> {
         if row.position < span.choose_from || choice.prompt_scores.is_some() {
             return None;
         }
-        choice.params.is_plain().then(|| {
-            let SamplingParams { temperature, top_k, top_p, min_p, seed, .. } = choice.params;
-            let top_k = u32::try_from(top_k).unwrap_or(0);
-            let uniform = uniform(seed, row.position + 1) as f32;
-            let uniform = uniform.min(1.0 - f32::EPSILON);
-            Draw { temperature, top_k, top_p, min_p, uniform }
-        })
+        choice.params.is_plain().then(|| draw(&choice.params, row.position + 1))
     }
 
     /// Reads what a step has come to, chooses what the device could not, and sends what becomes visible by it.
@@ -317,6 +311,14 @@ impl<B: Backend> ModelRunner<B> {
     }
 }
 
+/// How the device chooses the token at `position` of a sequence whose parameters are plain.
+pub(super) fn draw(params: &SamplingParams, position: usize) -> Draw {
+    let &SamplingParams { temperature, top_k, top_p, min_p, seed, .. } = params;
+    let top_k = u32::try_from(top_k).unwrap_or(0);
+    let uniform = uniform(seed, position) as f32;
+    Draw { temperature, top_k, top_p, min_p, uniform: uniform.min(1.0 - f32::EPSILON) }
+}
+
 /// A plan that could not be carried out, and why.
 pub(super) struct Failed {
     pub(super) plan: Plan,
@@ -369,4 +371,4 @@ fn wanted_rows(spans: &[PlannedSpan]) -> Vec<WantedRow> {
 }
 
 /// Most rows of logits in memory at once: 150,000 floats each are 40 MB. Scoring a prompt wants them by hundreds.
-const LOGITS_ROWS: usize = 64;
+pub(super) const LOGITS_ROWS: usize = 64;

@@ -169,6 +169,10 @@ impl Port {
         }
     }
 
+    pub(super) fn same_device(&self, other: &Self) -> bool {
+        Arc::ptr_eq(&self.thread.next_id, &other.thread.next_id)
+    }
+
     pub(super) fn cancel(&self, request: RequestId) {
         let _ = self.thread.commands.send(Command::Cancel(self.runner, request));
     }
@@ -265,7 +269,7 @@ mod tests {
     use tokio::sync::mpsc::{UnboundedReceiver, unbounded_channel};
 
     use super::super::log::RequestLog;
-    use super::super::{GenerateRequest, Usage};
+    use super::super::{Draft, GenerateRequest, Usage};
     use super::*;
     use crate::sample::SamplingParams;
 
@@ -306,10 +310,11 @@ mod tests {
             stop: Vec::new(),
             ignore_end: false,
             score_prompt: false,
+            draft: Draft::Nobody,
             streamed: false,
         };
         let log = RequestLog::new("fake", request.streamed);
-        port.submit(Submission { request, events, log })?;
+        port.submit(Submission { request, draft_model: None, events, log })?;
         Ok(receiver)
     }
 

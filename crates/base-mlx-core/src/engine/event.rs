@@ -67,6 +67,8 @@ pub enum GenerateError {
     PromptEmpty,
     #[error("token {token} is not in the model's vocabulary of {vocab_size}")]
     UnknownToken { token: TokenId, vocab_size: usize },
+    #[error("{draft} cannot draft for {model}: {why}")]
+    DraftUnfit { draft: String, model: String, why: String },
     /// The step panicked or the device failed; the batch it happened in is lost, the engine goes on.
     #[error("the model failed: {0}")]
     Failed(String),

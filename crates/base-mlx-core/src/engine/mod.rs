@@ -8,6 +8,7 @@ mod answer;
 mod compute;
 mod defaults;
 mod device;
+mod draft;
 mod event;
 mod generation;
 mod log;
@@ -25,6 +26,7 @@ mod stop;
 pub use crate::backend::KvFormat;
 pub use defaults::SamplingDefaults;
 pub use device::Device;
+pub use draft::Draft;
 pub use event::{Event, FinishReason, GenerateError, TokenLogprob, TopLogprob, Usage};
 pub use generation::Generation;
 pub use prefix::{Found, Keep, KeptId, PrefixIndex};
@@ -35,6 +37,8 @@ pub use scheduler::{
 pub use sequence::{Cached, Sequence, SequenceId, Uncached};
 pub use start::{DeviceKind, DeviceOptions};
 
+use std::any::Any;
+use std::fmt;
 use std::path::Path;
 use std::sync::Arc;
 
@@ -62,6 +66,8 @@ pub struct EngineOptions {
     /// Most bytes of these that stay after their answers, for prompts that begin alike; running answers come first. `None`
     /// is all that those leave, 0 keeps none.
     pub prefix_bytes: Option<usize>,
+    /// How many tokens drafts have; `None` is as many as are worth their time, which is measured.
+    pub draft_tokens: Option<usize>,
     /// What keys and values are kept as; `None` is what suits the device.
     pub kv_format: Option<KvFormat>,
 }
@@ -74,6 +80,7 @@ impl Default for EngineOptions {
             step_tokens: None,
             kv_bytes: None,
             prefix_bytes: None,
+            draft_tokens: None,
             kv_format: None,
         }
     }
@@ -102,8 +109,16 @@ pub struct ModelInfo {
 #[derive(Clone)]
 pub struct Engine {
     port: Arc<Port>,
+    /// A `DraftModel` of the device's backend.
+    draft_model: Arc<dyn Any + Send + Sync>,
     text: Arc<Text>,
     info: Arc<ModelInfo>,
+}
+
+impl fmt::Debug for Engine {
+    fn fmt(&self, f: &mut fmt::Formatter) -> fmt::Result {
+        f.debug_tuple("Engine").field(&self.info.name).finish()
+    }
 }
 
 impl Engine {
@@ -132,10 +147,34 @@ impl Engine {
         if let Some(&token) = request.prompt.iter().find(|&&token| token as usize >= vocab_size) {
             return Err(GenerateError::UnknownToken { token, vocab_size });
         }
+        let draft_model = match &request.draft {
+            Draft::Model(draft) => Some(self.drafted_by(draft)?),
+            Draft::Nobody | Draft::PromptLookup => None,
+        };
         let (events, receiver) = unbounded_channel();
         let log = RequestLog::new(&self.info.name, request.streamed);
-        let request = self.port.submit(Submission { request, events, log })?;
+        let request = self.port.submit(Submission { request, draft_model, events, log })?;
         Ok(Generation::new(receiver, self.port.clone(), request))
+    }
+
+    /// Fails if `draft` cannot draft for this model: where a token does not mean the same to both, or where they are on
+    /// different devices.
+    pub fn check_draft(&self, draft: &Engine) -> Result<(), GenerateError> {
+        self.drafted_by(draft).map(|_| ())
+    }
+
+    fn drafted_by(&self, draft: &Engine) -> Result<Arc<dyn Any + Send + Sync>, GenerateError> {
+        let unfit = |why: String| {
+            let (draft, model) = (draft.info.name.clone(), self.info.name.clone());
+            Err(GenerateError::DraftUnfit { draft, model, why })
+        };
+        if !self.port.same_device(&draft.port) {
+            return unfit("they are on different devices".to_owned());
+        }
+        match self.text.tokenizer.difference(&draft.text.tokenizer) {
+            None => Ok(Arc::clone(&draft.draft_model)),
+            Some(token) => unfit(format!("token {token} is not the same in both vocabularies")),
+        }
     }
 
     pub fn text(&self) -> &Text {

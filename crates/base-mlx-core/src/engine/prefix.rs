@@ -70,7 +70,7 @@ impl PrefixIndex {
     /// The entry that begins most like `tokens`, if any begins like them at all. The one used last among equals.
     pub fn find(&self, tokens: &[TokenId]) -> Option<Found> {
         let neighbours = [self.before(tokens), self.from(tokens)].into_iter().flatten();
-        let shared = neighbours.map(|(kept, entry)| (shared(kept, tokens), kept, entry));
+        let shared = neighbours.map(|(kept, entry)| (shared_len(kept, tokens), kept, entry));
         let best = shared.max_by_key(|(len, _, entry)| (*len, entry.used));
         best.filter(|(len, ..)| *len > 0).map(|(len, kept, entry)| Found {
             id: entry.id,
@@ -159,7 +159,7 @@ impl PrefixIndex {
     fn own(&self, tokens: &[TokenId]) -> usize {
         let with = |a: Option<&[TokenId]>, b: &[TokenId]| {
             let Some(block) = self.block else { return b.len() };
-            let shared = a.map_or(0, |a| shared(a, b) / block * block);
+            let shared = a.map_or(0, |a| shared_len(a, b) / block * block);
             b.len().next_multiple_of(block) - shared
         };
         let before = self.before(tokens).map(|(kept, _)| kept);
@@ -191,7 +191,7 @@ impl PrefixIndex {
         for tokens in self.entries.keys() {
             assert!(before.is_empty() || !tokens.starts_with(before), "one begins another");
             positions += self.block.map_or(tokens.len(), |block| {
-                tokens.len().next_multiple_of(block) - shared(before, tokens) / block * block
+                tokens.len().next_multiple_of(block) - shared_len(before, tokens) / block * block
             });
             before = tokens;
         }
@@ -200,7 +200,7 @@ impl PrefixIndex {
 }
 
 /// How many tokens are the same at the beginning.
-fn shared(a: &[TokenId], b: &[TokenId]) -> usize {
+pub(super) fn shared_len(a: &[TokenId], b: &[TokenId]) -> usize {
     a.iter().zip(b).take_while(|(a, b)| a == b).count()
 }
 

@@ -1,21 +1,25 @@
 //! One model at work: its scheduler, its sequences' caches, and what turns chosen tokens into events.
 
+use std::any::Any;
 use std::collections::HashMap;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
 use tokio::sync::mpsc::UnboundedSender;
 
 use super::answer::Answer;
-use super::compute::{Begun, flatten};
+use super::compute::{Begun, LOGITS_ROWS, flatten};
 use super::device::{RequestId, Runner};
+use super::draft::{DraftModel, Drafting, ModelDrafter, Timing, Verified, Wanted};
 use super::log::{Memory, RequestLog};
 use super::pace::Pace;
 use super::prefix::{Keep, KeptId};
-use super::scheduler::{Limits, Outcome, Plan, Scheduler};
+use super::scheduler::{Limits, Outcome, Plan, PlannedSpan, Scheduler};
 use super::sequence::{Sequence, SequenceId};
-use super::{Event, FinishReason, GenerateError, GenerateRequest, TokenLogprob, TopLogprob, Usage};
+use super::{
+    Draft, Event, FinishReason, GenerateError, GenerateRequest, TokenLogprob, TopLogprob, Usage,
+};
 use crate::TokenId;
 use crate::backend::{Backend, KvCache, LayerSpec};
 use crate::models::LanguageModel;
@@ -25,13 +29,27 @@ use crate::text::{Decoder, Text};
 /// A request on its way to the device thread.
 pub(super) struct Submission {
     pub(super) request: GenerateRequest,
+    /// A [`DraftModel`] of the same backend.
+    pub(super) draft_model: Option<Arc<dyn Any + Send + Sync>>,
     pub(super) events: UnboundedSender<Event>,
     pub(super) log: RequestLog,
 }
 
+/// What a runner is made of.
+pub(super) struct NewRunner<'a, B: Backend> {
+    pub(super) model: &'a DraftModel<B>,
+    pub(super) name: String,
+    pub(super) text: Arc<Text>,
+    pub(super) weight_bytes: usize,
+    pub(super) limits: Limits,
+    /// How many tokens drafts have; `None` is measured.
+    pub(super) draft_tokens: Option<usize>,
+}
+
 pub(super) struct ModelRunner<B: Backend> {
     pub(super) backend: B,
-    pub(super) model: Box<dyn LanguageModel<B>>,
+    pub(super) model: Arc<dyn LanguageModel<B>>,
+    pub(super) name: String,
     pub(super) text: Arc<Text>,
     pub(super) layers: Vec<LayerSpec>,
     pub(super) weight_bytes: usize,
@@ -43,9 +61,13 @@ pub(super) struct ModelRunner<B: Backend> {
     pub(super) caches: HashMap<SequenceId, B::Kv>,
     /// Of sequences that are gone, for those that begin like them.
     pub(super) kept: HashMap<KeptId, B::Kv>,
-    pub(super) choices: HashMap<SequenceId, Choice>,
+    pub(super) choices: HashMap<SequenceId, Choice<B>>,
     pub(super) requests: HashMap<RequestId, Request>,
     pub(super) next_sequence: u64,
+    pub(super) drafters: Vec<ModelDrafter<B>>,
+    pub(super) timing: Timing,
+    /// How many tokens drafts have, if that is not to be measured.
+    pub(super) draft_tokens: Option<usize>,
     /// The step that was begun before the one before it was read.
     pub(super) ahead: Option<Begun<B>>,
     /// Steps of which nothing was wanted, so that nobody has waited for them.
@@ -65,11 +87,14 @@ pub(super) struct Unread {
 }
 
 /// One answer of a request.
-pub(super) struct Choice {
+pub(super) struct Choice<B: Backend> {
     pub(super) request: RequestId,
     pub(super) params: SamplingParams,
     pub(super) history: History,
     pub(super) answer: Answer<Decoder>,
+    pub(super) drafting: Option<Drafting>,
+    /// Who drafts, if it is a model.
+    draft_model: Option<Arc<DraftModel<B>>>,
     /// Of the prompt's tokens, until they are sent; `None` when nobody asked or they were sent.
     pub(super) prompt_scores: Option<Vec<TokenLogprob>>,
 }
@@ -83,17 +108,14 @@ pub(super) struct Request {
 }
 
 impl<B: Backend> ModelRunner<B> {
-    pub(super) fn new(
-        backend: B,
-        model: Box<dyn LanguageModel<B>>,
-        text: Arc<Text>,
-        weight_bytes: usize,
-        limits: Limits,
-    ) -> Self {
+    pub(super) fn new(new: NewRunner<B>) -> Self {
+        let NewRunner { model, name, text, weight_bytes, limits, draft_tokens } = new;
+        let DraftModel { backend, model, layers, vocab_size } = model;
         Self {
-            kv_bytes_per_token: model.layers().iter().map(|&layer| backend.kv_bytes(layer)).sum(),
-            layers: model.layers(),
-            vocab_size: model.vocab_size().min(text.tokenizer.vocab_size()),
+            name,
+            kv_bytes_per_token: layers.iter().map(|&layer| backend.kv_bytes(layer)).sum(),
+            layers: layers.clone(),
+            vocab_size: *vocab_size,
             scheduler: Scheduler::new(limits),
             pace: Pace::new(),
             caches: HashMap::new(),
@@ -101,18 +123,132 @@ impl<B: Backend> ModelRunner<B> {
             choices: HashMap::new(),
             requests: HashMap::new(),
             next_sequence: 0,
+            drafters: Vec::new(),
+            timing: Timing::default(),
+            draft_tokens,
             ahead: None,
             unread: None,
             retired: Vec::new(),
             warm_ups: possible(backend.warm_ups(), &limits),
-            backend,
-            model,
+            backend: backend.clone(),
+            model: model.clone(),
             text,
             weight_bytes,
         }
     }
 
-    fn commit(&mut self, plan: &Plan, outcomes: Vec<Result<Outcome, NoTokenLeft>>) {
+    /// Gives the scheduler the drafts for the next step.
+    fn propose(&mut self) {
+        let rows = self.scheduler.answering().count();
+        let mut by_models: Vec<(SequenceId, usize)> = Vec::new();
+        let mut drafts = Vec::new();
+        for sequence in self.scheduler.answering() {
+            let Some(choice) = self.choices.get_mut(&sequence.id) else { continue };
+            let Some(drafting) = &mut choice.drafting else { continue };
+            let fixed = self.draft_tokens;
+            if drafting.by_model() {
+                // The token after the last draft is chosen too.
+                let may_come = sequence.max_tokens - sequence.answer().len();
+                let most = drafting.worth(&self.timing, rows, fixed).min(may_come - 1);
+                if most > 0 {
+                    by_models.push((sequence.id, most));
+                }
+            } else {
+                let draft = drafting.look_up(&sequence.tokens, &self.timing, rows, fixed);
+                drafts.push((sequence.id, draft));
+            }
+        }
+        for index in 0..self.drafters.len() {
+            drafts.extend(self.propose_by(index, &by_models));
+        }
+        for (id, draft) in drafts {
+            self.scheduler.draft(id, draft);
+        }
+    }
+
+    /// What one draft model makes of its sequences among `all`, each with how many tokens are wanted.
+    fn propose_by(
+        &mut self,
+        index: usize,
+        all: &[(SequenceId, usize)],
+    ) -> Vec<(SequenceId, Vec<TokenId>)> {
+        let began = Instant::now();
+        let drafter = &mut self.drafters[index];
+        let wanted: Vec<Wanted> = all
+            .iter()
+            .filter_map(|&(id, most)| {
+                let choice = &self.choices[&id];
+                choice.draft_model.as_ref().filter(|model| drafter.is_of(model))?;
+                let tokens = &self.scheduler.sequence(id)?.tokens[..];
+                Some(Wanted { id, tokens, params: &choice.params, history: &choice.history, most })
+            })
+            .collect();
+        if wanted.is_empty() {
+            return Vec::new();
+        }
+        let step_tokens = self.pace.beside_answers();
+        let work = catch_unwind(AssertUnwindSafe(|| drafter.draft(&wanted, step_tokens)));
+        let ids: Vec<SequenceId> = wanted.iter().map(|wanted| wanted.id).collect();
+        let drafts = match flatten(work) {
+            Ok(drafts) => drafts.into_iter().map(|draft| self.known(draft)).collect::<Vec<_>>(),
+            Err(message) => {
+                // Without drafts the answers are the same.
+                tracing::warn!("drafting failed, the answers go on without: {message}");
+                for id in ids {
+                    if let Some(choice) = self.choices.get_mut(&id) {
+                        choice.drafting = None;
+                    }
+                }
+                self.drafters.remove(index);
+                return Vec::new();
+            }
+        };
+        let took = began.elapsed();
+        let tokens: usize = drafts.iter().map(Vec::len).sum();
+        if tokens > 0 {
+            self.timing.drafted(tokens, took);
+        }
+        for id in &ids {
+            let choice = self.choices.get_mut(id);
+            if let Some(drafting) = choice.and_then(|choice| choice.drafting.as_mut()) {
+                drafting.drafted(took / ids.len() as u32);
+            }
+        }
+        ids.into_iter().zip(drafts).collect()
+    }
+
+    /// A draft as far as this model has rows for its tokens.
+    fn known(&self, mut draft: Vec<TokenId>) -> Vec<TokenId> {
+        let known = draft.iter().take_while(|token| (**token as usize) < self.vocab_size).count();
+        draft.truncate(known);
+        draft
+    }
+
+    /// Takes note of what a step's drafts have come to.
+    fn judge_drafts(&mut self, plan: &Plan, outcomes: &[Outcome], took: Duration) {
+        let answers = || plan.spans.iter().filter(|span| span.choose_from == span.range.start);
+        let rows: usize = answers().map(|span| span.range.len()).sum();
+        if answers().count() == plan.spans.len() && rows <= LOGITS_ROWS {
+            self.timing.verified(rows, took);
+        }
+        let rows_without = answers().count();
+        for (span, outcome) in plan.spans.iter().zip(outcomes) {
+            let Some(choice) = self.choices.get_mut(&span.sequence) else { continue };
+            let Some(drafting) = &mut choice.drafting else { continue };
+            if span.choose_from == span.range.start {
+                let (tokens, drafts) = (outcome.tokens.len(), span.range.len() - 1);
+                let verified = Verified { tokens, drafts, rows_without, took };
+                drafting.verified(&self.timing, verified);
+            }
+        }
+    }
+
+    fn commit(
+        &mut self,
+        plan: &Plan,
+        outcomes: Vec<Result<Outcome, NoTokenLeft>>,
+        took: Option<Duration>,
+    ) {
         let mut kept = Vec::with_capacity(outcomes.len());
         for (span, outcome) in plan.spans.iter().zip(outcomes) {
             // A request that ends here takes its sequences along, so the scheduler skips their outcomes.
@@ -121,6 +257,9 @@ impl<B: Backend> ModelRunner<B> {
                 self.end(choice.request, "failed", |_| Some(last));
             }
             kept.push(outcome.unwrap_or_default());
+        }
+        if let Some(took) = took {
+            self.judge_drafts(plan, &kept, took);
         }
         for finished in self.scheduler.commit(plan, &kept) {
             self.retire(finished.id, finished.keep);
@@ -132,6 +271,9 @@ impl<B: Backend> ModelRunner<B> {
     /// Ends one choice, and its request with the last one.
     fn finish(&mut self, id: SequenceId, reason: FinishReason) {
         let mut choice = self.choices.remove(&id).expect("a finished sequence had a choice");
+        if let Some(drafting) = &choice.drafting {
+            drafting.log(&self.name);
+        }
         let request = self.requests.get_mut(&choice.request).expect("a choice has its request");
         if let Some(logprobs) = choice.prompt_scores.take() {
             let _ = request.events.send(Event::Prompt { choice: 0, logprobs });
@@ -182,6 +324,7 @@ impl<B: Backend> ModelRunner<B> {
     }
 
     fn next_plan(&mut self) -> Plan {
+        self.propose();
         self.scheduler.set_beside_answers(self.pace.beside_answers());
         let plan = self.scheduler.plan();
         for id in &plan.dropped {
@@ -203,6 +346,9 @@ impl<B: Backend> ModelRunner<B> {
 
     /// Keeps what is to be kept of a sequence's cache, and gives up the rest, which goes when no step is under way any more.
     fn retire(&mut self, id: SequenceId, keep: Option<Keep>) {
+        for drafter in &mut self.drafters {
+            drafter.retire(id, self.scheduler.limits().kv_tokens);
+        }
         let Some(cache) = self.caches.remove(&id) else { return };
         if let Some(Keep { id, len, shares }) = keep {
             let mut kept = cache.fork();
@@ -247,6 +393,8 @@ impl<B: Backend> ModelRunner<B> {
         };
         // While the device computes this step, the next is built from tokens that nobody has read yet.
         let ahead = match &begun.chosen {
+            // A draft is made of the tokens that this step chooses.
+            Some(_) if self.drafts(&begun.plan) => None,
             Some(tokens) => {
                 self.scheduler.ahead(&begun.plan).map(|p| self.begin(p, Some(tokens.clone())))
             }
@@ -258,15 +406,16 @@ impl<B: Backend> ModelRunner<B> {
         match flatten(outcome) {
             Ok(outcomes) => {
                 let Unread { began, tokens, prompt_tokens } = self.with_unread(&begun);
-                if begun.is_read() {
-                    self.pace.measured(tokens, prompt_tokens, began.elapsed());
+                let took = begun.is_read().then(|| began.elapsed());
+                if let Some(took) = took {
+                    self.pace.measured(tokens, prompt_tokens, took);
                     drop(unused);
                 } else {
                     // The device goes on with it while the next is built.
                     self.unread = Some(Unread { began, tokens, prompt_tokens });
                     self.retired.extend(unused);
                 }
-                self.commit(&begun.plan, outcomes);
+                self.commit(&begun.plan, outcomes, took);
                 match ahead {
                     Some(Ok(ahead)) => self.ahead = Some(ahead),
                     Some(Err(failed)) => self.fail(&failed.plan, &failed.message),
@@ -278,6 +427,11 @@ impl<B: Backend> ModelRunner<B> {
                 self.fail(&begun.plan, &message);
             }
         }
+    }
+
+    fn drafts(&self, plan: &Plan) -> bool {
+        let of = |span: &PlannedSpan| self.choices.get(&span.sequence);
+        plan.spans.iter().filter_map(of).any(|choice| choice.drafting.is_some())
     }
 
     /// The step together with those that the device may have been at work on before it.
@@ -311,7 +465,15 @@ impl<B: Backend> Drop for ModelRunner<B> {
 
 impl<B: Backend> Runner for ModelRunner<B> {
     fn submit(&mut self, id: RequestId, submission: Submission) {
-        let Submission { request, events, mut log } = submission;
+        let Submission { request, draft_model, events, mut log } = submission;
+        let draft_model: Option<Arc<DraftModel<B>>> = draft_model
+            .map(|model| model.downcast().expect("models of one device are of one backend"));
+        self.drafters.retain(ModelDrafter::is_alive);
+        if let Some(model) = &draft_model
+            && !self.drafters.iter().any(|drafter| drafter.is_of(model))
+        {
+            self.drafters.push(ModelDrafter::new(model));
+        }
         log.submitted(self.memory());
         let usage = Usage { prompt_tokens: request.prompt.len(), ..Usage::default() };
         let mut entry = Request { events, sequences: Vec::new(), usage, log };
@@ -338,6 +500,12 @@ impl<B: Backend> Runner for ModelRunner<B> {
                 params: SamplingParams { seed, ..request.sampling.clone() },
                 history: history.clone(),
                 answer: Answer::new(index, decoder, request.stop.clone(), end_tokens),
+                drafting: match request.draft {
+                    Draft::Nobody => None,
+                    Draft::PromptLookup => Some(Drafting::new(false)),
+                    Draft::Model(_) => Some(Drafting::new(true)),
+                },
+                draft_model: draft_model.clone(),
                 prompt_scores,
             };
             self.choices.insert(sequence, choice);

@@ -1,11 +1,13 @@
 //! Where a device and a model are chosen, and the only place that knows both backends by name.
 
+use std::any::Any;
 use std::panic::resume_unwind;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use super::device::{Device, Runner};
-use super::runner::ModelRunner;
+use super::draft::DraftModel;
+use super::runner::{ModelRunner, NewRunner};
 use super::scheduler::Limits;
 use super::{Engine, EngineOptions, ModelInfo, SamplingDefaults};
 use crate::backend::{Backend, CpuBackend, DeviceError, MlxBackend, MlxDevice, MlxOptions};
@@ -113,16 +115,17 @@ pub(super) fn engine(
     device: &Device,
     options: EngineOptions,
 ) -> Result<Engine, LoadError> {
-    let Loaded { runner, text, info } = match device.backend() {
+    let Loaded { runner, draft_model, text, info } = match device.backend() {
         AnyBackend::Cpu(backend) => load(path, name, backend, options)?,
         AnyBackend::Mlx(backend) => load(path, name, backend, options)?,
     };
-    Ok(Engine { port: device.thread().add(runner), text, info: Arc::new(info) })
+    Ok(Engine { port: device.thread().add(runner), draft_model, text, info: Arc::new(info) })
 }
 
 /// A model that is ready for its device.
 struct Loaded {
     runner: Box<dyn Runner>,
+    draft_model: Arc<dyn Any + Send + Sync>,
     text: Arc<Text>,
     info: ModelInfo,
 }
@@ -168,8 +171,23 @@ fn load<B: Backend>(
         block: backend.kv_block(&model.layers()),
         context: info.context,
     };
-    let runner = ModelRunner::new(backend, model, text.clone(), bytes as usize, limits);
-    Ok(Loaded { runner: Box::new(runner), text, info })
+    let model = Arc::new(DraftModel {
+        layers: model.layers(),
+        // Logits beyond the tokenizer's vocabulary are padding and never chosen.
+        vocab_size: model.vocab_size().min(text.tokenizer.vocab_size()),
+        model: model.into(),
+        backend,
+    });
+    let draft_model: Arc<dyn Any + Send + Sync> = model.clone();
+    let runner = ModelRunner::new(NewRunner {
+        model: &model,
+        name: name.to_owned(),
+        text: text.clone(),
+        weight_bytes: bytes as usize,
+        limits,
+        draft_tokens: options.draft_tokens,
+    });
+    Ok(Loaded { runner: Box::new(runner), draft_model, text, info })
 }
 
 /// How many tokens all sequences together may keep.

@@ -18,7 +18,7 @@ pub(super) struct Decoder<B: Backend, A> {
 }
 
 /// A family's attention: `[tokens, hidden_size]` → `[tokens, hidden_size]`.
-pub(super) trait Attention<B: Backend>: Send {
+pub(super) trait Attention<B: Backend>: Send + Sync {
     fn forward(&self, x: &Tensor<B>, step: &mut Step<B>) -> Tensor<B>;
 }
 

@@ -33,7 +33,7 @@ macro_rules! families {
 }
 
 /// What turns a batch of tokens into hidden states.
-pub trait Model<B: Backend>: Send {
+pub trait Model<B: Backend>: Send + Sync {
     /// What each layer remembers, outermost first; a new cache is made from it.
     fn layers(&self) -> Vec<LayerSpec>;
     /// `[tokens, hidden_size]`, after the last norm. Extends every span's cache.

@@ -80,6 +80,19 @@ impl Tokenizer {
         self.inner.token_to_id(text)
     }
 
+    /// The first token that does not stand for the same in the other vocabulary; `None` if both are equal.
+    pub fn difference(&self, other: &Self) -> Option<TokenId> {
+        if self.pieces == other.pieces {
+            return None;
+        }
+        let same = |token: TokenId| {
+            self.token_bytes(token) == other.token_bytes(token)
+                && self.is_special(token) == other.is_special(token)
+        };
+        let longest = self.vocab_size().max(other.vocab_size()) as TokenId;
+        (0..longest).find(|&token| !same(token))
+    }
+
     pub(super) fn new(inner: tokenizers::Tokenizer, pieces: Pieces) -> Self {
         let (before, after) = (Vec::new(), Vec::new());
         Self { inner: Arc::new(inner), pieces: Arc::new(pieces), before, after }
@@ -123,7 +136,7 @@ impl fmt::Debug for Tokenizer {
 }
 
 /// Every token's bytes end to end, and which tokens are special: all that decoding needs.
-#[derive(Debug, Default)]
+#[derive(Debug, Default, PartialEq)]
 pub(super) struct Pieces {
     bytes: Vec<u8>,
     /// Where each token's bytes end; they begin where those of the token before end.

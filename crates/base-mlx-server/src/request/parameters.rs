@@ -4,7 +4,7 @@ use std::hash::{BuildHasher, RandomState};
 use std::ops::RangeInclusive;
 
 use base_mlx_core::TokenId;
-use base_mlx_core::engine::{GenerateRequest, SamplingDefaults};
+use base_mlx_core::engine::{Draft, GenerateRequest, SamplingDefaults};
 use base_mlx_core::sample::SamplingParams;
 use base_mlx_core::sample::range::{self, Range};
 use serde_json::Value;
@@ -123,6 +123,7 @@ impl Parameters {
             stop: self.stop.clone(),
             ignore_end: self.ignore_end,
             score_prompt: false,
+            draft: Draft::Nobody,
             streamed: self.stream,
         })
     }

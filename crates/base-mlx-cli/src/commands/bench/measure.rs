@@ -2,7 +2,7 @@ use std::time::Instant;
 
 use anyhow::{Context, Result, bail, ensure};
 use base_mlx_core::TokenId;
-use base_mlx_core::engine::{Engine, Event, GenerateRequest};
+use base_mlx_core::engine::{Draft, Engine, Event, GenerateRequest};
 use base_mlx_core::sample::SamplingParams;
 use base_mlx_core::text::AddSpecial;
 
@@ -27,6 +27,7 @@ pub(super) fn measure(engine: &Engine, arguments: &Arguments, number: usize) -> 
                 stop: Vec::new(),
                 ignore_end: true,
                 score_prompt: false,
+                draft: Draft::Nobody,
                 streamed: true,
             })
         })

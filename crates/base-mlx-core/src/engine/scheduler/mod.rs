@@ -208,6 +208,15 @@ impl Scheduler {
         &self.kept
     }
 
+    /// The running sequences that are to choose their next token in the next step, the oldest first.
+    pub fn answering(&self) -> impl Iterator<Item = &Sequence> {
+        self.running.values().filter(|sequence| sequence.behind() == 1 && sequence.max_tokens > 0)
+    }
+
+    pub fn limits(&self) -> &Limits {
+        &self.limits
+    }
+
     pub fn is_idle(&self) -> bool {
         self.running.is_empty() && self.waiting.is_empty()
     }
