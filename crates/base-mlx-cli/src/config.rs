@@ -38,6 +38,12 @@ pub(crate) struct Compute {
     /// What keys and values are kept as [default: f16 on the CPU, elsewhere the type of the model]
     #[arg(long, env = "BASE_MLX_KV_CACHE_TYPE", value_name = "TYPE")]
     pub(crate) kv_cache_type: Option<KvName>,
+    /// Most memory for what earlier prompts have left behind, 0 for none [default: what running answers leave]
+    #[arg(long, env = "BASE_MLX_PREFIX_CACHE_GB", value_name = "GB")]
+    pub(crate) prefix_cache_gb: Option<Gigabytes>,
+    /// How many tokens a draft has [default: as many as are measured to be worth their time]
+    #[arg(long, env = "BASE_MLX_DRAFT_TOKENS", value_name = "N", value_parser = count)]
+    pub(crate) draft_tokens: Option<usize>,
     /// Compute with MLX's own operations alone, for comparing: no kernels of ours on CUDA
     #[arg(long, env = "BASE_MLX_STOCK_KERNELS", value_name = "BOOL", num_args = 0..=1)]
     #[arg(require_equals = true, default_missing_value = "true")]
@@ -68,7 +74,9 @@ impl Compute {
     pub(crate) fn engine(&self, file: &ConfigFile) -> EngineOptions {
         let context = self.ctx.or(file.ctx.map(Count::get));
         let kv_format = self.kv_cache_type.or(file.kv_cache_type).map(KvName::format);
-        EngineOptions { context, kv_format, ..EngineOptions::default() }
+        let prefix_bytes = self.prefix_cache_gb.or(file.prefix_cache_gb).map(Gigabytes::bytes);
+        let draft_tokens = self.draft_tokens.or(file.draft_tokens.map(Count::get));
+        EngineOptions { context, kv_format, prefix_bytes, draft_tokens, ..EngineOptions::default() }
     }
 }
 
@@ -84,6 +92,9 @@ pub(crate) struct ConfigFile {
     pub(crate) threads: Option<Count>,
     pub(crate) device: Option<DeviceName>,
     pub(crate) kv_cache_type: Option<KvName>,
+    pub(crate) prefix_cache_gb: Option<Gigabytes>,
+    pub(crate) draft_tokens: Option<Count>,
+    pub(crate) draft: Option<String>,
     pub(crate) stock_kernels: Option<bool>,
     pub(crate) parallel: Option<Count>,
     pub(crate) allow_host: Option<Vec<String>>,
@@ -209,6 +220,34 @@ impl Count {
     }
 }
 
+/// An amount of memory: gigabytes of 1024³ bytes, not negative.
+#[derive(Clone, Copy, Debug, PartialEq, Deserialize)]
+#[serde(try_from = "f64")]
+pub(crate) struct Gigabytes(f64);
+
+impl Gigabytes {
+    pub(crate) fn bytes(self) -> usize {
+        (self.0 * (1u64 << 30) as f64) as usize
+    }
+}
+
+impl TryFrom<f64> for Gigabytes {
+    type Error = &'static str;
+
+    fn try_from(number: f64) -> Result<Self, Self::Error> {
+        let fits = number.is_finite() && number >= 0.0;
+        fits.then_some(Self(number)).ok_or("expected a number of gigabytes, 0 or more")
+    }
+}
+
+impl std::str::FromStr for Gigabytes {
+    type Err = &'static str;
+
+    fn from_str(text: &str) -> Result<Self, Self::Err> {
+        Self::try_from(text.parse().unwrap_or(f64::NAN))
+    }
+}
+
 pub(crate) fn count(text: &str) -> Result<usize, String> {
     match text.parse() {
         Ok(count) if count >= 1 => Ok(count),
@@ -271,6 +310,9 @@ mod tests {
             threads = 3
             device = "mlx-cpu"
             stock-kernels = true
+            prefix-cache-gb = 1.5
+            draft = "prompt-lookup"
+            draft-tokens = 6
             parallel = 4
             allow-host = ["a.example"]
             cors = ["https://a.example"]
@@ -284,6 +326,7 @@ mod tests {
         assert_eq!(file.log_format, Some(LogFormat::Json));
         assert_eq!((file.device, file.stock_kernels), (Some(DeviceName::MlxCpu), Some(true)));
         assert_eq!(file.api_key, Some(vec!["k".to_owned()]));
+        assert_eq!(file.prefix_cache_gb.map(Gigabytes::bytes), Some(3 << 29));
     }
 
     #[test]
@@ -299,6 +342,8 @@ mod tests {
         assert!(text.contains("line 2, key `port`"), "{text}");
         let text = fault("port = 1\napi-key = [\"k\", \"\"]\n");
         assert!(text.contains("line 2, key `api-key`: a key cannot be empty"), "{text}");
+        let text = fault("prefix-cache-gb = -1\n");
+        assert!(text.contains("expected a number of gigabytes, 0 or more"), "{text}");
         let text = fault("threads = 0\n");
         assert!(text.contains("line 1, key `threads`"), "{text}");
     }

@@ -79,6 +79,7 @@ impl ApiError {
             GenerateError::PromptEmpty | GenerateError::UnknownToken { .. } => {
                 Self::invalid(prompt_param, error.to_string())
             }
+            GenerateError::DraftUnfit { .. } => Self::invalid("draft_model", error.to_string()),
             // Bans of the whole vocabulary were refused, so the model's numbers are at fault.
             GenerateError::NoTokenLeft(_) | GenerateError::Failed(_) => {
                 Self::internal(error.to_string())

@@ -18,6 +18,7 @@ mod server;
 mod sse;
 
 pub use options::ServerOptions;
+pub use request::DraftName;
 pub use server::{ServeError, Server, serve};
 
 /// What every route can reach.

@@ -4,13 +4,14 @@ use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::SystemTime;
 
-use base_mlx_core::engine::{Device, Engine, EngineOptions};
+use base_mlx_core::engine::{Device, Draft, Engine, EngineOptions};
 use base_mlx_core::store::{ModelDir, Store, StoreError};
 use base_mlx_core::weights::{Checkpoint, LoadError};
 use tokio::sync::watch;
 
+use crate::ServerOptions;
 use crate::error::ApiError;
-use crate::request::Defaults;
+use crate::request::{Defaults, DraftName};
 
 /// All models that can be asked for, and the engines of those that were. Models are loaded when they are first asked
 /// for, each on a thread of its own, so that loading one delays no other.
@@ -20,6 +21,8 @@ pub(crate) struct Models {
     engine: EngineOptions,
     /// Of requests that name none.
     default: Option<ModelDir>,
+    /// Of requests that say nothing about it, where it fits the model.
+    draft: DraftName,
     slots: Mutex<HashMap<PathBuf, Slot>>,
     /// What headers on disk said about the context, and when those files were written.
     contexts: Mutex<HashMap<PathBuf, (SystemTime, Option<usize>)>>,
@@ -59,14 +62,16 @@ impl Model {
 }
 
 impl Models {
-    pub(crate) fn new(
-        store: Store,
-        device: Device,
-        engine: EngineOptions,
-        default: Option<ModelDir>,
-    ) -> Arc<Self> {
-        let (slots, contexts) = (Mutex::default(), Mutex::default());
-        Arc::new(Self { store, device, engine, default, slots, contexts })
+    pub(crate) fn new(store: Store, device: Device, options: &ServerOptions) -> Arc<Self> {
+        Arc::new(Self {
+            store,
+            device,
+            engine: options.engine.clone(),
+            default: options.model.clone(),
+            draft: options.draft.clone(),
+            slots: Mutex::default(),
+            contexts: Mutex::default(),
+        })
     }
 
     /// The model of that name, loaded if need be, and the name by which answers call it.
@@ -84,6 +89,34 @@ impl Models {
         };
         let called = name.unwrap_or(&directory.name).to_owned();
         Ok((self.load(directory).await?, called))
+    }
+
+    /// Who drafts for `model`, loaded if need be. What was asked for must fit; the server's own choice is passed over where it
+    /// does not.
+    pub(crate) async fn draft(
+        self: &Arc<Self>,
+        asked: Option<DraftName>,
+        model: &Model,
+    ) -> Result<Draft, ApiError> {
+        let own = asked.is_none();
+        let name = match asked.unwrap_or_else(|| self.draft.clone()) {
+            DraftName::Nobody => return Ok(Draft::Nobody),
+            DraftName::PromptLookup => return Ok(Draft::PromptLookup),
+            DraftName::Model(name) => name,
+        };
+        let directory = self.find(&name).await?;
+        if own && directory.path == model.directory.path {
+            return Ok(Draft::Nobody);
+        }
+        let draft = self.load(directory).await?.engine.clone();
+        match model.engine.check_draft(&draft) {
+            Ok(()) => Ok(Draft::Model(draft)),
+            Err(error) if own => {
+                tracing::debug!("no draft: {error}");
+                Ok(Draft::Nobody)
+            }
+            Err(error) => Err(ApiError::invalid("draft_model", error.to_string())),
+        }
     }
 
     /// Every model on disk or in memory, by name.

@@ -3,6 +3,8 @@ use std::time::Duration;
 use base_mlx_core::engine::EngineOptions;
 use base_mlx_core::store::ModelDir;
 
+use crate::DraftName;
+
 /// How the server listens, whom it lets in, and what it serves.
 #[derive(Clone, Debug)]
 pub struct ServerOptions {
@@ -12,6 +14,8 @@ pub struct ServerOptions {
     pub port: u16,
     /// The model of requests that name none.
     pub model: Option<ModelDir>,
+    /// Who drafts for requests that do not say.
+    pub draft: DraftName,
     /// For every model that is loaded.
     pub engine: EngineOptions,
     /// Keys of which a request must bear one; none lets everybody in.
@@ -38,6 +42,7 @@ impl Default for ServerOptions {
             host: "127.0.0.1".into(),
             port: 11435,
             model: None,
+            draft: DraftName::Nobody,
             engine: EngineOptions::default(),
             api_keys: Vec::new(),
             allow_hosts: Vec::new(),

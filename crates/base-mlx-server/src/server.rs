@@ -67,7 +67,7 @@ impl Server {
                 _ => ServeError::Listen { address, source },
             }
         })?;
-        let models = Models::new(store, device, options.engine.clone(), options.model.clone());
+        let models = Models::new(store, device, &options);
         let gate = Gate::new(options.max_requests);
         Ok(Self { listener, address, app: Arc::new(App { options, models, gate }) })
     }

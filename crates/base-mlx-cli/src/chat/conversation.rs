@@ -12,6 +12,7 @@ use super::Parameters;
 
 /// The messages so far, and the model that answers them.
 pub(crate) struct Conversation {
+    draft: Draft,
     engine: Engine,
     pub(crate) parameters: Parameters,
     messages: Vec<Value>,
@@ -28,8 +29,8 @@ pub(crate) struct Outcome {
 }
 
 impl Conversation {
-    pub(crate) fn new(engine: Engine, parameters: Parameters) -> Self {
-        Self { engine, parameters, messages: Vec::new() }
+    pub(crate) fn new(engine: Engine, draft: Draft, parameters: Parameters) -> Self {
+        Self { engine, draft, parameters, messages: Vec::new() }
     }
 
     pub(crate) fn engine(&self) -> &Engine {
@@ -86,7 +87,7 @@ impl Conversation {
             stop: self.parameters.stop().to_vec(),
             ignore_end: false,
             score_prompt: false,
-            draft: Draft::Nobody,
+            draft: self.draft.clone(),
             streamed: true,
         })
     }

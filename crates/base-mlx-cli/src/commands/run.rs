@@ -1,8 +1,9 @@
 use std::io::{self, IsTerminal, Read, Write};
 
 use anyhow::{Context, Result, bail};
-use base_mlx_core::engine::{Device, Engine, EngineOptions};
+use base_mlx_core::engine::{Device, Draft, Engine, EngineOptions};
 use base_mlx_core::store::Store;
+use base_mlx_server::DraftName;
 use clap::Args;
 
 use crate::chat::{self, Conversation, Outcome, Parameters};
@@ -21,6 +22,9 @@ pub(crate) struct Arguments {
     parameters: Parameters,
     #[command(flatten)]
     compute: Compute,
+    /// Who guesses at the answer to make it faster: a small model's name, or prompt-lookup [default: none]
+    #[arg(long, env = "BASE_MLX_DRAFT", value_name = "NAME")]
+    draft: Option<String>,
     /// Tell on stderr how long it took, and on what
     #[arg(long, short)]
     verbose: bool,
@@ -31,8 +35,19 @@ pub(crate) fn run(arguments: Arguments, file: &ConfigFile, store: &Store) -> Res
     let model = models::find_or_pull(store, &arguments.model)?;
     let device = arguments.compute.start_device(file, store)?;
     let options = EngineOptions { parallel: 1, ..arguments.compute.engine(file) };
-    let engine = Engine::start(&model.path, &model.name, &device, options)?;
-    let mut conversation = Conversation::new(engine, arguments.parameters);
+    let engine = Engine::start(&model.path, &model.name, &device, options.clone())?;
+    let draft = arguments.draft.as_ref().or(file.draft.as_ref());
+    let draft = match draft.map_or(DraftName::Nobody, |name| DraftName::from(&name[..])) {
+        DraftName::Nobody => Draft::Nobody,
+        DraftName::PromptLookup => Draft::PromptLookup,
+        DraftName::Model(name) => {
+            let model = models::find_or_pull(store, &name)?;
+            let draft = Engine::start(&model.path, &model.name, &device, options)?;
+            engine.check_draft(&draft)?;
+            Draft::Model(draft)
+        }
+    };
+    let mut conversation = Conversation::new(engine, draft, arguments.parameters);
     let runtime = tokio::runtime::Builder::new_current_thread()
         .enable_all()
         .build()

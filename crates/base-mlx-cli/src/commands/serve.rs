@@ -6,7 +6,7 @@ use std::time::Duration;
 use anyhow::{Context, Result, ensure};
 use base_mlx_core::engine::Device;
 use base_mlx_core::store::{DEFAULT_MODEL, ModelDir, Store, StoreError};
-use base_mlx_server::{Server, ServerOptions};
+use base_mlx_server::{DraftName, Server, ServerOptions};
 use clap::Args;
 use tokio::signal::unix::{Signal, SignalKind, signal};
 
@@ -27,6 +27,9 @@ pub(crate) struct Arguments {
     model: Option<String>,
     #[command(flatten)]
     compute: Compute,
+    /// Who guesses at answers to make them faster: a small model's name, or prompt-lookup [default: none]
+    #[arg(long, env = "BASE_MLX_DRAFT", value_name = "NAME")]
+    draft: Option<String>,
     /// Most answers computed at once, for each model; more wait [default: 8]
     #[arg(long, env = "BASE_MLX_PARALLEL", value_name = "N", value_parser = count)]
     parallel: Option<usize>,
@@ -97,6 +100,9 @@ impl Arguments {
             ServerOptions { engine: self.compute.engine(file), ..ServerOptions::default() };
         if let Some(parallel) = self.parallel.or(file.parallel.map(Count::get)) {
             options.engine.parallel = parallel;
+        }
+        if let Some(draft) = self.draft.as_ref().or(file.draft.as_ref()) {
+            options.draft = DraftName::from(&draft[..]);
         }
         if let Some(host) = self.host.as_ref().or(file.host.as_ref()) {
             options.host = host.clone();

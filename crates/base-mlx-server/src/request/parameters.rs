@@ -17,6 +17,8 @@ use crate::request::{Field, JsonObject, Object};
 pub(crate) struct Parameters {
     /// `None` is the server's own model.
     pub model: Option<String>,
+    /// Who drafts; `None` is the server's own choice.
+    pub draft: Option<DraftName>,
     pub stream: bool,
     pub include_usage: bool,
     pub choices: usize,
@@ -57,6 +59,7 @@ impl Parameters {
         let penalty = |param| within(&fields, param, range::PENALTY);
         Ok(Self {
             model: fields.text("model")?.map(str::to_owned),
+            draft: fields.text("draft_model")?.map(DraftName::from),
             stream,
             include_usage: include_usage.transpose()?.flatten().unwrap_or(false),
             choices: choices.unwrap_or(1) as usize,
@@ -79,6 +82,7 @@ impl Parameters {
     }
 
     /// What the engine is to do with one prompt.
+    /// Who drafts is decided elsewhere.
     pub(crate) fn request(
         &self,
         prompt: Vec<TokenId>,
@@ -126,6 +130,27 @@ impl Parameters {
             draft: Draft::Nobody,
             streamed: self.stream,
         })
+    }
+}
+
+/// Who guesses at the tokens of an answer, as requests and users say it.
+#[derive(Clone, Debug, PartialEq)]
+pub enum DraftName {
+    /// `none`
+    Nobody,
+    /// `prompt-lookup`
+    PromptLookup,
+    /// A model's name.
+    Model(String),
+}
+
+impl From<&str> for DraftName {
+    fn from(name: &str) -> Self {
+        match name {
+            "none" | "" => Self::Nobody,
+            "prompt-lookup" => Self::PromptLookup,
+            model => Self::Model(model.to_owned()),
+        }
     }
 }
 

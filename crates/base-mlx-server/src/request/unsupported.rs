@@ -30,7 +30,6 @@ impl Known {
     /// For both endpoints.
     pub(crate) const EVERYWHERE: &[Known] = &[
         Known { name: "bad_words", asks_nothing: empty },
-        Known { name: "draft_model", asks_nothing: never },
         Known { name: "dry_multiplier", asks_nothing: |value| is(value, 0.0) },
         Known { name: "grammar", asks_nothing: never },
         Known { name: "guided_choice", asks_nothing: never },
@@ -101,7 +100,7 @@ mod tests {
     fn asking_for_nothing_is_accepted() {
         let bodies = [
             r#"{"tools":[],"tool_choice":"none","functions":null,"modalities":["text"],"suffix":""}"#,
-            r#"{"draft_model":null,"grammar":null,"user":"u","store":true,"metadata":{"a":"b"}}"#,
+            r#"{"min_tokens":null,"grammar":null,"user":"u","store":true,"metadata":{"a":"b"}}"#,
             r#"{"stop_token_ids":[],"bad_words":[],"min_tokens":0,"typical_p":1,"mirostat":0}"#,
             r#"{"dry_multiplier":0.0,"xtc_probability":0,"use_beam_search":false,"json_schema":null}"#,
             r#"{"best_of":1,"echo":false,"prompt_logprobs":null}"#,
@@ -118,7 +117,6 @@ mod tests {
             (r#"{"tools":[{"type":"function"}]}"#, "tools"),
             (r#"{"tool_choice":"auto"}"#, "tool_choice"),
             (r#"{"modalities":["text","audio"]}"#, "modalities"),
-            (r#"{"draft_model":"x"}"#, "draft_model"),
             (r#"{"reasoning_effort":"high"}"#, "reasoning_effort"),
             (r#"{"suffix":"x"}"#, "suffix"),
             (r#"{"structured_outputs":{"regex":"a"}}"#, "structured_outputs"),

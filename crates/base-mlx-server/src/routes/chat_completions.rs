@@ -13,7 +13,7 @@ use crate::error::ApiError;
 use crate::events::{joined, opened};
 use crate::models::{Model, blocking};
 use crate::request::{Conversation, JsonObject, Known, Parameters, in_range, max_tokens, refuse};
-use crate::routes::{check_length, check_query, respond};
+use crate::routes::{check_length, draft_name, respond};
 use crate::running::Running;
 
 /// `POST /v1/chat/completions`
@@ -23,9 +23,10 @@ pub(crate) async fn create(
     RawQuery(query): RawQuery,
     body: JsonObject,
 ) -> Result<Response, ApiError> {
-    check_query(query.as_deref())?;
     let chat = ChatRequest::parse(&body)?;
+    let draft = draft_name(query.as_deref(), &chat.parameters.draft)?;
     let (model, called) = app.models.get(chat.parameters.model.as_deref()).await?;
+    let draft = app.models.draft(draft, &model).await?;
     let (parameters, choices) = (chat.parameters.clone(), chat.parameters.choices);
     let dialect = Chat {
         header: Header::new("chatcmpl-", called),
@@ -36,10 +37,11 @@ pub(crate) async fn create(
     let continues = chat.conversation.continues;
     let chat = Arc::new(chat);
     // Long conversations take long to render and to cut into tokens.
-    let request = {
+    let mut request = {
         let (model, chat) = (Arc::clone(&model), Arc::clone(&chat));
         blocking(move || chat.prepare(&model)).await??
     };
+    request.draft = draft;
     let generation = model.engine.generate(request);
     let generation = generation.map_err(|error| ApiError::generating(error, Chat::PROMPT))?;
     // An answer is a text of its own, unless it goes on with the last message.

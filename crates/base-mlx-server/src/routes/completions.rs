@@ -16,7 +16,7 @@ use crate::error::ApiError;
 use crate::events::{Answer, Choice, Echo, echoed, fold, joined, opened};
 use crate::models::{Model, blocking};
 use crate::request::{JsonObject, Known, Parameters, in_range, refuse};
-use crate::routes::{check_length, check_query, json, respond};
+use crate::routes::{check_length, draft_name, json, respond};
 use crate::running::Running;
 
 /// `POST /v1/completions`
@@ -26,9 +26,10 @@ pub(crate) async fn create(
     RawQuery(query): RawQuery,
     body: JsonObject,
 ) -> Result<Response, ApiError> {
-    check_query(query.as_deref())?;
     let completion = Arc::new(CompletionRequest::parse(&body)?);
+    let draft = draft_name(query.as_deref(), &completion.parameters.draft)?;
     let (model, called) = app.models.get(completion.parameters.model.as_deref()).await?;
+    let draft = app.models.draft(draft, &model).await?;
     let prepared = {
         let (model, completion) = (Arc::clone(&model), Arc::clone(&completion));
         blocking(move || completion.prepare(&model)).await??
@@ -52,7 +53,9 @@ pub(crate) async fn create(
     let prompts = requests.len();
     let scored: Vec<usize> = echoes.iter().map(|echo| echo.scored_tokens).collect();
     let candidates = completion.best_of;
-    let generations = requests.into_iter().map(|request| model.engine.generate(request));
+    let generations = requests
+        .into_iter()
+        .map(|request| model.engine.generate(GenerateRequest { draft: draft.clone(), ..request }));
     let wrong = |error| ApiError::generating(error, Completions::PROMPT);
     let generations = generations.collect::<Result<Vec<_>, _>>().map_err(wrong)?;
     let openings = openings.into_iter();

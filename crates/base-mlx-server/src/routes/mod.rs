@@ -17,7 +17,7 @@ use crate::App;
 use crate::dialects::Dialect;
 use crate::error::ApiError;
 use crate::events::{Events, begun, fold};
-use crate::request::Parameters;
+use crate::request::{DraftName, Parameters};
 use crate::running::Running;
 use crate::sse;
 
@@ -30,14 +30,24 @@ impl FromRequestParts<Arc<App>> for Running {
     }
 }
 
-/// Refuses the query's form of `draft_model`; other queries mean nothing here.
-fn check_query(query: Option<&str>) -> Result<(), ApiError> {
-    let parameters = query.unwrap_or_default().split('&');
-    let mut specs = parameters.filter_map(|parameter| parameter.strip_prefix("spec="));
-    match specs.all(str::is_empty) {
-        true => Ok(()),
-        false => Err(ApiError::unsupported("spec", "`spec` is not supported")),
+/// Who drafts: the body's `draft_model`, or `spec` in the URL, which is the same.
+fn draft_name(
+    query: Option<&str>,
+    body: &Option<DraftName>,
+) -> Result<Option<DraftName>, ApiError> {
+    let query = form_urlencoded::parse(query.unwrap_or_default().as_bytes());
+    let specs = query.filter(|(key, value)| key == "spec" && !value.is_empty());
+    let mut asked = body.clone();
+    for (_, name) in specs {
+        let name = DraftName::from(&*name);
+        if asked.as_ref().is_some_and(|asked| *asked != name) {
+            let message =
+                "`spec` in the URL and `draft_model` mean the same, and name two drafters";
+            return Err(ApiError::invalid("spec", message));
+        }
+        asked = Some(name);
     }
+    Ok(asked)
 }
 
 /// The answer as a stream or as a whole, whichever was asked for, when its prompts have begun to be computed. `place` tells

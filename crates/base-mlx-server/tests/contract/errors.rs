@@ -170,7 +170,6 @@ fn point_06_what_cannot_be_done_is_refused_and_what_nobody_knows_is_ignored() {
         (json!({ "functions": [{ "name": "f" }] }), "functions"),
         (json!({ "response_format": { "type": "json_object" } }), "response_format"),
         (json!({ "response_format": schema }), "response_format"),
-        (json!({ "draft_model": "smollm2" }), "draft_model"),
         (json!({ "grammar": "root ::= \"a\"" }), "grammar"),
         (json!({ "modalities": ["text", "audio"] }), "modalities"),
         (json!({ "audio": { "voice": "x" } }), "audio"),
@@ -189,9 +188,6 @@ fn point_06_what_cannot_be_done_is_refused_and_what_nobody_knows_is_ignored() {
     }
     let error = SERVER.complete(json!({ "prompt": "a", "suffix": "b" })).error(400);
     assert_eq!(error["code"], "unsupported_parameter");
-    let body = with(capital(), json!({ "model": "smollm2" }));
-    let error = SERVER.post("/v1/chat/completions?spec=smollm2", &body).error(400);
-    assert_eq!(error["param"], "spec");
     assert_eq!(
         SERVER.chat(with(capital(), json!({ "response_format": 5 }))).error(400)["code"],
         json!(null)

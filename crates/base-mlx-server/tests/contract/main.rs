@@ -5,6 +5,7 @@
 
 mod access;
 mod company;
+mod drafts;
 mod endpoints;
 mod errors;
 mod first_space;
