@@ -38,6 +38,9 @@ pub(crate) struct Compute {
     /// What keys and values are kept as [default: f16 on the CPU, elsewhere the type of the model]
     #[arg(long, env = "BASE_MLX_KV_CACHE_TYPE", value_name = "TYPE")]
     pub(crate) kv_cache_type: Option<KvName>,
+    /// Most memory for all models together, keys and values included [default: nine tenths of what is free]
+    #[arg(long, env = "BASE_MLX_MEMORY_GB", value_name = "GB")]
+    pub(crate) memory_gb: Option<Gigabytes>,
     /// Most memory for what earlier prompts have left behind, 0 for none [default: what running answers leave]
     #[arg(long, env = "BASE_MLX_PREFIX_CACHE_GB", value_name = "GB")]
     pub(crate) prefix_cache_gb: Option<Gigabytes>,
@@ -66,6 +69,7 @@ impl Compute {
         Ok(Device::start(DeviceOptions {
             kind: self.device.or(file.device).unwrap_or_default().kind(),
             threads: self.threads.or(file.threads.map(Count::get)),
+            memory_bytes: self.memory_gb.or(file.memory_gb).map(Gigabytes::bytes),
             stock_kernels: self.stock_kernels.or(file.stock_kernels).unwrap_or(false),
             kernel_cache: Some(store.options().home.join("kernels")),
         })?)
@@ -92,7 +96,9 @@ pub(crate) struct ConfigFile {
     pub(crate) threads: Option<Count>,
     pub(crate) device: Option<DeviceName>,
     pub(crate) kv_cache_type: Option<KvName>,
+    pub(crate) memory_gb: Option<Gigabytes>,
     pub(crate) prefix_cache_gb: Option<Gigabytes>,
+    pub(crate) keep_alive: Option<u64>,
     pub(crate) draft_tokens: Option<Count>,
     pub(crate) draft: Option<String>,
     pub(crate) stock_kernels: Option<bool>,
@@ -310,7 +316,9 @@ mod tests {
             threads = 3
             device = "mlx-cpu"
             stock-kernels = true
+            memory-gb = 8
             prefix-cache-gb = 1.5
+            keep-alive = 600
             draft = "prompt-lookup"
             draft-tokens = 6
             parallel = 4

@@ -1,17 +1,20 @@
 use std::collections::HashMap;
+use std::fmt;
 use std::io::ErrorKind;
 use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
-use std::time::SystemTime;
+use std::time::{Duration, Instant, SystemTime};
 
 use base_mlx_core::engine::{Device, Draft, Engine, EngineOptions};
 use base_mlx_core::store::{ModelDir, Store, StoreError};
 use base_mlx_core::weights::{Checkpoint, LoadError};
-use tokio::sync::watch;
+use tokio::sync::{Notify, watch};
 
 use crate::ServerOptions;
 use crate::error::ApiError;
-use crate::request::{Defaults, DraftName};
+use crate::request::{Defaults, DraftName, KeepAlive};
+use crate::running::Running;
 
 /// All models that can be asked for, and the engines of those that were. Models are loaded when they are first asked
 /// for, each on a thread of its own, so that loading one delays no other.
@@ -23,7 +26,10 @@ pub(crate) struct Models {
     default: Option<ModelDir>,
     /// Of requests that say nothing about it, where it fits the model.
     draft: DraftName,
+    /// How long models stay after their last use, if requests do not say.
+    keep_for: Option<Duration>,
     slots: Mutex<HashMap<PathBuf, Slot>>,
+    changed: Arc<Notify>,
     /// What headers on disk said about the context, and when those files were written.
     contexts: Mutex<HashMap<PathBuf, (SystemTime, Option<usize>)>>,
 }
@@ -39,6 +45,52 @@ type Loaded = Result<Arc<Model>, ApiError>;
 pub(crate) struct Model {
     pub engine: Engine,
     directory: ModelDir,
+    /// Requests that need it.
+    uses: AtomicUsize,
+    stay: Mutex<Stay>,
+    /// Told whenever it may have become idle, or is to go at another time.
+    changed: Arc<Notify>,
+}
+
+/// How long a model stays in memory.
+#[derive(Clone, Copy, Debug)]
+struct Stay {
+    last_used: Instant,
+    /// After its last use; `None` is until another needs the room.
+    after: Option<Duration>,
+    /// Until somebody says otherwise.
+    pinned: bool,
+}
+
+/// Keeps a model in memory.
+pub(crate) struct InUse(Arc<Model>);
+
+impl InUse {
+    pub(crate) fn new(model: &Arc<Model>) -> Self {
+        model.uses.fetch_add(1, Ordering::Relaxed);
+        Self(Arc::clone(model))
+    }
+}
+
+impl Drop for InUse {
+    fn drop(&mut self) {
+        lock(&self.0.stay).last_used = Instant::now();
+        self.0.uses.fetch_sub(1, Ordering::Relaxed);
+        self.0.changed.notify_one();
+    }
+}
+
+impl fmt::Debug for InUse {
+    fn fmt(&self, f: &mut fmt::Formatter) -> fmt::Result {
+        f.debug_tuple("InUse").field(&self.0.directory.name).finish()
+    }
+}
+
+/// What a request to load a model says beside its name.
+#[derive(Clone, Copy, Debug, Default)]
+pub(crate) struct LoadRequest {
+    pub keep_alive: Option<KeepAlive>,
+    pub pinned: Option<bool>,
 }
 
 /// A model that can be asked for, loaded or not.
@@ -48,6 +100,7 @@ pub(crate) struct Listed {
     pub bytes: u64,
     pub created: SystemTime,
     pub loaded: bool,
+    pub pinned: bool,
     /// Unknown of files that cannot be read.
     pub context: Option<usize>,
     path: PathBuf,
@@ -59,6 +112,27 @@ impl Model {
         let info = self.engine.info();
         Defaults { vocab_size: info.vocab_size, sampling: info.sampling.clone() }
     }
+
+    /// From now on it stays so long after its last use; `None` is until another needs the room.
+    pub(crate) fn keep_for(&self, after: Option<Duration>) {
+        lock(&self.stay).after = after;
+        self.changed.notify_one();
+    }
+
+    pub(crate) fn pin(&self, pinned: bool) {
+        lock(&self.stay).pinned = pinned;
+        self.changed.notify_one();
+    }
+
+    fn is_idle(&self) -> bool {
+        self.uses.load(Ordering::Relaxed) == 0
+    }
+
+    /// When it is to go if nobody asks for it; `None` for never.
+    fn expires(&self) -> Option<Instant> {
+        let stay = *lock(&self.stay);
+        stay.after.filter(|_| !stay.pinned).and_then(|after| stay.last_used.checked_add(after))
+    }
 }
 
 impl Models {
@@ -69,15 +143,18 @@ impl Models {
             engine: options.engine.clone(),
             default: options.model.clone(),
             draft: options.draft.clone(),
+            keep_for: options.keep_models,
             slots: Mutex::default(),
+            changed: Arc::default(),
             contexts: Mutex::default(),
         })
     }
 
-    /// The model of that name, loaded if need be, and the name by which answers call it.
+    /// The model of that name, loaded if need be, and the name by which answers call it. The request holds it.
     pub(crate) async fn get(
         self: &Arc<Self>,
         name: Option<&str>,
+        running: &mut Running,
     ) -> Result<(Arc<Model>, String), ApiError> {
         let directory = match (name, &self.default) {
             (Some(name), _) => self.find(name).await?,
@@ -88,15 +165,18 @@ impl Models {
             }
         };
         let called = name.unwrap_or(&directory.name).to_owned();
-        Ok((self.load(directory).await?, called))
+        let model = self.load(directory).await?;
+        running.hold(InUse::new(&model));
+        Ok((model, called))
     }
 
     /// Who drafts for `model`, loaded if need be. What was asked for must fit; the server's own choice is passed over where it
-    /// does not.
+    /// does not. The request holds it.
     pub(crate) async fn draft(
         self: &Arc<Self>,
         asked: Option<DraftName>,
         model: &Model,
+        running: &mut Running,
     ) -> Result<Draft, ApiError> {
         let own = asked.is_none();
         let name = match asked.unwrap_or_else(|| self.draft.clone()) {
@@ -108,9 +188,12 @@ impl Models {
         if own && directory.path == model.directory.path {
             return Ok(Draft::Nobody);
         }
-        let draft = self.load(directory).await?.engine.clone();
-        match model.engine.check_draft(&draft) {
-            Ok(()) => Ok(Draft::Model(draft)),
+        let draft = self.load(directory).await?;
+        match model.engine.check_draft(&draft.engine) {
+            Ok(()) => {
+                running.hold(InUse::new(&draft));
+                Ok(Draft::Model(draft.engine.clone()))
+            }
             Err(error) if own => {
                 tracing::debug!("no draft: {error}");
                 Ok(Draft::Nobody)
@@ -131,6 +214,23 @@ impl Models {
         let models = Arc::clone(self);
         let name = name.to_owned();
         blocking(move || models.listed(name, directory.path, directory.bytes)).await
+    }
+
+    /// Loads the model of that name; perhaps it is to stay.
+    pub(crate) async fn load_now(
+        self: &Arc<Self>,
+        name: &str,
+        stay: LoadRequest,
+    ) -> Result<(), ApiError> {
+        let directory = self.find(name).await?;
+        let model = self.load(directory).await?;
+        if let Some(after) = stay.keep_alive {
+            model.keep_for(after.0);
+        }
+        if let Some(pinned) = stay.pinned {
+            model.pin(pinned);
+        }
+        Ok(())
     }
 
     /// Can anything be computed at all?
@@ -194,13 +294,19 @@ impl Models {
 
     async fn start(self: Arc<Self>, directory: ModelDir, sender: watch::Sender<Option<Loaded>>) {
         let path = directory.path.clone();
-        let starting = {
-            let (directory, device, options) =
-                (directory.clone(), self.device.clone(), self.engine.clone());
-            move || Engine::start(&directory.path, &directory.name, &device, options)
+        let started = loop {
+            let starting = {
+                let (directory, device, options) =
+                    (directory.clone(), self.device.clone(), self.engine.clone());
+                move || Engine::start(&directory.path, &directory.name, &device, options)
+            };
+            match blocking(starting).await {
+                Ok(Err(LoadError::NoRoom(room))) if room.could_fit() && self.unload_idle() => {}
+                started => break started,
+            }
         };
-        let loaded = match blocking(starting).await {
-            Ok(Ok(engine)) => Ok(Arc::new(Model { engine, directory })),
+        let loaded = match started {
+            Ok(Ok(engine)) => Ok(Arc::new(self.model(engine, directory))),
             Ok(Err(error)) => {
                 tracing::warn!(%error, "model not loaded");
                 Err(refused(directory.name, &error))
@@ -219,6 +325,75 @@ impl Models {
             }
         }
         sender.send_replace(Some(loaded));
+    }
+
+    fn model(&self, engine: Engine, directory: ModelDir) -> Model {
+        let (last_used, after) = (Instant::now(), self.keep_for);
+        Model {
+            engine,
+            directory,
+            uses: AtomicUsize::new(0),
+            stay: Mutex::new(Stay { last_used, after, pinned: false }),
+            changed: Arc::clone(&self.changed),
+        }
+    }
+
+    /// Takes a model out of memory; answers that it is giving go on. False if it was not there.
+    pub(crate) async fn unload(self: &Arc<Self>, name: &str) -> Result<bool, ApiError> {
+        let directory = self.find(name).await?;
+        let mut slots = self.slots();
+        let there = matches!(slots.get(&directory.path), Some(Slot::Ready(_)));
+        if there {
+            slots.remove(&directory.path);
+            tracing::info!(model = directory.name, "model unloaded, as was asked");
+        }
+        Ok(there)
+    }
+
+    /// Takes the model out of memory that nobody has asked for longest; false if all are in use or pinned.
+    fn unload_idle(&self) -> bool {
+        let mut slots = self.slots();
+        let idle = slots.iter().filter_map(|(path, slot)| match slot {
+            Slot::Ready(model) if model.is_idle() => {
+                let stay = *lock(&model.stay);
+                (!stay.pinned).then(|| (stay.last_used, path.clone()))
+            }
+            _ => None,
+        });
+        let Some((_, path)) = idle.min_by_key(|(last_used, _)| *last_used) else { return false };
+        if let Some(Slot::Ready(model)) = slots.remove(&path) {
+            tracing::info!(model = model.directory.name, "model unloaded, another needs the room");
+        }
+        true
+    }
+
+    /// Unloads models when their time is over; never returns.
+    pub(crate) async fn unload_expired(self: Arc<Self>) {
+        loop {
+            let now = Instant::now();
+            let mut next = None;
+            self.slots().retain(|_, slot| {
+                let Slot::Ready(model) = slot else { return true };
+                let Some(expires) = model.expires().filter(|_| model.is_idle()) else {
+                    return true;
+                };
+                if expires <= now {
+                    tracing::info!(model = model.directory.name, "model unloaded, it was not used");
+                    return false;
+                }
+                next = next.into_iter().chain([expires]).min();
+                true
+            });
+            match next {
+                Some(next) => {
+                    tokio::select! {
+                        () = tokio::time::sleep_until(next.into()) => {}
+                        () = self.changed.notified() => {}
+                    }
+                }
+                None => self.changed.notified().await,
+            }
+        }
     }
 
     fn list_now(&self) -> Vec<Listed> {
@@ -251,7 +426,8 @@ impl Models {
             Some(model) => Some(model.engine.info().context),
             None => self.context_on_disk(&path, created),
         };
-        Listed { name, bytes, created, loaded: ready.is_some(), context, path }
+        let pinned = ready.as_ref().is_some_and(|model| lock(&model.stay).pinned);
+        Listed { name, bytes, created, loaded: ready.is_some(), pinned, context, path }
     }
 
     /// Reads headers only, and those once.
@@ -309,7 +485,10 @@ fn refused(model: String, error: &LoadError) -> ApiError {
                 message: format!("the model `{model}` cannot be used here: {message}"),
             }
         }
-        LoadError::Device(_) => ApiError::LoadRefused { model, message },
+        LoadError::NoRoom(room) if !room.could_fit() => ApiError::ModelUnsuitable {
+            message: format!("the model `{model}` can never fit: {message}"),
+        },
+        LoadError::Device(_) | LoadError::NoRoom(_) => ApiError::LoadRefused { model, message },
         LoadError::Io { source, .. } if source.kind() != ErrorKind::NotFound => {
             ApiError::LoadFailed { model, message }
         }

@@ -30,6 +30,8 @@ pub struct ServerOptions {
     pub upload_time: Duration,
     /// How many answers may be under way or waiting; what comes on top is told to come back later.
     pub max_requests: usize,
+    /// How long a model stays in memory after its last use, if requests do not say; `None` is until another needs the room.
+    pub keep_models: Option<Duration>,
     /// How long a stream may be silent before a comment shows that it lives.
     pub keep_alive: Duration,
     /// How long running answers may go on after the shutdown began.
@@ -50,6 +52,7 @@ impl Default for ServerOptions {
             body_bytes: 32 * 1024 * 1024,
             upload_time: Duration::from_secs(60),
             max_requests: 512,
+            keep_models: None,
             keep_alive: Duration::from_secs(10),
             grace: Duration::from_secs(30),
         }

@@ -24,7 +24,7 @@ pub(crate) fn router(app: Arc<App>) -> Router {
         .route("/v1/chat/completions", post(chat_completions::create))
         .route("/v1/completions", post(completions::create))
         .route("/v1/models", get(models::list))
-        .route("/v1/models/{*id}", get(models::show))
+        .route("/v1/models/{*id}", get(models::show).post(models::change))
         .fallback(unknown_path)
         .method_not_allowed_fallback(method_not_allowed)
         // The last one is the first that a request meets.

@@ -8,6 +8,7 @@ use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 use tokio_util::sync::CancellationToken;
 
 use crate::error::ApiError;
+use crate::models::InUse;
 
 /// Lets requests in until it is full or closed.
 #[derive(Clone, Debug)]
@@ -23,6 +24,8 @@ pub(crate) struct Gate {
 pub(crate) struct Running {
     _place: OwnedSemaphorePermit,
     stop: CancellationToken,
+    /// The models that it needs until then.
+    models: Vec<InUse>,
 }
 
 impl Gate {
@@ -41,7 +44,7 @@ impl Gate {
         }
         let place = Arc::clone(&self.places).try_acquire_owned();
         let place = place.map_err(|_| ApiError::TooManyRequests { running: self.count })?;
-        Ok(Running { _place: place, stop: self.stop.clone() })
+        Ok(Running { _place: place, stop: self.stop.clone(), models: Vec::new() })
     }
 
     pub(crate) fn is_closing(&self) -> bool {
@@ -60,6 +63,11 @@ impl Gate {
 }
 
 impl Running {
+    /// Holds a model for as long as the request counts.
+    pub(crate) fn hold(&mut self, model: InUse) {
+        self.models.push(model);
+    }
+
     /// Resolves when the answer must end.
     pub(crate) async fn stopped(&self) {
         self.stop.cancelled().await;

@@ -81,6 +81,7 @@ impl Server {
     pub async fn run(self, shutdown: impl Future<Output = ()> + Send) -> Result<(), ServeError> {
         let Self { listener, app, .. } = self;
         let (gate, grace) = (app.gate.clone(), app.options.grace);
+        let unloading = app.models.clone().unload_expired();
         // Tokens are small and each one is waited for.
         let listener = listener.tap_io(|connection| {
             let _ = connection.set_nodelay(true);
@@ -101,6 +102,7 @@ impl Server {
         tokio::select! {
             served = serving => served.map_err(ServeError::Stopped),
             () = closing => Ok(()),
+            () = unloading => unreachable!("it never returns"),
         }
     }
 }

@@ -33,6 +33,9 @@ pub(crate) struct Arguments {
     /// Most answers computed at once, for each model; more wait [default: 8]
     #[arg(long, env = "BASE_MLX_PARALLEL", value_name = "N", value_parser = count)]
     parallel: Option<usize>,
+    /// How long a model stays in memory after its last use [default: until another needs the room]
+    #[arg(long, env = "BASE_MLX_KEEP_ALIVE", value_name = "SECONDS")]
+    keep_alive: Option<u64>,
     /// A name, beside the loopback ones, under which clients may call; `*` for all
     #[arg(long, env = "BASE_MLX_ALLOW_HOST", value_name = "NAME", value_delimiter = ',')]
     allow_host: Vec<String>,
@@ -113,6 +116,7 @@ impl Arguments {
         if let Some(seconds) = self.grace.or(file.grace) {
             options.grace = Duration::from_secs(seconds);
         }
+        options.keep_models = self.keep_alive.or(file.keep_alive).map(Duration::from_secs);
         options.allow_hosts = list(&self.allow_host, &file.allow_host);
         options.cors = list(&self.cors, &file.cors);
         options.api_keys = list(&self.api_key, &file.api_key);

@@ -11,6 +11,7 @@ use std::sync::mpsc::{Receiver, Sender, TryRecvError, channel};
 use std::sync::{Arc, Mutex};
 use std::thread::JoinHandle;
 
+use super::memory::Ledger;
 use super::runner::Submission;
 use super::start::{AnyBackend, DeviceOptions, Opened};
 use super::{Event, GenerateError};
@@ -20,6 +21,7 @@ use crate::backend::DeviceError;
 #[derive(Clone)]
 pub struct Device {
     backend: AnyBackend,
+    ledger: Arc<Ledger>,
     warning: Option<String>,
     thread: DeviceThread,
 }
@@ -29,7 +31,9 @@ impl Device {
     /// process lives: another device cannot use it, not even when that one is gone.
     pub fn start(options: DeviceOptions) -> Result<Self, DeviceError> {
         let (sender, receiver) = channel();
-        let thread = DeviceThread::spawn(move || {
+        let memory_bytes = options.memory_bytes;
+        let ledger = Arc::new(Ledger::new());
+        let thread = DeviceThread::spawn(ledger.clone(), move || {
             let opened = AnyBackend::open(&options);
             let works = opened.is_ok();
             // Nobody waits for it only if the process is ending.
@@ -40,7 +44,16 @@ impl Device {
         let thread = thread.map_err(|error| cannot(error.to_string()))?;
         let opened = receiver.recv().map_err(|_| cannot("it ended at once".to_owned()))??;
         let Opened { backend, warning } = opened;
-        Ok(Self { backend, warning, thread })
+        let free = || backend.free_bytes().map(|free| free / 10 * 9);
+        if let Some(bytes) = memory_bytes.or_else(free) {
+            ledger.set_ceiling(bytes);
+        }
+        Ok(Self { backend, ledger, warning, thread })
+    }
+
+    /// Bytes that all models together may have; `None` if nobody knows how much memory there is.
+    pub fn memory_bytes(&self) -> Option<usize> {
+        self.ledger.ceiling()
     }
 
     /// Why it is not the device that one could expect, if so.
@@ -74,6 +87,10 @@ impl Device {
         &self.backend
     }
 
+    pub(super) fn ledger(&self) -> &Arc<Ledger> {
+        &self.ledger
+    }
+
     pub(super) fn thread(&self) -> &DeviceThread {
         &self.thread
     }
@@ -95,6 +112,8 @@ pub(super) trait Runner: Send {
     fn is_idle(&self) -> bool;
     /// Plans, computes, chooses and sends one step of everything that is running.
     fn step(&mut self);
+    /// Gives back what is beyond its budget for keys and values.
+    fn settle(&mut self);
     /// Ends everything that is running or waiting.
     fn stop(&mut self);
 }
@@ -104,6 +123,7 @@ enum Command {
     Remove(RunnerId),
     Submit(RunnerId, RequestId, Box<Submission>),
     Cancel(RunnerId, RequestId),
+    Settle(Sender<()>),
     Stop,
 }
 
@@ -116,11 +136,14 @@ pub(super) struct DeviceThread {
 
 impl DeviceThread {
     /// `open` runs on the new thread, which ends at once if it says false.
-    fn spawn(open: impl FnOnce() -> bool + Send + 'static) -> std::io::Result<Self> {
+    fn spawn(
+        ledger: Arc<Ledger>,
+        open: impl FnOnce() -> bool + Send + 'static,
+    ) -> std::io::Result<Self> {
         let (commands, receiver) = channel();
         let join = std::thread::Builder::new().name("device".to_owned()).spawn(move || {
             if open() {
-                Loop { commands: receiver, runners: BTreeMap::new() }.run();
+                Loop { commands: receiver, runners: BTreeMap::new(), ledger }.run();
             }
         })?;
         Ok(Self { commands, next_id: Arc::default(), join: Arc::new(Mutex::new(Some(join))) })
@@ -131,6 +154,15 @@ impl DeviceThread {
         // A send fails only after `stop`; what is submitted then sees its event channel close.
         let _ = self.commands.send(Command::Add(id, runner));
         Arc::new(Port { thread: self.clone(), runner: id })
+    }
+
+    /// Lets all models give back what is beyond their budgets, and returns when they have.
+    pub(super) fn settle(&self) {
+        let (done, wait) = channel();
+        // A thread that is gone has given back everything.
+        if self.commands.send(Command::Settle(done)).is_ok() {
+            let _ = wait.recv();
+        }
     }
 
     fn stop(&self) {
@@ -187,6 +219,7 @@ impl Drop for Port {
 struct Loop {
     commands: Receiver<Command>,
     runners: BTreeMap<RunnerId, Box<dyn Runner>>,
+    ledger: Arc<Ledger>,
 }
 
 impl Loop {
@@ -227,6 +260,7 @@ impl Loop {
             // Nobody is left to hear its answers.
             Command::Remove(id) => {
                 self.runners.remove(&id);
+                self.ledger.settle();
             }
             Command::Submit(id, request, submission) => {
                 if self.runners.contains_key(&id) {
@@ -237,6 +271,12 @@ impl Loop {
                 }
             }
             Command::Cancel(id, request) => self.drive(id, |runner| runner.cancel(request)),
+            Command::Settle(done) => {
+                for id in self.ids(|_| true) {
+                    self.drive(id, |runner| runner.settle());
+                }
+                let _ = done.send(());
+            }
             Command::Stop => unreachable!("taken by the caller"),
         }
     }
@@ -297,6 +337,8 @@ mod tests {
             }
         }
 
+        fn settle(&mut self) {}
+
         fn stop(&mut self) {}
     }
 
@@ -320,7 +362,7 @@ mod tests {
 
     #[test]
     fn a_model_that_panics_takes_only_itself_along() {
-        let thread = DeviceThread::spawn(|| true).unwrap();
+        let thread = DeviceThread::spawn(Arc::new(Ledger::new()), || true).unwrap();
         let broken = thread.add(Box::new(Fake { waiting: Vec::new(), panics: true }));
         let sound = thread.add(Box::new(Fake { waiting: Vec::new(), panics: false }));
         assert_eq!(ask(&broken).unwrap().blocking_recv(), None);
@@ -330,7 +372,7 @@ mod tests {
 
     #[test]
     fn a_stopped_device_takes_no_more() {
-        let thread = DeviceThread::spawn(|| true).unwrap();
+        let thread = DeviceThread::spawn(Arc::new(Ledger::new()), || true).unwrap();
         let port = thread.add(Box::new(Fake { waiting: Vec::new(), panics: false }));
         assert!(thread.is_running());
         thread.stop();

@@ -12,6 +12,7 @@ mod draft;
 mod event;
 mod generation;
 mod log;
+mod memory;
 mod pace;
 mod prefix;
 mod request;
@@ -53,15 +54,16 @@ use crate::weights::LoadError;
 /// How a model is run.
 #[derive(Clone, Debug)]
 pub struct EngineOptions {
-    /// Most tokens of one sequence, prompt and answer; `None`, or more than the model's, is the model's own limit.
+    /// Most tokens of one sequence, prompt and answer; `None`, or more than the model's, is the model's own limit. Half of
+    /// the memory that is free when the model is loaded is the limit in any case.
     pub context: Option<usize>,
     /// Most sequences computed at once; more wait.
     pub parallel: usize,
     /// Most tokens computed in one step. More of them share the reading of the weights, fewer let running answers
     /// wait less for a prompt beside them. `None` is what suits the device.
     pub step_tokens: Option<usize>,
-    /// Most bytes of keys and values over all sequences; `None` is what `parallel` full contexts need, at most half
-    /// of the memory that is free when the model is loaded.
+    /// Most bytes of keys and values over all sequences; `None` is what `parallel` full contexts need, as far as the device's
+    /// memory goes.
     pub kv_bytes: Option<usize>,
     /// Most bytes of these that stay after their answers, for prompts that begin alike; running answers come first. `None`
     /// is all that those leave, 0 keeps none.

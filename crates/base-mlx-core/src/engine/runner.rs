@@ -13,6 +13,7 @@ use super::compute::{Begun, LOGITS_ROWS, flatten};
 use super::device::{RequestId, Runner};
 use super::draft::{DraftModel, Drafting, ModelDrafter, Timing, Verified, Wanted};
 use super::log::{Memory, RequestLog};
+use super::memory::Room;
 use super::pace::Pace;
 use super::prefix::{Keep, KeptId};
 use super::scheduler::{Limits, Outcome, Plan, PlannedSpan, Scheduler};
@@ -57,6 +58,7 @@ pub(super) struct ModelRunner<B: Backend> {
     /// Logits beyond the tokenizer's vocabulary are padding and never chosen.
     pub(super) vocab_size: usize,
     pub(super) scheduler: Scheduler,
+    room: Arc<Room>,
     pub(super) pace: Pace,
     pub(super) caches: HashMap<SequenceId, B::Kv>,
     /// Of sequences that are gone, for those that begin like them.
@@ -110,9 +112,10 @@ pub(super) struct Request {
 impl<B: Backend> ModelRunner<B> {
     pub(super) fn new(new: NewRunner<B>) -> Self {
         let NewRunner { model, name, text, weight_bytes, limits, draft_tokens } = new;
-        let DraftModel { backend, model, layers, vocab_size } = model;
+        let DraftModel { backend, model, layers, vocab_size, room } = model;
         Self {
             name,
+            room: room.clone(),
             kv_bytes_per_token: layers.iter().map(|&layer| backend.kv_bytes(layer)).sum(),
             layers: layers.clone(),
             vocab_size: *vocab_size,
@@ -325,6 +328,7 @@ impl<B: Backend> ModelRunner<B> {
 
     fn next_plan(&mut self) -> Plan {
         self.propose();
+        self.scheduler.set_kv_tokens(self.room.positions());
         self.scheduler.set_beside_answers(self.pace.beside_answers());
         let plan = self.scheduler.plan();
         for id in &plan.dropped {
@@ -347,7 +351,7 @@ impl<B: Backend> ModelRunner<B> {
     /// Keeps what is to be kept of a sequence's cache, and gives up the rest, which goes when no step is under way any more.
     fn retire(&mut self, id: SequenceId, keep: Option<Keep>) {
         for drafter in &mut self.drafters {
-            drafter.retire(id, self.scheduler.limits().kv_tokens);
+            drafter.retire(id);
         }
         let Some(cache) = self.caches.remove(&id) else { return };
         if let Some(Keep { id, len, shares }) = keep {
@@ -528,6 +532,13 @@ impl<B: Backend> Runner for ModelRunner<B> {
             Some(rows) => self.warm_up(rows),
             None => self.advance(),
         }
+        self.drop_retired();
+    }
+
+    fn settle(&mut self) {
+        self.drafters.iter_mut().for_each(ModelDrafter::clear);
+        self.scheduler.set_kv_tokens(self.room.positions());
+        self.drop_evicted();
         self.drop_retired();
     }
 

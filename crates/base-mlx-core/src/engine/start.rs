@@ -5,15 +5,17 @@ use std::panic::resume_unwind;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
+use super::compute::LOGITS_ROWS;
 use super::device::{Device, Runner};
 use super::draft::DraftModel;
+use super::memory::Wish;
 use super::runner::{ModelRunner, NewRunner};
 use super::scheduler::Limits;
 use super::{Engine, EngineOptions, ModelInfo, SamplingDefaults};
 use crate::backend::{Backend, CpuBackend, DeviceError, MlxBackend, MlxDevice, MlxOptions};
 use crate::models;
 use crate::text::Text;
-use crate::weights::{Checkpoint, LoadError};
+use crate::weights::{Checkpoint, Config, LoadError};
 
 /// How a device is set up.
 #[derive(Clone, Debug, Default)]
@@ -23,6 +25,8 @@ pub struct DeviceOptions {
     pub threads: Option<usize>,
     /// Compute with MLX's stock operations where own kernels would be faster. For comparing.
     pub stock_kernels: bool,
+    /// Most bytes of all models together, their keys and values included; `None` is nine tenths of what is free at the start.
+    pub memory_bytes: Option<usize>,
     /// A folder where compiled kernels are kept between runs.
     pub kernel_cache: Option<PathBuf>,
 }
@@ -78,6 +82,15 @@ impl AnyBackend {
         }
     }
 
+    /// Bytes that models on it can have, where the system says so.
+    pub(super) fn free_bytes(&self) -> Option<usize> {
+        let own = match self {
+            Self::Cpu(backend) => backend.free_bytes(),
+            Self::Mlx(backend) => backend.free_bytes(),
+        };
+        own.or_else(free_bytes)
+    }
+
     pub(super) fn describe(&self) -> String {
         match self {
             Self::Cpu(backend) => backend.describe(),
@@ -116,8 +129,8 @@ pub(super) fn engine(
     options: EngineOptions,
 ) -> Result<Engine, LoadError> {
     let Loaded { runner, draft_model, text, info } = match device.backend() {
-        AnyBackend::Cpu(backend) => load(path, name, backend, options)?,
-        AnyBackend::Mlx(backend) => load(path, name, backend, options)?,
+        AnyBackend::Cpu(backend) => load(path, name, backend, device, options)?,
+        AnyBackend::Mlx(backend) => load(path, name, backend, device, options)?,
     };
     Ok(Engine { port: device.thread().add(runner), draft_model, text, info: Arc::new(info) })
 }
@@ -134,10 +147,31 @@ fn load<B: Backend>(
     path: &Path,
     name: &str,
     backend: &B,
+    device: &Device,
     options: EngineOptions,
 ) -> Result<Loaded, LoadError> {
     let checkpoint = Checkpoint::open(path)?;
     let backend = backend.for_model(checkpoint.dtype(), options.kv_format)?;
+    let config = checkpoint.config();
+    let trained = config.count("max_position_embeddings")?;
+    let context = options.context.map_or(trained, |context| context.min(trained));
+    let step_tokens = options.step_tokens.unwrap_or_else(|| backend.step_tokens()).max(1);
+    let on_disk: u64 = checkpoint.tensors().map(|tensor| tensor.bytes as u64).sum();
+    let layers = models::layers(&checkpoint)?;
+    let position: usize = layers.iter().map(|&layer| backend.kv_bytes(layer)).sum();
+    let most = context.saturating_mul(options.parallel.max(1));
+    let most = options.kv_bytes.map_or(most, |bytes| most.min(bytes / position)).max(1);
+    let workspace = step_bytes(config, step_tokens);
+    let fixed = on_disk as usize + workspace;
+    let wish = Wish { fixed, position, context: context.min(most), most };
+    let ledger = device.ledger();
+    let room = ledger.enter(wish).or_else(|_| {
+        // Some model may be about to leave.
+        device.thread().settle();
+        ledger.enter(wish)
+    })?;
+    // Others give back what is not theirs any more before this one takes it.
+    device.thread().settle();
     // A large vocabulary takes as long to read as the weights of a small model.
     let (text, model) = std::thread::scope(|scope| {
         let text = scope.spawn(|| Text::load(&checkpoint));
@@ -145,34 +179,27 @@ fn load<B: Backend>(
         (text.join().unwrap_or_else(|panic| resume_unwind(panic)), model)
     });
     let (text, model) = (Arc::new(text?), model?);
-    let config = checkpoint.config();
-    let trained = config.count("max_position_embeddings")?;
-    let context = options.context.map_or(trained, |context| context.min(trained));
-    let free = backend.free_bytes().or_else(free_bytes);
-    let bytes_per_token = model.layers().into_iter().map(|layer| backend.kv_bytes(layer)).sum();
-    let kv_tokens = kv_tokens(&options, context, bytes_per_token, free);
-    let bytes: u64 = checkpoint.tensors().map(|tensor| tensor.bytes as u64).sum();
     let info = ModelInfo {
         name: name.to_owned(),
         family: config.model_type()?.to_owned(),
-        // One sequence must always fit, or nothing could ever run.
-        context: context.min(kv_tokens),
+        context: room.promised(),
         vocab_size: model.vocab_size(),
-        bytes,
+        bytes: on_disk,
         step_bytes: model.step_bytes() as u64,
-        kv_bytes_per_token: bytes_per_token as u64,
+        kv_bytes_per_token: position as u64,
         sampling: SamplingDefaults::load(path)?,
     };
     let limits = Limits {
         running: options.parallel.max(1),
-        step_tokens: options.step_tokens.unwrap_or_else(|| backend.step_tokens()).max(1),
-        kv_tokens,
-        kept_tokens: options.prefix_bytes.map_or(kv_tokens, |bytes| bytes / bytes_per_token),
+        step_tokens,
+        kv_tokens: room.positions(),
+        kept_tokens: options.prefix_bytes.map_or(usize::MAX, |bytes| bytes / position),
         block: backend.kv_block(&model.layers()),
         context: info.context,
     };
     let model = Arc::new(DraftModel {
-        layers: model.layers(),
+        layers,
+        room,
         // Logits beyond the tokenizer's vocabulary are padding and never chosen.
         vocab_size: model.vocab_size().min(text.tokenizer.vocab_size()),
         model: model.into(),
@@ -183,23 +210,18 @@ fn load<B: Backend>(
         model: &model,
         name: name.to_owned(),
         text: text.clone(),
-        weight_bytes: bytes as usize,
+        weight_bytes: on_disk as usize,
         limits,
         draft_tokens: options.draft_tokens,
     });
     Ok(Loaded { runner: Box::new(runner), draft_model, text, info })
 }
 
-/// How many tokens all sequences together may keep.
-fn kv_tokens(
-    options: &EngineOptions,
-    context: usize,
-    bytes_per_token: usize,
-    free: Option<usize>,
-) -> usize {
-    let wanted = context.saturating_mul(options.parallel.max(1));
-    let bytes = options.kv_bytes.or_else(|| free.map(|free| free / 2));
-    bytes.map_or(wanted, |bytes| wanted.min(bytes / bytes_per_token)).max(1)
+/// Bytes that a step of so many tokens computes in, roughly: what a layer has at once, and rows of logits.
+fn step_bytes(config: &Config, tokens: usize) -> usize {
+    let of = |key| config.count(key).unwrap_or(0);
+    let row = 8 * of("hidden_size") + 3 * of("intermediate_size");
+    (tokens * row + LOGITS_ROWS * of("vocab_size")) * size_of::<f32>()
 }
 
 /// Memory that this process could still get, where the system says so: free memory, and what a cgroup leaves.

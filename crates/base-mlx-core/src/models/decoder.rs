@@ -13,7 +13,7 @@ pub(super) struct Decoder<B: Backend, A> {
     layers: Vec<Layer<B, A>>,
     norm: RmsNorm<B>,
     head: Head<B>,
-    layer_spec: LayerSpec,
+    layer_specs: Vec<LayerSpec>,
     step_bytes: usize,
 }
 
@@ -76,7 +76,7 @@ impl<B: Backend, A: Attention<B>> Decoder<B, A> {
             norm: RmsNorm::load(&model, "norm", hidden_size, eps)?,
             head,
             embed_tokens,
-            layer_spec: LayerSpec { kv_heads: sizes.num_key_value_heads, head_dim: sizes.head_dim },
+            layer_specs: sizes.layers(),
             // All is loaded by now: fields are evaluated in the order they are written in.
             step_bytes: loader.step_bytes(),
         })
@@ -85,7 +85,7 @@ impl<B: Backend, A: Attention<B>> Decoder<B, A> {
 
 impl<B: Backend, A: Attention<B>> Model<B> for Decoder<B, A> {
     fn layers(&self) -> Vec<LayerSpec> {
-        vec![self.layer_spec; self.layers.len()]
+        self.layer_specs.clone()
     }
 
     fn hidden(&self, step: &mut Step<B>) -> Tensor<B> {
@@ -119,6 +119,12 @@ impl<B: Backend, A: Attention<B>> Layer<B, A> {
 }
 
 impl Sizes {
+    /// What each layer remembers.
+    pub(super) fn layers(&self) -> Vec<LayerSpec> {
+        let Self { num_key_value_heads: kv_heads, head_dim, .. } = *self;
+        vec![LayerSpec { kv_heads, head_dim }; self.num_hidden_layers]
+    }
+
     pub(super) fn read(config: &Config) -> Result<Self, LoadError> {
         if let Some(act) = config.get("hidden_act").filter(|act| !SILU.contains(&act.as_str())) {
             let what = format!("is {act}, which is not supported\nhint: supported is \"silu\"");

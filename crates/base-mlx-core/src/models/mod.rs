@@ -9,6 +9,7 @@ mod llama;
 mod qwen2;
 mod qwen3;
 
+use self::decoder::Sizes;
 use crate::backend::{Backend, LayerSpec};
 use crate::step::Step;
 use crate::tensor::Tensor;
@@ -64,13 +65,24 @@ pub fn load<B: Backend>(
 ) -> Result<Box<dyn LanguageModel<B>>, LoadError> {
     let family = checkpoint.config().model_type()?;
     let loader = checkpoint.loader(backend);
-    let model = load_family(family, &loader).unwrap_or_else(|| {
-        Err(LoadError::UnknownFamily {
-            path: checkpoint.path().to_owned(),
-            family: family.to_owned(),
-            supported: FAMILIES.join(", "),
-        })
-    })?;
+    let model = load_family(family, &loader).unwrap_or_else(|| Err(unknown(checkpoint, family)))?;
     loader.finish()?;
     Ok(model)
+}
+
+/// What each layer of the checkpoint's model will remember, known before any of it is loaded.
+pub fn layers(checkpoint: &Checkpoint) -> Result<Vec<LayerSpec>, LoadError> {
+    let family = checkpoint.config().model_type()?;
+    if !FAMILIES.contains(&family) {
+        return Err(unknown(checkpoint, family));
+    }
+    Ok(Sizes::read(checkpoint.config())?.layers())
+}
+
+fn unknown(checkpoint: &Checkpoint, family: &str) -> LoadError {
+    LoadError::UnknownFamily {
+        path: checkpoint.path().to_owned(),
+        family: family.to_owned(),
+        supported: FAMILIES.join(", "),
+    }
 }

@@ -39,6 +39,42 @@ pub enum LoadError {
     Template { path: PathBuf, what: String },
     #[error(transparent)]
     Device(#[from] DeviceError),
+    #[error(transparent)]
+    NoRoom(#[from] NoRoom),
+}
+
+/// There is no room for a model.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+#[error(
+    "it needs {} of memory, and of the {} that models may have {} are free\nhint: {}",
+    mib(*.needed), mib(*.ceiling), mib(*.free), self.hint()
+)]
+pub struct NoRoom {
+    /// Bytes: weights, what a step needs, and the keys and values of a short conversation.
+    pub needed: usize,
+    /// Bytes that models on this device may have in all.
+    pub ceiling: usize,
+    /// Bytes of these that no other model has.
+    pub free: usize,
+}
+
+impl NoRoom {
+    /// Whether it would fit if no other model were there.
+    pub fn could_fit(&self) -> bool {
+        self.needed <= self.ceiling
+    }
+
+    fn hint(&self) -> &'static str {
+        if self.could_fit() {
+            "unload another model"
+        } else {
+            "raise the ceiling, or shorten the context"
+        }
+    }
+}
+
+fn mib(bytes: usize) -> String {
+    format!("{} MiB", bytes.div_ceil(1 << 20))
 }
 
 impl LoadError {
@@ -55,7 +91,7 @@ impl LoadError {
             | Self::UnknownFamily { path, .. }
             | Self::Tokenizer { path, .. }
             | Self::Template { path, .. } => Some(path),
-            Self::Device(_) => None,
+            Self::Device(_) | Self::NoRoom(_) => None,
         }
     }
 }

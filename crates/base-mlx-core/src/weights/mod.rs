@@ -20,5 +20,5 @@ pub mod safetensors;
 pub use checkpoint::{Checkpoint, TensorInfo};
 pub use config::Config;
 pub use entry::{Entry, ParseError, Storage};
-pub use error::LoadError;
+pub use error::{LoadError, NoRoom};
 pub use loader::Loader;

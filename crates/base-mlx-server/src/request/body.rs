@@ -15,6 +15,10 @@ use crate::request::Object;
 #[derive(Debug)]
 pub(crate) struct JsonObject(Map<String, Value>);
 
+/// The same where a request need not have a body.
+#[derive(Debug)]
+pub(crate) struct OptionalObject(pub JsonObject);
+
 impl JsonObject {
     pub(crate) fn parse(bytes: &[u8]) -> Result<Self, ApiError> {
         // It stops at 128 levels, at half surrogates and at numbers that no f64 holds.
@@ -45,10 +49,25 @@ impl FromRequest<Arc<App>> for JsonObject {
 
     async fn from_request(request: Request, app: &Arc<App>) -> Result<Self, ApiError> {
         // The request holds a place while it comes in.
-        let limit = app.options.upload_time;
-        let bytes = tokio::time::timeout(limit, receive(request, app.options.body_bytes)).await;
-        Self::parse(&bytes.map_err(|_| ApiError::BodyTooSlow { limit })??)
+        Self::parse(&body(request, app).await?)
     }
+}
+
+impl FromRequest<Arc<App>> for OptionalObject {
+    type Rejection = ApiError;
+
+    async fn from_request(request: Request, app: &Arc<App>) -> Result<Self, ApiError> {
+        let bytes = body(request, app).await?;
+        let object =
+            if bytes.is_empty() { Ok(JsonObject(Map::new())) } else { JsonObject::parse(&bytes) };
+        object.map(Self)
+    }
+}
+
+async fn body(request: Request, app: &App) -> Result<Vec<u8>, ApiError> {
+    let limit = app.options.upload_time;
+    let bytes = tokio::time::timeout(limit, receive(request, app.options.body_bytes)).await;
+    bytes.map_err(|_| ApiError::BodyTooSlow { limit })?
 }
 
 async fn receive(request: Request, limit_bytes: usize) -> Result<Vec<u8>, ApiError> {

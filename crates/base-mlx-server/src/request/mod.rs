@@ -7,9 +7,9 @@ mod messages;
 mod parameters;
 mod unsupported;
 
-pub(crate) use body::JsonObject;
+pub(crate) use body::{JsonObject, OptionalObject};
 pub(crate) use field::{Field, Object};
 pub(crate) use messages::Conversation;
 pub use parameters::DraftName;
-pub(crate) use parameters::{Defaults, Parameters, in_range, max_tokens};
+pub(crate) use parameters::{Defaults, KeepAlive, Parameters, in_range, max_tokens};
 pub(crate) use unsupported::{Known, refuse};

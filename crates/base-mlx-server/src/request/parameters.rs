@@ -2,6 +2,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::fmt::Display;
 use std::hash::{BuildHasher, RandomState};
 use std::ops::RangeInclusive;
+use std::time::Duration;
 
 use base_mlx_core::TokenId;
 use base_mlx_core::engine::{Draft, GenerateRequest, SamplingDefaults};
@@ -19,6 +20,8 @@ pub(crate) struct Parameters {
     pub model: Option<String>,
     /// Who drafts; `None` is the server's own choice.
     pub draft: Option<DraftName>,
+    /// How long the model is to stay in memory after its last use.
+    pub keep_alive: Option<KeepAlive>,
     pub stream: bool,
     pub include_usage: bool,
     pub choices: usize,
@@ -60,6 +63,7 @@ impl Parameters {
         Ok(Self {
             model: fields.text("model")?.map(str::to_owned),
             draft: fields.text("draft_model")?.map(DraftName::from),
+            keep_alive: KeepAlive::parse(&fields)?,
             stream,
             include_usage: include_usage.transpose()?.flatten().unwrap_or(false),
             choices: choices.unwrap_or(1) as usize,
@@ -131,6 +135,38 @@ impl Parameters {
             streamed: self.stream,
         })
     }
+}
+
+/// How long a model stays in memory after its last use, as Ollama's requests say it; `None` is as long as there is room.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub(crate) struct KeepAlive(pub Option<Duration>);
+
+impl KeepAlive {
+    /// `keep_alive`: seconds, or a number with its unit; less than 0 is as long as there is room.
+    pub(crate) fn parse(fields: &Object) -> Result<Option<Self>, ApiError> {
+        let Some(given) = fields.get("keep_alive") else { return Ok(None) };
+        let seconds = match given.value() {
+            Value::Number(number) => number.as_f64(),
+            Value::String(text) => seconds(text),
+            _ => None,
+        };
+        let wrong = || {
+            let message = "`keep_alive` is not a number of seconds or a text like \"10m\"";
+            ApiError::invalid("keep_alive", message)
+        };
+        let seconds = seconds.filter(|seconds| seconds.is_finite()).ok_or_else(wrong)?;
+        // So long that it does not matter.
+        let seconds = seconds.min(1e9);
+        Ok(Some(Self((seconds >= 0.0).then(|| Duration::from_secs_f64(seconds)))))
+    }
+}
+
+/// Of a text like `90`, `90s`, `1.5h`.
+fn seconds(text: &str) -> Option<f64> {
+    let units = [("ms", 0.001), ("s", 1.0), ("m", 60.0), ("h", 3600.0), ("", 1.0)];
+    units
+        .into_iter()
+        .find_map(|(unit, seconds)| Some(text.strip_suffix(unit)?.parse::<f64>().ok()? * seconds))
 }
 
 /// Who guesses at the tokens of an answer, as requests and users say it.

@@ -12,21 +12,26 @@ use crate::dialects::{Dialect, Header};
 use crate::error::ApiError;
 use crate::events::{joined, opened};
 use crate::models::{Model, blocking};
-use crate::request::{Conversation, JsonObject, Known, Parameters, in_range, max_tokens, refuse};
+use crate::request::{
+    Conversation, JsonObject, KeepAlive, Known, Parameters, in_range, max_tokens, refuse,
+};
 use crate::routes::{check_length, draft_name, respond};
 use crate::running::Running;
 
 /// `POST /v1/chat/completions`
 pub(crate) async fn create(
     State(app): State<Arc<App>>,
-    running: Running,
+    mut running: Running,
     RawQuery(query): RawQuery,
     body: JsonObject,
 ) -> Result<Response, ApiError> {
     let chat = ChatRequest::parse(&body)?;
     let draft = draft_name(query.as_deref(), &chat.parameters.draft)?;
-    let (model, called) = app.models.get(chat.parameters.model.as_deref()).await?;
-    let draft = app.models.draft(draft, &model).await?;
+    let (model, called) = app.models.get(chat.parameters.model.as_deref(), &mut running).await?;
+    if let Some(KeepAlive(after)) = chat.parameters.keep_alive {
+        model.keep_for(after);
+    }
+    let draft = app.models.draft(draft, &model, &mut running).await?;
     let (parameters, choices) = (chat.parameters.clone(), chat.parameters.choices);
     let dialect = Chat {
         header: Header::new("chatcmpl-", called),

@@ -15,21 +15,25 @@ use crate::dialects::logprobs::Offsets;
 use crate::error::ApiError;
 use crate::events::{Answer, Choice, Echo, echoed, fold, joined, opened};
 use crate::models::{Model, blocking};
-use crate::request::{JsonObject, Known, Parameters, in_range, refuse};
+use crate::request::{JsonObject, KeepAlive, Known, Parameters, in_range, refuse};
 use crate::routes::{check_length, draft_name, json, respond};
 use crate::running::Running;
 
 /// `POST /v1/completions`
 pub(crate) async fn create(
     State(app): State<Arc<App>>,
-    running: Running,
+    mut running: Running,
     RawQuery(query): RawQuery,
     body: JsonObject,
 ) -> Result<Response, ApiError> {
     let completion = Arc::new(CompletionRequest::parse(&body)?);
     let draft = draft_name(query.as_deref(), &completion.parameters.draft)?;
-    let (model, called) = app.models.get(completion.parameters.model.as_deref()).await?;
-    let draft = app.models.draft(draft, &model).await?;
+    let (model, called) =
+        app.models.get(completion.parameters.model.as_deref(), &mut running).await?;
+    if let Some(KeepAlive(after)) = completion.parameters.keep_alive {
+        model.keep_for(after);
+    }
+    let draft = app.models.draft(draft, &model, &mut running).await?;
     let prepared = {
         let (model, completion) = (Arc::clone(&model), Arc::clone(&completion));
         blocking(move || completion.prepare(&model)).await??

@@ -3,12 +3,14 @@ use std::sync::Arc;
 use axum::Json;
 use axum::extract::rejection::PathRejection;
 use axum::extract::{Path, State};
+use axum::http::{Method, Uri};
 use serde::Serialize;
 
 use crate::App;
 use crate::dialects::seconds;
 use crate::error::ApiError;
-use crate::models::Listed;
+use crate::models::{Listed, LoadRequest};
+use crate::request::{KeepAlive, OptionalObject};
 
 #[derive(Serialize)]
 pub(crate) struct List {
@@ -24,6 +26,8 @@ pub(crate) struct Model {
     owned_by: &'static str,
     /// Is it in memory?
     loaded: bool,
+    /// Does it stay there until somebody says otherwise?
+    pinned: bool,
     context_length: Option<usize>,
     /// Bytes on disk.
     size: u64,
@@ -46,6 +50,32 @@ pub(crate) async fn show(
     Ok(Json(app.models.show(&id).await?.into()))
 }
 
+/// `POST /v1/models/{id}/load` and `POST /v1/models/{id}/unload`; what they did shows in the answer, which is that of a
+/// `GET` of the model.
+pub(crate) async fn change(
+    State(app): State<Arc<App>>,
+    id: Result<Path<String>, PathRejection>,
+    method: Method,
+    uri: Uri,
+    OptionalObject(body): OptionalObject,
+) -> Result<Json<Model>, ApiError> {
+    let Ok(Path(path)) = id else {
+        return Err(ApiError::invalid("model", "the model's name in the URL is not UTF-8"));
+    };
+    let id = if let Some(id) = path.strip_suffix("/load") {
+        let fields = body.fields();
+        let (keep_alive, pinned) = (KeepAlive::parse(&fields)?, fields.flag("pinned")?);
+        app.models.load_now(id, LoadRequest { keep_alive, pinned }).await?;
+        id
+    } else if let Some(id) = path.strip_suffix("/unload") {
+        app.models.unload(id).await?;
+        id
+    } else {
+        return Err(ApiError::MethodNotAllowed { method, path: uri.path().to_owned() });
+    };
+    Ok(Json(app.models.show(id).await?.into()))
+}
+
 impl From<Listed> for Model {
     fn from(model: Listed) -> Self {
         Self {
@@ -54,6 +84,7 @@ impl From<Listed> for Model {
             created: seconds(model.created),
             owned_by: "base-mlx",
             loaded: model.loaded,
+            pinned: model.pinned,
             context_length: model.context,
             size: model.bytes,
         }

@@ -11,6 +11,7 @@ mod errors;
 mod first_space;
 mod limits;
 mod logprobs;
+mod memory;
 mod messages;
 mod prefix;
 mod sampling;

@@ -47,11 +47,26 @@ impl TestServer {
     }
 
     pub(crate) fn with_models(models: &Path, change: impl FnOnce(&mut ServerOptions)) -> Self {
+        Self::on_device(DEVICE.clone(), models, change)
+    }
+
+    /// With so much memory for its models.
+    pub(crate) fn with_memory(
+        bytes: usize,
+        models: &Path,
+        change: impl FnOnce(&mut ServerOptions),
+    ) -> Self {
+        let memory_bytes = Some(bytes);
+        let kind = DeviceKind::Cpu;
+        let options = DeviceOptions { kind, memory_bytes, ..DeviceOptions::default() };
+        Self::on_device(Device::start(options).unwrap(), models, change)
+    }
+
+    fn on_device(device: Device, models: &Path, change: impl FnOnce(&mut ServerOptions)) -> Self {
         let mut options = ServerOptions { port: 0, ..ServerOptions::default() };
         change(&mut options);
         let runtime = tokio::runtime::Runtime::new().unwrap();
-        let server =
-            runtime.block_on(Server::bind(options, store(models), DEVICE.clone())).unwrap();
+        let server = runtime.block_on(Server::bind(options, store(models), device)).unwrap();
         let address = server.address();
         let (shutdown, asked) = oneshot::channel();
         let thread = std::thread::spawn(move || {

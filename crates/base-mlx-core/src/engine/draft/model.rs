@@ -4,6 +4,7 @@ use std::sync::{Arc, Weak};
 use crate::TokenId;
 use crate::backend::{Backend, DeviceError, KvCache, LayerSpec, NO_TOKEN};
 use crate::engine::compute::draw;
+use crate::engine::memory::Room;
 use crate::engine::prefix::shared_len;
 use crate::engine::sequence::SequenceId;
 use crate::models::LanguageModel;
@@ -17,6 +18,7 @@ pub(in crate::engine) struct DraftModel<B: Backend> {
     pub(in crate::engine) model: Arc<dyn LanguageModel<B>>,
     pub(in crate::engine) layers: Vec<LayerSpec>,
     pub(in crate::engine) vocab_size: usize,
+    pub(in crate::engine) room: Arc<Room>,
 }
 
 /// A model that drafts for the sequences of another, and what it remembers of them.
@@ -26,6 +28,8 @@ pub(in crate::engine) struct ModelDrafter<B: Backend> {
     caches: HashMap<SequenceId, Cache<B>>,
     /// Of sequences that are gone, the oldest first.
     kept: Vec<Cache<B>>,
+    /// Positions of all of them, as the model's room knows.
+    held: usize,
 }
 
 struct Cache<B: Backend> {
@@ -46,7 +50,7 @@ pub(in crate::engine) struct Wanted<'a> {
 
 impl<B: Backend> ModelDrafter<B> {
     pub(in crate::engine) fn new(model: &Arc<DraftModel<B>>) -> Self {
-        Self { model: Arc::downgrade(model), caches: HashMap::new(), kept: Vec::new() }
+        Self { model: Arc::downgrade(model), caches: HashMap::new(), kept: Vec::new(), held: 0 }
     }
 
     pub(in crate::engine) fn is_of(&self, model: &Arc<DraftModel<B>>) -> bool {
@@ -67,6 +71,14 @@ impl<B: Backend> ModelDrafter<B> {
     ) -> Result<Vec<Vec<TokenId>>, DeviceError> {
         let Some(model) = self.model.upgrade() else { return Ok(vec![Vec::new(); wanted.len()]) };
         let mut drafts = vec![Vec::new(); wanted.len()];
+        let known = |wanted: &Wanted| self.caches.get(&wanted.id).map_or(0, |c| c.tokens.len());
+        let more = wanted
+            .iter()
+            .map(|wanted| (wanted.tokens.len() + wanted.most).saturating_sub(known(wanted)));
+        let more = more.sum();
+        if !self.hold(more) {
+            return Ok(drafts);
+        }
         let mut histories: Vec<History> = Vec::with_capacity(wanted.len());
         let mut left = step_tokens;
         let mut caches = Vec::with_capacity(wanted.len());
@@ -115,15 +127,35 @@ impl<B: Backend> ModelDrafter<B> {
         Ok(drafts)
     }
 
-    /// The sequence is gone; what is known of it may serve the next that begins like it. All caches together hold at most
-    /// `positions`.
-    pub(in crate::engine) fn retire(&mut self, id: SequenceId, positions: usize) {
+    /// The sequence is gone; what is known of it may serve the next that begins like it.
+    pub(in crate::engine) fn retire(&mut self, id: SequenceId) {
         self.kept.extend(self.caches.remove(&id));
-        let running: usize = self.caches.values().map(|cache| cache.tokens.len()).sum();
-        let kept = |all: &[Cache<B>]| all.iter().map(|cache| cache.tokens.len()).sum::<usize>();
-        while self.kept.len() > MOST_KEPT || running + kept(&self.kept) > positions {
+        if self.kept.len() > MOST_KEPT {
+            self.kept.remove(0);
+        }
+        self.hold(0);
+    }
+
+    /// Gives all memory back.
+    pub(in crate::engine) fn clear(&mut self) {
+        self.caches.clear();
+        self.kept.clear();
+        self.hold(0);
+    }
+
+    /// Takes note of the positions that it has, and will have when so many more are computed; gives up what is kept for them
+    /// if need be. False if there is no room for them all the same.
+    fn hold(&mut self, more: usize) -> bool {
+        loop {
+            let all = self.caches.values().chain(&self.kept);
+            let now = all.map(|cache| cache.tokens.len()).sum::<usize>() + more;
+            let Some(model) = self.model.upgrade() else { return false };
+            if model.room.draft(self.held, now) {
+                self.held = now;
+                return true;
+            }
             if self.kept.is_empty() {
-                break;
+                return false;
             }
             self.kept.remove(0);
         }

@@ -71,6 +71,13 @@ impl Scheduler {
         self.beside_answers = tokens;
     }
 
+    /// From now on all caches together have at most so many positions, but never fewer than the longest sequence. Kept caches
+    /// go for it at once, running sequences are preempted by the next plan.
+    pub fn set_kv_tokens(&mut self, positions: usize) {
+        self.limits.kv_tokens = positions.max(self.limits.longest());
+        self.evict_down_to(self.limits.kv_tokens.saturating_sub(self.reserved()));
+    }
+
     /// Takes a sequence that nothing was computed of. Members of a group must have the same prompt; they share it best
     /// when they are submitted together.
     pub fn submit(&mut self, sequence: Sequence) -> Result<(), Refused> {
@@ -211,10 +218,6 @@ impl Scheduler {
     /// The running sequences that are to choose their next token in the next step, the oldest first.
     pub fn answering(&self) -> impl Iterator<Item = &Sequence> {
         self.running.values().filter(|sequence| sequence.behind() == 1 && sequence.max_tokens > 0)
-    }
-
-    pub fn limits(&self) -> &Limits {
-        &self.limits
     }
 
     pub fn is_idle(&self) -> bool {

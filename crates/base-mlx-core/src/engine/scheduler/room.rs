@@ -10,7 +10,7 @@ use crate::engine::sequence::{Cached, Sequence, SequenceId, Uncached};
 impl Scheduler {
     /// Positions that are or may soon be in running sequences' caches and in no kept one. A prompt counts in full from the
     /// moment it is admitted.
-    fn reserved(&self) -> usize {
+    pub(super) fn reserved(&self) -> usize {
         self.running.values().map(|sequence| self.own(sequence)).sum()
     }
 
@@ -36,10 +36,8 @@ impl Scheduler {
             return None;
         }
         let keep = self.kept.insert(&sequence.tokens[..sequence.computed]);
-        while self.kept.positions() > self.limits.kept_tokens {
-            let Some(id) = self.kept.evict() else { break };
-            self.evicted.push(id);
-        }
+        let room = self.limits.kv_tokens.saturating_sub(self.reserved());
+        self.evict_down_to(room.min(self.limits.kept_tokens));
         keep
     }
 
@@ -68,7 +66,7 @@ impl Scheduler {
     }
 
     /// Takes out kept caches that no running sequence began with, until no more than these positions are left.
-    fn evict_down_to(&mut self, positions: usize) {
+    pub(super) fn evict_down_to(&mut self, positions: usize) {
         while self.kept.positions() > positions {
             let Some(id) = self.kept.evict() else { break };
             self.evicted.push(id);

@@ -1,0 +1,221 @@
+//! The memory that all models of a device share: weights, what a step needs, keys and values. A model is let in only if
+//! there is room for it, and is promised room for one conversation of a length that it keeps to. What nobody was promised
+//! is shared as budgets for keys and values, anew when a model comes or goes. Nobody goes beyond a budget, and the sum of
+//! all is no more than there is.
+
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError, Weak};
+
+use crate::weights::NoRoom;
+
+/// Who has how much.
+pub(super) struct Ledger {
+    /// Bytes that all models together may have. Not set if nobody knows how much there is.
+    ceiling: OnceLock<usize>,
+    rooms: Mutex<Vec<Weak<Room>>>,
+}
+
+/// A model's part. It is given back when the last holder of the model is gone.
+#[derive(Debug)]
+pub(super) struct Room {
+    wish: Wish,
+    /// Positions that were promised: the longest conversation.
+    promised: usize,
+    /// Positions of keys and values that it may have, at least those.
+    budget: AtomicUsize,
+    /// Those of them that it holds of other models' sequences, to draft for them.
+    drafting: AtomicUsize,
+}
+
+/// What a model wants.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) struct Wish {
+    /// Bytes of weights, and of what a step computes.
+    pub(super) fixed: usize,
+    /// Bytes of a position of keys and values, not 0.
+    pub(super) position: usize,
+    /// Positions of the longest conversation.
+    pub(super) context: usize,
+    /// Positions that it can make use of, no fewer than those.
+    pub(super) most: usize,
+}
+
+impl Wish {
+    fn bytes(&self, positions: usize) -> usize {
+        self.fixed.saturating_add(self.position.saturating_mul(positions))
+    }
+}
+
+impl Ledger {
+    pub(super) fn new() -> Self {
+        Self { ceiling: OnceLock::new(), rooms: Mutex::default() }
+    }
+
+    /// Once, before anybody enters.
+    pub(super) fn set_ceiling(&self, bytes: usize) {
+        self.ceiling.get_or_init(|| bytes);
+    }
+
+    pub(super) fn ceiling(&self) -> Option<usize> {
+        self.ceiling.get().copied()
+    }
+
+    /// Takes a model in. It is promised its context, or what fits into half of the free memory; the budgets of others may
+    /// become smaller by it, but no smaller than what they were promised.
+    pub(super) fn enter(&self, wish: Wish) -> Result<Arc<Room>, NoRoom> {
+        let mut rooms = self.rooms();
+        let mut promised = wish.context;
+        if let Some(ceiling) = self.ceiling() {
+            let others = rooms.iter().filter_map(Weak::upgrade);
+            let taken: usize = others.map(|room| room.least()).sum();
+            let free = ceiling.saturating_sub(taken);
+            let least = wish.context.min(SHORTEST);
+            let needed = wish.bytes(least);
+            if needed > free {
+                return Err(NoRoom { needed, ceiling, free });
+            }
+            let fit = (free - wish.fixed) / wish.position;
+            promised = wish.context.min(fit / 2).max(least);
+        }
+        let room = Arc::new(Room {
+            wish,
+            promised,
+            budget: AtomicUsize::new(wish.most),
+            drafting: AtomicUsize::new(0),
+        });
+        rooms.push(Arc::downgrade(&room));
+        self.share(&mut rooms);
+        Ok(room)
+    }
+
+    /// Makes the budgets anew, after a model has gone.
+    pub(super) fn settle(&self) {
+        self.share(&mut self.rooms());
+    }
+
+    /// Everybody gets what was promised, and the same part of what could be made use of beyond.
+    fn share(&self, rooms: &mut Vec<Weak<Room>>) {
+        rooms.retain(|room| room.strong_count() > 0);
+        let Some(ceiling) = self.ceiling() else { return };
+        let all: Vec<Arc<Room>> = rooms.iter().filter_map(Weak::upgrade).collect();
+        let promised: usize = all.iter().map(|room| room.least()).sum();
+        let wanted = |room: &Arc<Room>| room.wish.most.saturating_sub(room.promised);
+        let beyond = all.iter().map(|room| room.wish.position.saturating_mul(wanted(room)));
+        let beyond = beyond.fold(0, usize::saturating_add);
+        let left = ceiling.saturating_sub(promised);
+        let part = if beyond <= left { 1.0 } else { left as f64 / beyond as f64 };
+        for room in &all {
+            let budget = room.promised + (wanted(room) as f64 * part) as usize;
+            room.budget.store(budget, Ordering::Relaxed);
+        }
+    }
+
+    fn rooms(&self) -> MutexGuard<'_, Vec<Weak<Room>>> {
+        // A panic elsewhere cannot leave the list half changed.
+        self.rooms.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl Room {
+    /// Positions of the longest conversation.
+    pub(super) fn promised(&self) -> usize {
+        self.promised
+    }
+
+    /// Positions that the model's own sequences may have.
+    pub(super) fn positions(&self) -> usize {
+        let drafting = self.drafting.load(Ordering::Relaxed);
+        self.budget.load(Ordering::Relaxed).saturating_sub(drafting).max(self.promised)
+    }
+
+    /// Bytes that it has in any case.
+    fn least(&self) -> usize {
+        self.wish.bytes(self.promised)
+    }
+
+    /// A drafter that held `before` positions wants to hold `now`; false if that is more than what may be beside the longest
+    /// conversation.
+    pub(super) fn draft(&self, before: usize, now: usize) -> bool {
+        let others = self.drafting.load(Ordering::Relaxed) - before;
+        let most = self.budget.load(Ordering::Relaxed).saturating_sub(self.promised);
+        // Only the device's thread drafts.
+        let fits = now <= before || others + now <= most;
+        if fits {
+            self.drafting.store(others + now, Ordering::Relaxed);
+        }
+        fits
+    }
+}
+
+/// Without room for a conversation of so many positions a model is of no use.
+const SHORTEST: usize = 1024;
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn with_ceiling(bytes: usize) -> Ledger {
+        let ledger = Ledger::new();
+        ledger.set_ceiling(bytes);
+        ledger
+    }
+
+    const WISH: Wish = Wish { fixed: 100, position: 2, context: 10, most: 1000 };
+
+    #[test]
+    fn budgets_fill_the_ceiling_and_never_go_beyond() {
+        let ledger = with_ceiling(1000);
+        let first = ledger.enter(WISH).unwrap();
+        assert_eq!(first.positions(), 450);
+        let second = ledger.enter(WISH).unwrap();
+        assert_eq!((first.positions(), second.positions()), (200, 200));
+        let small = ledger.enter(Wish { most: 10, ..WISH }).unwrap();
+        assert_eq!((first.positions(), small.positions()), (170, 10));
+        drop(second);
+        ledger.settle();
+        assert_eq!((first.positions(), small.positions()), (390, 10));
+    }
+
+    #[test]
+    fn a_promise_is_half_of_what_is_free_and_is_kept() {
+        let ledger = with_ceiling(100_000);
+        let wish = Wish { fixed: 0, position: 1, context: 80_000, most: 160_000 };
+        let first = ledger.enter(wish).unwrap();
+        assert_eq!((first.promised(), first.positions()), (50_000, 100_000));
+        let second = ledger.enter(wish).unwrap();
+        assert_eq!(second.promised(), 25_000);
+        assert!(first.positions() >= first.promised() && second.positions() >= 25_000);
+        assert!(first.positions() + second.positions() <= 100_000);
+    }
+
+    #[test]
+    fn who_finds_no_room_is_told_the_numbers() {
+        let ledger = with_ceiling(300 << 20);
+        let wish = Wish { fixed: 200 << 20, ..WISH };
+        let first = ledger.enter(wish).unwrap();
+        let refused = ledger.enter(wish).unwrap_err();
+        assert!(refused.could_fit());
+        let text = refused.to_string();
+        assert!(text.starts_with("it needs 201 MiB of memory, and of the 300 MiB"), "{text}");
+        assert!(text.contains("100 MiB are free\nhint: unload another model"), "{text}");
+        assert!(!ledger.enter(Wish { fixed: 400 << 20, ..WISH }).unwrap_err().could_fit());
+        drop(first);
+        assert!(ledger.enter(wish).is_ok());
+    }
+
+    #[test]
+    fn without_a_ceiling_everybody_gets_all() {
+        let ledger = Ledger::new();
+        let rooms = [ledger.enter(WISH).unwrap(), ledger.enter(WISH).unwrap()];
+        assert!(rooms.iter().all(|room| room.positions() == 1000 && room.promised() == 10));
+    }
+
+    #[test]
+    fn drafts_get_what_lies_beyond_the_promise() {
+        let ledger = with_ceiling(1000);
+        let room = ledger.enter(WISH).unwrap();
+        assert!(room.draft(0, 440) && !room.draft(440, 441) && room.draft(440, 100));
+        assert_eq!(room.positions(), 350);
+        assert!(!room.draft(0, 341), "beside those of another drafter");
+    }
+}
