@@ -6,6 +6,7 @@
 use std::fs;
 use std::path::Path;
 
+use base_mlx_core::backend::{Backend, CpuBackend};
 use base_mlx_core::tensor::{Dtype, HostWeight};
 use base_mlx_core::weights::gguf::{self, FORMATS, Format};
 
@@ -59,6 +60,32 @@ fn threads_do_not_change_the_result() {
         let weight = gguf::repack(format, &blocks.repeat(times), [rows, format.values], |row| row);
         assert_same(&values(&weight), &expected.repeat(times), format.name);
     }
+}
+
+/// What docs/performance.md says of memory: bits of a value as the CPU keeps it, its part of scales and biases included.
+#[test]
+fn the_cpu_keeps_each_format_in_so_many_bits() {
+    let backend = CpuBackend::new(1);
+    let found = FORMATS.iter().map(|format| {
+        let bytes = 16 * 256 / format.values * format.bytes;
+        let blocks: Vec<u8> = golden(format).0.into_iter().cycle().take(bytes).collect();
+        let weight = backend.upload_weight(gguf::repack(format, &blocks, [16, 256], |row| row)).unwrap();
+        (format.name, backend.weight_bytes(&weight) as f64 * 8.0 / (16.0 * 256.0))
+    });
+    let expected = [
+        ("Q4_0", 4.5),
+        ("Q4_1", 5.0),
+        ("Q5_0", 5.5),
+        ("Q5_1", 6.0),
+        ("Q8_0", 8.5),
+        ("Q2_K", 4.0),
+        ("Q3_K", 4.0),
+        ("Q4_K", 5.0),
+        ("Q5_K", 6.0),
+        ("Q6_K", 7.0),
+        ("IQ4_NL", 8.5),
+    ];
+    assert_eq!(found.collect::<Vec<_>>(), expected);
 }
 
 fn golden(format: &Format) -> (Vec<u8>, Vec<f32>) {

@@ -1,8 +1,10 @@
 use std::path::PathBuf;
 
+use base_mlx_core::weights::Checkpoint;
 use serde_json::Value;
 
 use crate::process::{User, output};
+use crate::test_models::test_models;
 
 #[test]
 fn bench_prints_one_json_object() {
@@ -30,11 +32,12 @@ fn bench_prints_one_json_object() {
         [0, 1].map(|end| object["decode_tokens_per_second_range"][end].as_f64().unwrap());
     let median = number("decode_tokens_per_second");
     assert!(lowest <= median && median <= highest, "{stdout}");
-    // Each of 30 layers keeps 2 * 3 * 64 floats of each of 18 tokens, on average. The head is the embedding, so all
-    // weights are read; as affine groups those of Q8_0 are a little larger than in the file.
-    let kv = f64::from(30 * 2 * 3 * 64 * 4 * 18);
-    let weights = (number("decode_bytes_per_token") - kv) / number("model_bytes");
-    assert!((1.0..1.05).contains(&weights), "{weights} of the file in {stdout}");
+    // Each of 30 layers keeps 2 * 3 * 64 values as f16 of each of 18 tokens, on average. The head is the embedding, so all
+    // weights are read, and Q4_1 and Q8_0 are kept in as many bits as the file has.
+    let weights = Checkpoint::open(&test_models().join("smollm2.gguf")).unwrap();
+    let weights: usize = weights.tensors().map(|tensor| tensor.bytes).sum();
+    let kv = 30 * 2 * 3 * 64 * 2;
+    assert_eq!(object["decode_bytes_per_token"], weights + 18 * kv, "{stdout}");
 }
 
 #[test]

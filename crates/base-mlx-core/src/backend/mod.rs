@@ -42,6 +42,8 @@ pub trait Backend: Clone + Send + Sync + 'static {
     fn upload(&self, data: HostArray) -> Result<Self::Array, DeviceError>;
     /// Lays a weight out the way this device's products read it.
     fn upload_weight(&self, data: HostWeight) -> Result<Weight<Self>, DeviceError>;
+    /// Bytes of memory that such a weight takes, all of which a product by it reads.
+    fn weight_bytes(&self, weight: &Weight<Self>) -> usize;
     fn download(&self, x: &Self::Array) -> Result<HostArray, DeviceError>;
     /// Starts the work behind these arrays without waiting for it. An eager backend has already finished.
     fn start(&self, _: &[&Self::Array]) -> Result<(), DeviceError> {

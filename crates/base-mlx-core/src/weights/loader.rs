@@ -71,20 +71,19 @@ impl<B: Backend> Loader<B> {
 
     /// The matrix `name` + `.weight` of shape `[out, in]`, dense or quantised.
     pub fn weight(&self, name: &str, out_in: [usize; 2]) -> Result<Weight<B>, LoadError> {
-        let (weight, bytes) = self.table(name, out_in)?;
-        self.count_for_step(bytes);
+        let weight = self.table(name, out_in)?;
+        self.count_for_step(self.backend.weight_bytes(&weight));
         Ok(weight)
     }
 
-    /// The same of which a step reads single rows only, and its bytes.
-    pub fn table(&self, name: &str, out_in: [usize; 2]) -> Result<(Weight<B>, usize), LoadError> {
+    /// The same of which a step reads single rows only.
+    pub fn table(&self, name: &str, out_in: [usize; 2]) -> Result<Weight<B>, LoadError> {
         let full = self.full(name);
         let weight = self.checkpoint.weight(&full, out_in)?;
         let parts = match weight {
             HostWeight::Dense(_) => &["weight"][..],
             HostWeight::Affine { .. } => &["weight", "scales", "biases"],
         };
-        let bytes = weight.bytes();
         let uploaded = self.backend.upload_weight(weight);
         let weight = uploaded.map_err(|error| self.refused(format!("{full}.weight"), error))?;
         for part in parts {
@@ -97,7 +96,7 @@ impl<B: Backend> Loader<B> {
                 stored.release();
             }
         }
-        Ok((weight, bytes))
+        Ok(weight)
     }
 
     /// Bytes of what was loaded so far that every step reads, however few its tokens.

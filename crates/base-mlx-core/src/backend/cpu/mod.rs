@@ -124,6 +124,12 @@ impl Backend for CpuBackend {
         })
     }
 
+    fn weight_bytes(&self, weight: &Weight<Self>) -> usize {
+        match weight {
+            Weight::Dense { array, .. } | Weight::Affine { packed: array, .. } => array.bytes(),
+        }
+    }
+
     fn download(&self, x: &CpuArray) -> Result<HostArray, DeviceError> {
         Ok(x.to_host())
     }
