@@ -74,7 +74,7 @@ impl Pool {
     }
 
     /// How many of `units` of equal work make a piece, so that each thread gets several; at least one.
-    pub(crate) fn fair_piece(&self, units: usize) -> usize {
+    pub fn fair_piece(&self, units: usize) -> usize {
         units.div_ceil(self.threads() * PIECES_FOR_A_THREAD).max(1)
     }
 

@@ -37,7 +37,7 @@ pub struct CpuBackend {
 }
 
 struct Device {
-    pool: Pool,
+    pool: Arc<Pool>,
     isa: Isa,
     rope_tables: RopeTables,
 }
@@ -50,7 +50,8 @@ impl CpuBackend {
 
     /// The same with instructions of the caller's choice, for comparing one with another.
     pub fn with_isa(threads: usize, isa: Isa) -> Self {
-        let device = Device { pool: Pool::new(threads), isa, rope_tables: RopeTables::default() };
+        let pool = Arc::new(Pool::new(threads));
+        let device = Device { pool, isa, rope_tables: RopeTables::default() };
         Self::of_device(Arc::new(device), KvFormat::default())
     }
 
@@ -144,6 +145,10 @@ impl Backend for CpuBackend {
 
     fn cached_bytes(&self) -> usize {
         self.spare.bytes()
+    }
+
+    fn host_pool(&self) -> Arc<Pool> {
+        Arc::clone(&self.device.pool)
     }
 
     fn clear_cache(&self) {
