@@ -270,6 +270,7 @@ mod tests {
             ctx = 2
             threads = 3
             device = "mlx-cpu"
+            kv-cache-type = "q8_0"
             stock-kernels = true
             parallel = 4
             allow-host = ["a.example"]
@@ -280,10 +281,28 @@ mod tests {
             grace = 5
         "#;
         let file = ConfigFile::parse(text, Path::new("c.toml")).unwrap();
-        assert_eq!((file.port, file.ctx.map(Count::get)), (Some(1), Some(2)));
-        assert_eq!(file.log_format, Some(LogFormat::Json));
-        assert_eq!((file.device, file.stock_kernels), (Some(DeviceName::MlxCpu), Some(true)));
-        assert_eq!(file.api_key, Some(vec!["k".to_owned()]));
+        let count = |number| std::num::NonZeroUsize::new(number).map(Count);
+        let one = |text: &str| Some(vec![text.to_owned()]);
+        // Every field, so that a new one is not forgotten here.
+        let expected = ConfigFile {
+            host: Some("::1".to_owned()),
+            port: Some(1),
+            model: Some("m".to_owned()),
+            models_dir: Some("/m".into()),
+            ctx: count(2),
+            threads: count(3),
+            device: Some(DeviceName::MlxCpu),
+            kv_cache_type: Some(KvName::Q8),
+            stock_kernels: Some(true),
+            parallel: count(4),
+            allow_host: one("a.example"),
+            cors: one("https://a.example"),
+            api_key: one("k"),
+            api_key_file: Some("/k".into()),
+            log_format: Some(LogFormat::Json),
+            grace: Some(5),
+        };
+        assert_eq!(file, expected);
     }
 
     #[test]
