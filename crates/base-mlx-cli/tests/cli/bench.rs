@@ -41,6 +41,35 @@ fn bench_prints_one_json_object() {
 }
 
 #[test]
+fn bench_refuses_sizes_that_cannot_be_before_it_measures() {
+    let user = User::new();
+    let most = usize::MAX.to_string();
+    let context = |prompt: &str, generate: &str, context: &str| {
+        format!(
+            "a --prompt of {prompt} tokens and {generate} to --generate do not fit into the context of {context}\n"
+        )
+    };
+    let streams = "'--streams <N>': expected a whole number from 1 to 4096\n".to_owned();
+    for (arguments, fault) in [
+        (&["--prompt", &most][..], context(&most, "64", "8192")),
+        (&["--generate", &most], context("512", &most, "8192")),
+        (&["--prompt", "100000000000", "--streams", "4096"], context("100000000000", "64", "8192")),
+        (&["--ctx", "2048", "--generate", "5000"], context("512", "5000", "2048")),
+        (&["--ctx", "19", "--prompt", "16", "--generate", "4"], context("16", "4", "19")),
+        (&["--streams", "4097"], streams.clone()),
+        (&["--streams", &most], streams),
+    ] {
+        let mut command = user.command_with_models(&["bench", "--repeat", "1"]);
+        let (success, stdout, stderr) = output(command.args(arguments));
+        assert!(!success && stdout.is_empty(), "{arguments:?}: {stdout}");
+        assert!(stderr.contains(&fault) && !stderr.contains("panicked"), "{arguments:?}: {stderr}");
+    }
+    let exact = ["bench", "--ctx", "20", "--prompt", "16", "--generate", "4", "--repeat", "1"];
+    let (success, _, stderr) = output(&mut user.command_with_models(&exact));
+    assert!(success, "{stderr}");
+}
+
+#[test]
 fn a_report_stays_until_there_is_another() {
     let user = User::new();
     let file = user.home.path().join("report.json");

@@ -15,7 +15,7 @@ use base_mlx_core::engine::{Device, Engine, EngineOptions};
 use base_mlx_core::store::{DEFAULT_MODEL, Store};
 use clap::Args;
 
-use self::measure::measure;
+use self::measure::{check_sizes, measure};
 use self::report::{Report, Spread, round};
 use super::list::write_aligned;
 use crate::config::{Compute, ConfigFile, count};
@@ -36,8 +36,8 @@ pub(crate) struct Arguments {
     /// How often to measure; the median counts
     #[arg(long, default_value_t = 3, value_name = "N", value_parser = count)]
     repeat: usize,
-    /// Answers made at once
-    #[arg(long, default_value_t = 1, value_name = "N", value_parser = count)]
+    /// Answers made at once, up to 4096
+    #[arg(long, default_value_t = 1, value_name = "N", value_parser = streams)]
     streams: usize,
     #[command(flatten)]
     compute: Compute,
@@ -69,6 +69,7 @@ pub(crate) fn run(arguments: Arguments, file: &ConfigFile, store: &Store) -> Res
     let engine = Engine::start(&model.path, &model.name, &device, options)?;
     let load_ms = load.elapsed().as_millis() as u64;
     let until_loaded_ms = begun.elapsed().as_secs_f64() * 1000.0;
+    check_sizes(&arguments, engine.info())?;
     let report = report(&arguments, &device, &engine, load_ms, until_loaded_ms)?;
     if let Some(path) = &arguments.report {
         let text = serde_json::to_string_pretty(&report)?;
@@ -141,6 +142,13 @@ fn report(
     })
 }
 
+fn streams(text: &str) -> Result<usize, String> {
+    match text.parse() {
+        Ok(streams) if (1..=MOST_STREAMS).contains(&streams) => Ok(streams),
+        _ => Err(format!("expected a whole number from 1 to {MOST_STREAMS}")),
+    }
+}
+
 /// What decoding reads for one token: its part of the parameters, which all streams share, and all that its own stream
 /// remembers, as if no layer had a window; on average, as the answer grows.
 fn bytes_per_token(arguments: &Arguments, step_bytes: u64, kv_bytes_per_token: u64) -> f64 {
@@ -199,3 +207,6 @@ fn table(report: &Report) -> Vec<[String; 2]> {
     table.push(row("peak host memory", format!("{:.0} MB", report.peak_rss_mb)));
     table
 }
+
+/// Their prompts are made before the first of them is read.
+const MOST_STREAMS: usize = 4096;
