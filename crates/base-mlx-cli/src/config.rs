@@ -60,9 +60,13 @@ impl Compute {
         Ok(Device::start(DeviceOptions {
             kind: self.device.or(file.device).unwrap_or_default().kind(),
             threads: self.threads.or(file.threads.map(Count::get)),
-            stock_kernels: self.stock_kernels.or(file.stock_kernels).unwrap_or(false),
+            stock_kernels: self.stock_kernels(file),
             kernel_cache: Some(store.options().home.join("kernels")),
         })?)
+    }
+
+    pub(crate) fn stock_kernels(&self, file: &ConfigFile) -> bool {
+        self.stock_kernels.or(file.stock_kernels).unwrap_or(false)
     }
 
     pub(crate) fn engine(&self, file: &ConfigFile) -> EngineOptions {

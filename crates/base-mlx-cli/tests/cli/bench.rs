@@ -37,6 +37,7 @@ fn bench_prints_one_json_object() {
     let weights = Checkpoint::open(&test_models().join("smollm2.gguf")).unwrap();
     let weights: usize = weights.tensors().map(|tensor| tensor.bytes).sum();
     let kv = 30 * 2 * 3 * 64 * 2;
+    assert_eq!(object["kv_bytes_per_token"], kv);
     assert_eq!(object["decode_bytes_per_token"], weights + 18 * kv, "{stdout}");
 }
 
@@ -67,6 +68,26 @@ fn bench_refuses_sizes_that_cannot_be_before_it_measures() {
     let exact = ["bench", "--ctx", "20", "--prompt", "16", "--generate", "4", "--repeat", "1"];
     let (success, _, stderr) = output(&mut user.command_with_models(&exact));
     assert!(success, "{stderr}");
+}
+
+#[test]
+fn bench_says_when_keys_and_values_were_kept_otherwise() {
+    let user = User::new();
+    let file = in_home(&user, "result.json");
+    let path = file.to_str().unwrap();
+    let bench = |more: &[&str]| {
+        let arguments = ["bench", "--prompt", "16", "--generate", "4", "--repeat", "1"];
+        let (success, _, stderr) = output(user.command_with_models(&arguments).args(more));
+        assert!(success, "{stderr}");
+        stderr
+    };
+    bench(&["--kv-cache-type", "q8_0", "--report", path]);
+    let stderr = bench(&["--compare", path]);
+    assert!(stderr.contains("not measured alike: bytes kept of a token: "), "{stderr}");
+    bench(&["--report", path]);
+    // The default by its name is no difference.
+    let stderr = bench(&["--kv-cache-type", "f16", "--ctx", "100", "--compare", path]);
+    assert_eq!(stderr, "warning: not measured alike: context: 8192, now 100\n");
 }
 
 #[test]
