@@ -2,8 +2,9 @@
 
 #![no_main]
 
+use base_mlx_core::backend::Pool;
 use base_mlx_core::weights::Storage;
-use base_mlx_core::weights::gguf::{config, dequantize, parse, repack};
+use base_mlx_core::weights::gguf::{Blocks, config, dequantize, parse, repack};
 use libfuzzer_sys::fuzz_target;
 
 fuzz_target!(|file: &[u8]| {
@@ -14,7 +15,8 @@ fuzz_target!(|file: &[u8]| {
         let Storage::Blocks(format) = entry.storage else { continue };
         let columns = entry.shape[entry.shape.len() - 1];
         let rows = entry.shape.iter().product::<usize>() / columns;
-        assert_eq!(repack(format, data, [rows, columns], |row| row).shape(), [rows, columns]);
+        let weight = repack(&Pool::new(1), Blocks { format, data }, [rows, columns], |row| row);
+        assert_eq!(weight.shape(), [rows, columns]);
         assert_eq!(dequantize(format, data).len(), rows * columns);
     }
 });

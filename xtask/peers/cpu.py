@@ -3,6 +3,9 @@
 python3 cpu.py --base-mlx PROGRAM --model FILE [--model FILE] [--threads 2] [--rounds 3]
 
 Needs llama-cpp-python in this Python, and no Rust. Prints every round, then a table of medians for each model.
+
+llama.cpp is measured with flash attention and without, each in a process of its own, and every figure is the better of the
+two: on CPUs its prefill is faster with, its decode without, and left to itself it takes the first.
 """
 
 import argparse
@@ -14,16 +17,27 @@ import subprocess
 import sys
 from pathlib import Path
 
+from sizes import count
+
 SIDES = ["llama.cpp", "base-mlx"]
+FLASH_ATTENTION = ["on", "off"]
 
 
-def measure(side, arguments, model, prompt, generate, streams=1):
+def measure(side, arguments, model, *sizes, settings=FLASH_ATTENTION):
+    """What one side says: of llama.cpp the better figures of these settings, and which of them decodes faster."""
+    if side == "base-mlx":
+        program = [arguments.base_mlx, "bench", "--device", "cpu", "--repeat", "1", "--json"]
+        return process(side, program, arguments, model, *sizes)
+    program = [sys.executable, str(Path(__file__).with_name("llama.py")), "--flash-attention"]
+    runs = {setting: process(side, [*program, setting], arguments, model, *sizes) for setting in settings}
+    better = lambda key: (max if key.endswith("_per_second") else min)(run[key] for run in runs.values())
+    decodes_with = max(runs, key=lambda setting: runs[setting]["decode_tokens_per_second"])
+    return {"decodes_with": decodes_with, **{key: better(key) for key in runs[decodes_with]}}
+
+
+def process(side, program, arguments, model, prompt, generate, streams=1):
     """What one process says that loads the model, tries once and then measures once."""
-    command = {
-        "llama.cpp": [sys.executable, str(Path(__file__).with_name("llama.py"))],
-        "base-mlx": [arguments.base_mlx, "bench", "--device", "cpu", "--repeat", "1", "--json"],
-    }[side]
-    command += ["--model", str(model), "--prompt", str(prompt), "--generate", str(generate), "--streams", str(streams),
+    command = program + ["--model", str(model), "--prompt", str(prompt), "--generate", str(generate), "--streams", str(streams),
                 "--threads", str(arguments.threads)]
     output = subprocess.run(command, capture_output=True, text=True)
     if output.returncode != 0:
@@ -50,15 +64,17 @@ while os.getppid() == parent and time.monotonic() < end:
         child.wait()
 
 
-def one_round(arguments, model):
-    """Every figure of both sides, by its row of the table; the sides take turns at each."""
-    both = lambda *sizes: {side: measure(side, arguments, model, *sizes) for side in SIDES}
+def one_round(arguments, model, order):
+    """Every figure of both sides, by its row of the table; the sides take turns at each, in this order."""
+    both = lambda *sizes: {side: measure(side, arguments, model, *sizes) for side in order}
     whole = both(arguments.prompt, arguments.generate)
     many = both(arguments.prompt // arguments.streams, arguments.generate, arguments.streams)
     # Short, as some fall to a few tokens a second.
     quiet = both(32, 32)
+    # With the better setting of these alone, for there each takes long.
+    settings = [quiet["llama.cpp"]["decodes_with"]]
     with busy_core(cores()[0]):
-        taken = both(32, 32)
+        taken = {side: measure(side, arguments, model, 32, 32, settings=settings) for side in order}
     # Reads it into the page cache.
     with open(model, "rb") as file:
         while file.read(1 << 24):
@@ -89,12 +105,16 @@ def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--base-mlx", required=True, help="the program")
     parser.add_argument("--model", type=Path, action="append", required=True, help="a GGUF file that both can load")
-    parser.add_argument("--rounds", type=int, default=3)
-    parser.add_argument("--threads", type=int, default=len(cores()))
-    parser.add_argument("--prompt", type=int, default=512, help="of all streams together where there are several")
-    parser.add_argument("--generate", type=int, default=64)
-    parser.add_argument("--streams", type=int, default=8)
+    parser.add_argument("--rounds", type=count, default=3)
+    parser.add_argument("--threads", type=count, default=len(cores()))
+    parser.add_argument("--prompt", type=count, default=512, help="of all streams together where there are several")
+    parser.add_argument("--generate", type=count, default=64)
+    parser.add_argument("--streams", type=count, default=8)
     arguments = parser.parse_args()
+    if arguments.generate < 2:
+        parser.error(f"--generate is {arguments.generate}: a rate needs at least 2")
+    if arguments.prompt < arguments.streams:
+        parser.error(f"--prompt is {arguments.prompt}: {arguments.streams} streams share it, which need a token each")
 
     ours = measure("base-mlx", arguments, arguments.model[0], 2, 2)
     theirs = measure("llama.cpp", arguments, arguments.model[0], 2, 2)
@@ -103,15 +123,18 @@ def main():
     for model in arguments.model:
         rounds = []
         for turn in range(arguments.rounds):
-            rounds.append(one_round(arguments, model))
-            for side, figures in rounds[-1].items():
+            # Going first may be better or worse, so neither side always does.
+            rounds.append(one_round(arguments, model, SIDES if turn % 2 == 0 else SIDES[::-1]))
+            for side in SIDES:
+                figures = rounds[-1][side]
                 shown = "; ".join(f"{name} {value:,.1f}" for name, value in figures.items())
                 print(f"{model.stem}, round {turn + 1}, {side}: {shown}", flush=True)
         print_table(model, rounds)
 
 
 def print_table(model, rounds):
-    print(f"\n| {model.stem}: median (lowest–highest) | llama.cpp | base-mlx | base-mlx / llama.cpp |")
+    print(f"\n| {model.stem}: median (lowest–highest) | llama.cpp, flash attention on or off, whichever is better "
+          "| base-mlx | base-mlx / llama.cpp |")
     print("|---|---|---|---|")
     for name in rounds[0]["base-mlx"]:
         sides = [[each[side][name] for each in rounds if name in each[side]] for side in SIDES]

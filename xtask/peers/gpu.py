@@ -12,6 +12,8 @@ import statistics
 import subprocess
 import sys
 
+from sizes import count
+
 
 def mlx_lm(model, prompt, generate, streams):
     command = [sys.executable, "-m", "mlx_lm.benchmark", "--model", model, "-p", str(prompt), "-g", str(generate),
@@ -33,15 +35,19 @@ def base_mlx(program, model, prompt, generate, streams, device, flags):
     return result["prefill_tokens_per_second"], result["decode_tokens_per_second"]
 
 
+def counts(text):
+    return [count(part) for part in text.split(",")]
+
+
 def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--base-mlx", required=True, help="the program")
     parser.add_argument("--model", required=True, help="a folder that both can load")
     parser.add_argument("--device", default="cuda")
-    parser.add_argument("--rounds", type=int, default=3)
-    parser.add_argument("--streams", default="1,4,16,64", help="how many answers at once, in turn")
-    parser.add_argument("--prompt", type=int, default=512)
-    parser.add_argument("--generate", type=int, default=128)
+    parser.add_argument("--rounds", type=count, default=3)
+    parser.add_argument("--streams", type=counts, default="1,4,16,64", help="how many answers at once, in turn")
+    parser.add_argument("--prompt", type=count, default=512)
+    parser.add_argument("--generate", type=count, default=128)
     parser.add_argument("--long-prompt", type=int, default=2048, help="for prefill; 0 leaves it out")
     parser.add_argument("--stock", action="store_true", help="base-mlx with MLX's own operations alone")
     arguments = parser.parse_args()
@@ -49,7 +55,7 @@ def main():
 
     # What, prompt, generated tokens, streams, which of the two rates.
     rows = [(f"decode, {streams} stream{'s' * (streams > 1)}", arguments.prompt, arguments.generate, streams, 1)
-            for streams in map(int, arguments.streams.split(","))]
+            for streams in arguments.streams]
     if arguments.long_prompt:
         rows.append((f"prefill {arguments.long_prompt}", arguments.long_prompt, 16, 1, 0))
     table = []

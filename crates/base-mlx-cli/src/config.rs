@@ -70,9 +70,13 @@ impl Compute {
             kind: self.device.or(file.device).unwrap_or_default().kind(),
             threads: self.threads.or(file.threads.map(Count::get)),
             memory_bytes: self.memory_gb.or(file.memory_gb).map(Gigabytes::bytes),
-            stock_kernels: self.stock_kernels.or(file.stock_kernels).unwrap_or(false),
+            stock_kernels: self.stock_kernels(file),
             kernel_cache: Some(store.options().home.join("kernels")),
         })?)
+    }
+
+    pub(crate) fn stock_kernels(&self, file: &ConfigFile) -> bool {
+        self.stock_kernels.or(file.stock_kernels).unwrap_or(false)
     }
 
     pub(crate) fn engine(&self, file: &ConfigFile) -> EngineOptions {
@@ -315,6 +319,7 @@ mod tests {
             ctx = 2
             threads = 3
             device = "mlx-cpu"
+            kv-cache-type = "q8_0"
             stock-kernels = true
             memory-gb = 8
             prefix-cache-gb = 1.5
@@ -330,11 +335,33 @@ mod tests {
             grace = 5
         "#;
         let file = ConfigFile::parse(text, Path::new("c.toml")).unwrap();
-        assert_eq!((file.port, file.ctx.map(Count::get)), (Some(1), Some(2)));
-        assert_eq!(file.log_format, Some(LogFormat::Json));
-        assert_eq!((file.device, file.stock_kernels), (Some(DeviceName::MlxCpu), Some(true)));
-        assert_eq!(file.api_key, Some(vec!["k".to_owned()]));
-        assert_eq!(file.prefix_cache_gb.map(Gigabytes::bytes), Some(3 << 29));
+        let count = |number| std::num::NonZeroUsize::new(number).map(Count);
+        let one = |text: &str| Some(vec![text.to_owned()]);
+        // Every field, so that a new one is not forgotten here.
+        let expected = ConfigFile {
+            host: Some("::1".to_owned()),
+            port: Some(1),
+            model: Some("m".to_owned()),
+            models_dir: Some("/m".into()),
+            ctx: count(2),
+            threads: count(3),
+            device: Some(DeviceName::MlxCpu),
+            kv_cache_type: Some(KvName::Q8),
+            memory_gb: Some(Gigabytes(8.0)),
+            prefix_cache_gb: Some(Gigabytes(1.5)),
+            keep_alive: Some(600),
+            draft_tokens: count(6),
+            draft: Some("prompt-lookup".to_owned()),
+            stock_kernels: Some(true),
+            parallel: count(4),
+            allow_host: one("a.example"),
+            cors: one("https://a.example"),
+            api_key: one("k"),
+            api_key_file: Some("/k".into()),
+            log_format: Some(LogFormat::Json),
+            grace: Some(5),
+        };
+        assert_eq!(file, expected);
     }
 
     #[test]

@@ -6,7 +6,7 @@ mod support;
 
 use std::fs;
 
-use base_mlx_core::backend::{Backend, ReferenceBackend};
+use base_mlx_core::backend::{Backend, Pool, ReferenceBackend};
 use base_mlx_core::tensor::{Dtype, HostWeight, Tensor, Weight};
 use base_mlx_core::weights::{Checkpoint, LoadError, TensorInfo, gguf};
 use support::gguf::GgufFile;
@@ -117,7 +117,7 @@ fn each_layer_has_its_own_quantisation() {
     for (name, expected) in
         [("a", Some((4, 64))), ("b", Some((8, 32))), ("c", None), ("d", Some((4, 64)))]
     {
-        let found = match checkpoint.weight(name, [2, 64]).unwrap() {
+        let found = match checkpoint.weight(&pool(), name, [2, 64]).unwrap() {
             HostWeight::Dense(_) => None,
             HostWeight::Affine { bits, group_size, .. } => Some((bits, group_size)),
         };
@@ -210,7 +210,7 @@ fn the_rows_of_q_and_k_return_to_their_halves() {
         assert_eq!(download(&loader.tensor("q_proj.bias", &[8]).unwrap()), *expected);
         let v = download(&loader.tensor("v_proj.weight", &[8, 2]).unwrap());
         assert_eq!(v, rows);
-        let k = checkpoint.weight("model.layers.0.self_attn.k_proj", [8, 32]).unwrap();
+        let k = checkpoint.weight(&pool(), "model.layers.0.self_attn.k_proj", [8, 32]).unwrap();
         let HostWeight::Affine { packed, bits: 8, group_size: 32, .. } = k else {
             panic!("{k:?}");
         };
@@ -316,7 +316,7 @@ fn the_real_models_open_and_every_tensor_loads() {
             match (&info.shape[..], info.name.strip_suffix(".weight")) {
                 (&[rows, columns], Some(name)) => {
                     assert_eq!(
-                        checkpoint.weight(name, [rows, columns]).unwrap().shape(),
+                        checkpoint.weight(&pool(), name, [rows, columns]).unwrap().shape(),
                         [rows, columns]
                     );
                 }
@@ -330,13 +330,17 @@ fn the_real_models_open_and_every_tensor_loads() {
     let minilm = Checkpoint::open(&test_model("minilm")).unwrap();
     assert_eq!(minilm.config().model_type().unwrap(), "bert");
     let HostWeight::Dense(table) =
-        minilm.weight("embeddings.word_embeddings", [30522, 384]).unwrap()
+        minilm.weight(&pool(), "embeddings.word_embeddings", [30522, 384]).unwrap()
     else {
         panic!("the table is not dense");
     };
     assert_eq!(table.dtype, Dtype::F32);
     let error = minilm.values("embeddings.position_ids").unwrap_err();
     assert!(matches!(error, LoadError::Unsupported { .. }), "{error}");
+}
+
+fn pool() -> Pool {
+    Pool::new(1)
 }
 
 fn folder(config: &str, file: &SafetensorsFile) -> TempDir {

@@ -6,15 +6,16 @@
 use std::fs;
 use std::path::Path;
 
+use base_mlx_core::backend::{Backend, CpuBackend, Pool};
 use base_mlx_core::tensor::{Dtype, HostWeight};
-use base_mlx_core::weights::gguf::{self, FORMATS, Format};
+use base_mlx_core::weights::gguf::{self, Blocks, FORMATS, Format};
 
 #[test]
 fn each_format_gives_the_reference_values_bit_for_bit() {
     for format in FORMATS {
         let (blocks, expected) = golden(format);
         let rows = blocks.len() / format.bytes;
-        let weight = gguf::repack(format, &blocks, [rows, format.values], |row| row);
+        let weight = repack(format, &blocks, [rows, format.values], |row| row);
         assert_same(&values(&weight), &expected, format.name);
         assert_same(&gguf::dequantize(format, &blocks), &expected, format.name);
         // The last block's scale, times 8 or more, is too large for a 16-bit bias; Q4_1 and Q5_1 store their bias.
@@ -31,7 +32,7 @@ fn scales_stay_16_bits_wide_where_that_is_exact() {
         for (row, (block, expected)) in
             blocks.chunks(format.bytes).zip(expected.chunks(format.values)).enumerate().take(5)
         {
-            let weight = gguf::repack(format, block, [1, format.values], |row| row);
+            let weight = repack(format, block, [1, format.values], |row| row);
             assert_eq!(scales_dtype(&weight), Dtype::F16, "{format:?}, block {row}");
             assert_same(&values(&weight), expected, format.name);
         }
@@ -43,7 +44,7 @@ fn rows_come_from_where_the_caller_says() {
     for format in FORMATS {
         let (blocks, expected) = golden(format);
         let rows = blocks.len() / format.bytes;
-        let weight = gguf::repack(format, &blocks, [rows, format.values], |row| rows - 1 - row);
+        let weight = repack(format, &blocks, [rows, format.values], |row| rows - 1 - row);
         let backwards: Vec<f32> = expected.chunks(format.values).rev().flatten().copied().collect();
         assert_same(&values(&weight), &backwards, format.name);
     }
@@ -56,9 +57,54 @@ fn threads_do_not_change_the_result() {
         let (blocks, expected) = golden(format);
         let times = (1 << 20) / blocks.len();
         let rows = blocks.len() / format.bytes * times;
-        let weight = gguf::repack(format, &blocks.repeat(times), [rows, format.values], |row| row);
-        assert_same(&values(&weight), &expected.repeat(times), format.name);
+        let (blocks, expected) = (blocks.repeat(times), expected.repeat(times));
+        for threads in [1, 2] {
+            let pool = Pool::new(threads);
+            let blocks = Blocks { format, data: &blocks };
+            let weight = gguf::repack(&pool, blocks, [rows, format.values], |row| row);
+            assert_same(&values(&weight), &expected, format.name);
+        }
     }
+}
+
+/// What docs/performance.md says of memory: bits of a value as the CPU keeps it, its part of scales and biases included.
+#[test]
+fn the_cpu_keeps_each_format_in_so_many_bits() {
+    let backend = CpuBackend::new(1);
+    let found = FORMATS.iter().map(|format| {
+        let bytes = 16 * 256 / format.values * format.bytes;
+        let blocks: Vec<u8> = golden(format).0.into_iter().cycle().take(bytes).collect();
+        let weight = backend.upload_weight(repack(format, &blocks, [16, 256], |row| row)).unwrap();
+        (format.name, backend.weight_bytes(&weight) as f64 * 8.0 / (16.0 * 256.0))
+    });
+    let expected = [
+        ("Q4_0", 4.5),
+        ("Q4_1", 5.0),
+        ("Q5_0", 5.5),
+        ("Q5_1", 6.0),
+        ("Q8_0", 8.5),
+        ("Q2_K", 4.0),
+        ("Q3_K", 4.0),
+        ("Q4_K", 5.0),
+        ("Q5_K", 6.0),
+        ("Q6_K", 7.0),
+        ("IQ4_NL", 8.5),
+    ];
+    assert_eq!(found.collect::<Vec<_>>(), expected);
+}
+
+#[test]
+fn weights_are_laid_out_by_the_threads_that_compute() {
+    assert_eq!(CpuBackend::new(1).host_pool().threads(), 1);
+}
+
+fn repack(
+    format: &Format,
+    data: &[u8],
+    shape: [usize; 2],
+    source: impl Fn(usize) -> usize + Sync,
+) -> HostWeight {
+    gguf::repack(&Pool::new(1), Blocks { format, data }, shape, source)
 }
 
 fn golden(format: &Format) -> (Vec<u8>, Vec<f32>) {

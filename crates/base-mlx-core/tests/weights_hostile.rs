@@ -8,6 +8,7 @@ mod support;
 use std::fs;
 use std::path::Path;
 
+use base_mlx_core::backend::Pool;
 use base_mlx_core::weights::{Checkpoint, ParseError, Storage, gguf, safetensors};
 use support::dice::Dice;
 use support::gguf::GgufFile;
@@ -439,7 +440,7 @@ fn a_config_that_disagrees_with_the_tensors_is_refused() {
     for (name, config, file, shape, words) in cases {
         let folder = folder(config, &[("model.safetensors", &file.bytes())]);
         let checkpoint = Checkpoint::open(folder.path()).unwrap();
-        let error = checkpoint.weight("w", shape).expect_err(name).to_string();
+        let error = checkpoint.weight(&pool(), "w", shape).expect_err(name).to_string();
         assert_words(name, &error, words);
         checkpoint.tensors().for_each(drop);
     }
@@ -562,7 +563,7 @@ fn random_damage_to_a_checkpoint_does_not_panic() {
                 if let (Some(name), &[rows, columns]) =
                     (info.name.strip_suffix(".weight"), &info.shape[..])
                 {
-                    let _ = checkpoint.weight(name, [rows, columns]);
+                    let _ = checkpoint.weight(&pool(), name, [rows, columns]);
                 }
             }
         }
@@ -577,11 +578,16 @@ fn use_gguf(file: &[u8], header: &gguf::Gguf) {
             let data = &file[entry.data.clone()];
             let columns = entry.shape[entry.shape.len() - 1];
             let rows = entry.shape.iter().product::<usize>() / columns;
-            let weight = gguf::repack(format, data, [rows, columns], |row| row);
+            let weight =
+                gguf::repack(&pool(), gguf::Blocks { format, data }, [rows, columns], |row| row);
             assert_eq!(weight.shape(), [rows, columns]);
             assert_eq!(gguf::dequantize(format, data).len(), rows * columns);
         }
     }
+}
+
+fn pool() -> Pool {
+    Pool::new(1)
 }
 
 fn sound_safetensors() -> Vec<u8> {

@@ -74,7 +74,7 @@ impl Pool {
     }
 
     /// How many of `units` of equal work make a piece, so that each thread gets several; at least one.
-    pub(crate) fn fair_piece(&self, units: usize) -> usize {
+    pub fn fair_piece(&self, units: usize) -> usize {
         units.div_ceil(self.threads() * PIECES_FOR_A_THREAD).max(1)
     }
 
@@ -135,19 +135,23 @@ impl Pool {
 /// How many workers are asked to take part in jobs. One that another process keeps from running holds up each job that it
 /// has claimed a piece of until it is its turn again, which takes milliseconds. With a thread less, the system has a core
 /// for each of the others.
+///
+/// A single long wait may be for a piece that took long by itself, for uneven work or pages that were not there: only the
+/// second one within [`TRIAL`] counts. Whoever comes back is on trial too, so that there the first one does.
 #[derive(Default)]
 struct Attendance {
     absent: usize,
-    /// When the last absent one is tried again.
+    /// When they all are asked again, if no other is waited for until then.
     until: Option<Instant>,
+    /// When a trial last began: with a wait, or a return.
+    trial: Option<Instant>,
 }
 
 impl Attendance {
     /// Of `all` workers.
     fn workers(&mut self, all: usize, now: Instant) -> usize {
         if self.until.is_some_and(|until| until <= now) {
-            self.absent -= 1;
-            self.until = (self.absent > 0).then(|| now + ABSENCE);
+            *self = Self { absent: 0, until: None, trial: Some(now) };
         }
         all.saturating_sub(self.absent)
     }
@@ -155,8 +159,13 @@ impl Attendance {
     /// The caller has worked on a job for so long, and then waited for the others' last pieces. Pieces of a job are alike,
     /// so that this takes no longer than a piece of its own did.
     fn waited(&mut self, worked: Duration, waited: Duration, now: Instant) {
-        if waited > worked + STRAGGLE {
-            self.absent += 1;
+        if waited <= worked + STRAGGLE {
+            return;
+        }
+        let trial = self.trial.replace(now);
+        if trial.is_some_and(|began| now - began < TRIAL) {
+            // Twice as many, for finding them one by one costs a wait each.
+            self.absent = self.absent.saturating_mul(2).max(1);
             self.until = Some(now + ABSENCE);
         }
     }
@@ -355,7 +364,10 @@ const AWAKE: Duration = Duration::from_micros(50);
 
 /// What a thread may wait for another without either having been stopped.
 const STRAGGLE: Duration = Duration::from_micros(500);
-/// How long jobs then go on without the last worker. Trying again costs about a twentieth of it if nothing has changed.
+/// How long after one long wait another one means that somebody is kept from running. A turn of the system's is a few
+/// milliseconds, so that two of them end well within it.
+const TRIAL: Duration = Duration::from_millis(20);
+/// How long jobs then go on without the last workers. Trying again costs about a twentieth of it if nothing has changed.
 const ABSENCE: Duration = Duration::from_millis(60);
 
 const PIECES: u64 = (1 << 24) - 1;
@@ -462,13 +474,39 @@ mod tests {
         assert_eq!(attendance.workers(2, start), 2);
         // Long pieces, then a thread that was stopped.
         attendance.waited(ms(9), ms(8), start);
-        assert_eq!(attendance.workers(2, start), 2);
         attendance.waited(ms(1), ms(3), start);
-        attendance.waited(ms(1), ms(3), start);
-        assert_eq!(attendance.workers(2, start + ABSENCE / 2), 0);
-        assert_eq!(attendance.workers(2, start + ABSENCE), 1, "one at a time");
-        assert_eq!(attendance.workers(2, start + ABSENCE + ABSENCE / 2), 1);
-        assert_eq!(attendance.workers(2, start + 2 * ABSENCE), 2);
+        assert_eq!(attendance.workers(2, start), 2, "one alone may have had a long piece");
+        let (mut now, mut left) = (start, Vec::new());
+        for _ in 0..3 {
+            now += TRIAL / 2;
+            attendance.waited(ms(1), ms(3), now);
+            left.push(attendance.workers(5, now));
+        }
+        assert_eq!(left, [4, 3, 1]);
+        assert_eq!(attendance.workers(5, now + ABSENCE - ms(1)), 1);
+        now += ABSENCE;
+        assert_eq!(attendance.workers(5, now), 5, "all at once");
+        attendance.waited(ms(1), ms(3), now + TRIAL / 2);
+        assert_eq!(attendance.workers(5, now + TRIAL / 2), 4, "still kept from running");
+    }
+
+    #[test]
+    fn long_pieces_now_and_then_leave_nobody_out() {
+        let ms = Duration::from_millis;
+        let mut now = Instant::now();
+        let mut attendance = Attendance::default();
+        for _ in 0..10 {
+            attendance.waited(ms(1), ms(3), now);
+            assert_eq!(attendance.workers(3, now), 3);
+            now += TRIAL;
+        }
+        attendance.waited(ms(1), ms(3), now - ms(1));
+        assert_eq!(attendance.workers(3, now), 2);
+        // Back for longer than a trial, they are trusted again.
+        now += ABSENCE;
+        assert_eq!(attendance.workers(3, now), 3);
+        attendance.waited(ms(1), ms(3), now + TRIAL);
+        assert_eq!(attendance.workers(3, now + TRIAL), 3);
     }
 
     #[test]

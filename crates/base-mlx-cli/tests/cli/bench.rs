@@ -1,8 +1,10 @@
 use std::path::PathBuf;
 
+use base_mlx_core::weights::Checkpoint;
 use serde_json::Value;
 
 use crate::process::{User, output};
+use crate::test_models::test_models;
 
 #[test]
 fn bench_prints_one_json_object() {
@@ -30,11 +32,62 @@ fn bench_prints_one_json_object() {
         [0, 1].map(|end| object["decode_tokens_per_second_range"][end].as_f64().unwrap());
     let median = number("decode_tokens_per_second");
     assert!(lowest <= median && median <= highest, "{stdout}");
-    // Each of 30 layers keeps 2 * 3 * 64 floats of each of 18 tokens, on average. The head is the embedding, so all
-    // weights are read; as affine groups those of Q8_0 are a little larger than in the file.
-    let kv = f64::from(30 * 2 * 3 * 64 * 4 * 18);
-    let weights = (number("decode_bytes_per_token") - kv) / number("model_bytes");
-    assert!((1.0..1.05).contains(&weights), "{weights} of the file in {stdout}");
+    // Each of 30 layers keeps 2 * 3 * 64 values as f16 of each of 18 tokens, on average. The head is the embedding, so all
+    // weights are read, and Q4_1 and Q8_0 are kept in as many bits as the file has.
+    let weights = Checkpoint::open(&test_models().join("smollm2.gguf")).unwrap();
+    let weights: usize = weights.tensors().map(|tensor| tensor.bytes).sum();
+    let kv = 30 * 2 * 3 * 64 * 2;
+    assert_eq!(object["kv_bytes_per_token"], kv);
+    assert_eq!(object["decode_bytes_per_token"], weights + 18 * kv, "{stdout}");
+}
+
+#[test]
+fn bench_refuses_sizes_that_cannot_be_before_it_measures() {
+    let user = User::new();
+    let most = usize::MAX.to_string();
+    let context = |prompt: &str, generate: &str, context: &str| {
+        format!(
+            "a --prompt of {prompt} tokens and {generate} to --generate do not fit into the context of {context}\n"
+        )
+    };
+    let streams = "'--streams <N>': expected a whole number from 1 to 4096\n".to_owned();
+    for (arguments, fault) in [
+        (&["--prompt", &most][..], context(&most, "64", "8192")),
+        (&["--generate", &most], context("512", &most, "8192")),
+        (&["--prompt", "100000000000", "--streams", "4096"], context("100000000000", "64", "8192")),
+        (&["--ctx", "2048", "--generate", "5000"], context("512", "5000", "2048")),
+        (&["--ctx", "19", "--prompt", "16", "--generate", "4"], context("16", "4", "19")),
+        (&["--streams", "4097"], streams.clone()),
+        (&["--streams", &most], streams),
+    ] {
+        let mut command = user.command_with_models(&["bench", "--repeat", "1"]);
+        let (success, stdout, stderr) = output(command.args(arguments));
+        assert!(!success && stdout.is_empty(), "{arguments:?}: {stdout}");
+        assert!(stderr.contains(&fault) && !stderr.contains("panicked"), "{arguments:?}: {stderr}");
+    }
+    let exact = ["bench", "--ctx", "20", "--prompt", "16", "--generate", "4", "--repeat", "1"];
+    let (success, _, stderr) = output(&mut user.command_with_models(&exact));
+    assert!(success, "{stderr}");
+}
+
+#[test]
+fn bench_says_when_keys_and_values_were_kept_otherwise() {
+    let user = User::new();
+    let file = in_home(&user, "result.json");
+    let path = file.to_str().unwrap();
+    let bench = |more: &[&str]| {
+        let arguments = ["bench", "--prompt", "16", "--generate", "4", "--repeat", "1"];
+        let (success, _, stderr) = output(user.command_with_models(&arguments).args(more));
+        assert!(success, "{stderr}");
+        stderr
+    };
+    bench(&["--kv-cache-type", "q8_0", "--report", path]);
+    let stderr = bench(&["--compare", path]);
+    assert!(stderr.contains("not measured alike: bytes kept of a token: "), "{stderr}");
+    bench(&["--report", path]);
+    // The default by its name is no difference.
+    let stderr = bench(&["--kv-cache-type", "f16", "--ctx", "100", "--compare", path]);
+    assert_eq!(stderr, "warning: not measured alike: context: 8192, now 100\n");
 }
 
 #[test]

@@ -15,8 +15,9 @@ pub use reference::{ReferenceArray, ReferenceBackend, ReferenceKv};
 pub use rope::Rope;
 
 use std::ops::Range;
+use std::sync::Arc;
 
-pub use base_mlx_simd::KvFormat;
+pub use base_mlx_simd::{KvFormat, Pool};
 
 use crate::tensor::{Dtype, HostArray, HostWeight, Tensor, Weight};
 
@@ -42,6 +43,8 @@ pub trait Backend: Clone + Send + Sync + 'static {
     fn upload(&self, data: HostArray) -> Result<Self::Array, DeviceError>;
     /// Lays a weight out the way this device's products read it.
     fn upload_weight(&self, data: HostWeight) -> Result<Weight<Self>, DeviceError>;
+    /// Bytes of memory that such a weight takes, all of which a product by it reads.
+    fn weight_bytes(&self, weight: &Weight<Self>) -> usize;
     fn download(&self, x: &Self::Array) -> Result<HostArray, DeviceError>;
     /// Starts the work behind these arrays without waiting for it. An eager backend has already finished.
     fn start(&self, _: &[&Self::Array]) -> Result<(), DeviceError> {
@@ -64,6 +67,11 @@ pub trait Backend: Clone + Send + Sync + 'static {
     /// Bytes that are free but kept for reuse.
     fn cached_bytes(&self) -> usize {
         0
+    }
+    /// Threads for what the host does to a model while it is loaded: those that compute, where the host does that too, so
+    /// that loading takes no more cores than computing may; elsewhere new ones, one for each core.
+    fn host_pool(&self) -> Arc<Pool> {
+        Arc::new(Pool::new(usize::MAX))
     }
     /// Gives what is kept for reuse back to the system.
     fn clear_cache(&self) {}

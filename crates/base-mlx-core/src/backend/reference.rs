@@ -33,6 +33,13 @@ impl ReferenceArray {
             Self::F32(_) => panic!("an array of F32 read as U32"),
         }
     }
+
+    fn bytes(&self) -> usize {
+        match self {
+            Self::F32(values) => size_of_val(&values[..]),
+            Self::U32(values) => size_of_val(&values[..]),
+        }
+    }
 }
 
 /// For each layer all keys and all values, `[positions, kv_heads, head_dim]`.
@@ -111,6 +118,15 @@ impl Backend for ReferenceBackend {
                 shape,
             },
         })
+    }
+
+    fn weight_bytes(&self, weight: &Weight<Self>) -> usize {
+        match weight {
+            Weight::Dense { array, .. } => array.bytes(),
+            Weight::Affine { packed, scales, biases, .. } => {
+                packed.bytes() + scales.bytes() + biases.bytes()
+            }
+        }
     }
 
     fn download(&self, x: &ReferenceArray) -> Result<HostArray, DeviceError> {

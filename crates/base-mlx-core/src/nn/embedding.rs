@@ -7,7 +7,6 @@ use crate::weights::{LoadError, Loader};
 /// A row for each token of the vocabulary.
 pub struct Embedding<B: Backend> {
     table: Weight<B>,
-    bytes: usize,
 }
 
 /// Hidden states to logits: `hidden @ weight.T`.
@@ -22,8 +21,7 @@ impl<B: Backend> Embedding<B> {
         vocab_size: usize,
         hidden_size: usize,
     ) -> Result<Self, LoadError> {
-        let (table, bytes) = loader.table(name, [vocab_size, hidden_size])?;
-        Ok(Self { table, bytes })
+        Ok(Self { table: loader.table(name, [vocab_size, hidden_size])? })
     }
 
     /// The step's tokens → `[tokens, hidden_size]`.
@@ -43,7 +41,7 @@ impl<B: Backend> Head<B> {
             for part in ["weight", "scales", "biases"] {
                 loader.ignore(&format!("lm_head.{part}"));
             }
-            loader.count_for_step(embedding.bytes);
+            loader.count_for_step(loader.backend().weight_bytes(&embedding.table));
             return Ok(Self { weight: embedding.table.clone() });
         }
         let [vocab_size, hidden_size] =

@@ -95,15 +95,6 @@ impl HostWeight {
         HostArray::from_f32(&[out, inner], &values)
     }
 
-    pub fn bytes(&self) -> usize {
-        match self {
-            Self::Dense(array) => array.data.len(),
-            Self::Affine { packed, scales, biases, .. } => {
-                packed.data.len() + scales.data.len() + biases.data.len()
-            }
-        }
-    }
-
     /// `[out, in]`
     pub fn shape(&self) -> [usize; 2] {
         match self {

@@ -11,7 +11,7 @@ use super::entry::{Entry, Storage};
 use super::mapping::Mapping;
 use super::quantization::{Affine, Quantization};
 use super::{Config, LoadError, Loader, folder, gguf};
-use crate::backend::Backend;
+use crate::backend::{Backend, Pool};
 use crate::tensor::{Dtype, HostArray, HostWeight};
 
 /// An opened checkpoint: its config, and its tensors under the names and shapes of the Hugging Face layout. The files
@@ -115,8 +115,13 @@ impl Checkpoint {
     }
 
     /// The matrix `name` + `.weight`, dense or quantised, whose shape must be `[out, in]`. Block formats are brought
-    /// into affine form here.
-    pub fn weight(&self, name: &str, out_in: [usize; 2]) -> Result<HostWeight, LoadError> {
+    /// into affine form here, by `pool`.
+    pub fn weight(
+        &self,
+        pool: &Pool,
+        name: &str,
+        out_in: [usize; 2],
+    ) -> Result<HostWeight, LoadError> {
         let weight = self.require(&format!("{name}.weight"))?;
         if self.find(&format!("{name}.scales")).is_some() {
             return self.affine(name, weight, out_in);
@@ -129,7 +134,8 @@ impl Checkpoint {
             // Packed values without the scales that give them meaning.
             Storage::Plain(Dtype::U32) => Err(self.missing(&format!("{name}.scales"))),
             Storage::Blocks(format) => {
-                Ok(gguf::repack(format, &weight.data, out_in, |row| weight.source_row(row)))
+                let blocks = gguf::Blocks { format, data: &weight.data };
+                Ok(gguf::repack(pool, blocks, out_in, |row| weight.source_row(row)))
             }
             _ => Err(weight.unsupported()),
         }

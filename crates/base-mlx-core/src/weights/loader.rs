@@ -4,7 +4,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 
 use super::checkpoint::Stored;
 use super::{Checkpoint, Config, LoadError};
-use crate::backend::{Backend, DeviceError};
+use crate::backend::{Backend, DeviceError, Pool};
 use crate::tensor::{HostArray, HostWeight, Shape, Tensor, Weight};
 
 /// Hands out a checkpoint's tensors by name, uploaded, and remembers which were asked for. A scope is a cheap copy
@@ -12,6 +12,8 @@ use crate::tensor::{HostArray, HostWeight, Shape, Tensor, Weight};
 pub struct Loader<B: Backend> {
     checkpoint: Checkpoint,
     backend: B,
+    /// Brings weights into another form.
+    pool: Arc<Pool>,
     scope: String,
     /// For each of the checkpoint's tensors whether it was asked for; one for all scopes.
     read: Arc<Mutex<Vec<bool>>>,
@@ -22,7 +24,8 @@ pub struct Loader<B: Backend> {
 impl<B: Backend> Loader<B> {
     pub(super) fn new(checkpoint: Checkpoint, backend: B) -> Self {
         let read = Arc::new(Mutex::new(vec![false; checkpoint.stored().len()]));
-        Self { checkpoint, backend, scope: String::new(), read, step_bytes: Arc::default() }
+        let pool = backend.host_pool();
+        Self { checkpoint, backend, pool, scope: String::new(), read, step_bytes: Arc::default() }
     }
 
     pub fn config(&self) -> &Config {
@@ -38,6 +41,7 @@ impl<B: Backend> Loader<B> {
         Self {
             checkpoint: self.checkpoint.clone(),
             backend: self.backend.clone(),
+            pool: Arc::clone(&self.pool),
             scope: self.full(&scope.to_string()),
             read: Arc::clone(&self.read),
             step_bytes: Arc::clone(&self.step_bytes),
@@ -71,20 +75,19 @@ impl<B: Backend> Loader<B> {
 
     /// The matrix `name` + `.weight` of shape `[out, in]`, dense or quantised.
     pub fn weight(&self, name: &str, out_in: [usize; 2]) -> Result<Weight<B>, LoadError> {
-        let (weight, bytes) = self.table(name, out_in)?;
-        self.count_for_step(bytes);
+        let weight = self.table(name, out_in)?;
+        self.count_for_step(self.backend.weight_bytes(&weight));
         Ok(weight)
     }
 
-    /// The same of which a step reads single rows only, and its bytes.
-    pub fn table(&self, name: &str, out_in: [usize; 2]) -> Result<(Weight<B>, usize), LoadError> {
+    /// The same of which a step reads single rows only.
+    pub fn table(&self, name: &str, out_in: [usize; 2]) -> Result<Weight<B>, LoadError> {
         let full = self.full(name);
-        let weight = self.checkpoint.weight(&full, out_in)?;
+        let weight = self.checkpoint.weight(&self.pool, &full, out_in)?;
         let parts = match weight {
             HostWeight::Dense(_) => &["weight"][..],
             HostWeight::Affine { .. } => &["weight", "scales", "biases"],
         };
-        let bytes = weight.bytes();
         let uploaded = self.backend.upload_weight(weight);
         let weight = uploaded.map_err(|error| self.refused(format!("{full}.weight"), error))?;
         for part in parts {
@@ -97,7 +100,7 @@ impl<B: Backend> Loader<B> {
                 stored.release();
             }
         }
-        Ok((weight, bytes))
+        Ok(weight)
     }
 
     /// Bytes of what was loaded so far that every step reads, however few its tokens.

@@ -8,8 +8,8 @@ use loom::cell::UnsafeCell;
 use loom::sync::{Condvar, Mutex};
 use loom::thread;
 
-use super::{Pool, Scratch};
-use crate::sync::Arc;
+use super::{ABSENCE, Attendance, Pool, Scratch};
+use crate::sync::{Arc, now};
 
 /// A few places that pieces write and the caller reads afterwards; loom faults whoever comes too early or too late.
 struct Places(Vec<UnsafeCell<usize>>);
@@ -48,6 +48,30 @@ fn visit_each(pool: &Pool, pieces: usize) {
     places.assert_visited(1);
 }
 
+/// A job of two pieces that one thread cannot run alone.
+fn meet(pool: &Pool) {
+    let (arrived, met) = (Mutex::new(0), Condvar::new());
+    pool.run(2, |_, _| {
+        let mut count = arrived.lock().unwrap();
+        *count += 1;
+        met.notify_one();
+        while *count < 2 {
+            count = met.wait(count).unwrap();
+        }
+    });
+}
+
+/// The clock stands still here: nobody comes back by himself.
+fn leave_out(pool: &Pool, absent: usize) {
+    let attendance = Attendance { absent, until: Some(now() + ABSENCE), trial: None };
+    pool.caller.lock().unwrap().attendance = attendance;
+}
+
+/// At the next job.
+fn ask_again(pool: &Pool) {
+    pool.caller.lock().unwrap().attendance.until = Some(now());
+}
+
 #[test]
 fn two_threads_share_a_job() {
     model(3, || visit_each(&Pool::start(2), 3));
@@ -72,15 +96,28 @@ fn a_job_after_another_finds_the_worker_awake_or_wakes_it() {
 #[test]
 fn a_worker_that_falls_asleep_does_not_miss_the_call() {
     model(3, || {
-        let (arrived, met) = (Mutex::new(0), Condvar::new());
-        Pool::start(2).run(2, |_, _| {
-            let mut count = arrived.lock().unwrap();
-            *count += 1;
-            met.notify_one();
-            while *count < 2 {
-                count = met.wait(count).unwrap();
-            }
-        });
+        meet(&Pool::start(2));
+    });
+}
+
+/// The worker may have looked at the job that it had no part in, and be anywhere on its way back to sleep.
+#[test]
+fn a_worker_that_was_left_out_is_asked_again() {
+    model(3, || {
+        let pool = Pool::start(2);
+        leave_out(&pool, 1);
+        visit_each(&pool, 2);
+        ask_again(&pool);
+        meet(&pool);
+    });
+}
+
+#[test]
+fn one_worker_shares_a_job_that_another_is_left_out_of() {
+    model(2, || {
+        let pool = Pool::start(3);
+        leave_out(&pool, 1);
+        visit_each(&pool, 2);
     });
 }
 

@@ -14,11 +14,13 @@ pub(super) fn write(out: &mut impl Write, earlier: &Report, now: &Report) -> io:
     write_aligned(out, &std::iter::once(head).chain(rows).collect::<Vec<_>>())
 }
 
-/// What was not the same in both, so that a ratio may not mean what one thinks: `device: cpu, 2 threads, avx2, now …`.
+/// What was not the same in both, so that a ratio may not mean what one thinks: `device: cpu, 2 threads, avx2, now …`. The
+/// earlier one may be anybody's file, so what a terminal would obey is escaped.
 pub(super) fn differences(earlier: &Report, now: &Report) -> Vec<String> {
     let settings = CONDITIONS.iter().filter_map(|(name, condition)| {
         let (before, after) = (condition(earlier)?, condition(now)?);
-        (before != after).then(|| format!("{name}: {before}, now {after}"))
+        (before != after)
+            .then(|| format!("{name}: {}, now {}", before.escape_debug(), after.escape_debug()))
     });
     settings.collect()
 }
@@ -43,6 +45,10 @@ const CONDITIONS: &[(&str, Of<String>)] = &[
     ("CPU", |report| report.cpu.clone()),
     ("cores", |report| Some(report.cores.to_string())),
     ("system", |report| Some(format!("{} on {}", report.os_version, report.arch))),
+    // Not by their type: the default one may be the one that was named.
+    ("bytes kept of a token", |report| Some(report.kv_bytes_per_token?.to_string())),
+    ("stock kernels", |report| Some(report.stock_kernels?.to_string())),
+    ("context", |report| Some(report.context?.to_string())),
     ("streams", |report| Some(report.streams.to_string())),
     ("tokens of the prompt", |report| Some(report.prompt_tokens.to_string())),
     ("tokens generated", |report| Some(report.generated_tokens.to_string())),
@@ -58,6 +64,10 @@ mod tests {
             family: "llama".to_owned(),
             model_bytes: 96_000_000,
             device: "cpu, 2 threads, avx2".to_owned(),
+            kv_cache_type: None,
+            kv_bytes_per_token: None,
+            stock_kernels: None,
+            context: None,
             streams: 1,
             prompt_tokens: 512,
             generated_tokens: 64,
@@ -123,6 +133,42 @@ peak host memory, MB  250.0    250.0  1.00
                 "CPU: Xeon, now EPYC",
                 "tokens of the prompt: 512, now 16",
             ]
+        );
+    }
+
+    #[test]
+    fn settings_are_conditions_where_both_know_them() {
+        let now = Report {
+            kv_cache_type: Some("q8_0".to_owned()),
+            kv_bytes_per_token: Some(12240),
+            stock_kernels: Some(true),
+            context: Some(2048),
+            ..report()
+        };
+        assert_eq!(differences(&report(), &now), [""; 0], "before reports had them");
+        let earlier = Report {
+            kv_cache_type: Some("f16".to_owned()),
+            kv_bytes_per_token: Some(23040),
+            stock_kernels: Some(false),
+            context: Some(8192),
+            ..report()
+        };
+        assert_eq!(
+            differences(&earlier, &now),
+            [
+                "bytes kept of a token: 23040, now 12240",
+                "stock kernels: false, now true",
+                "context: 8192, now 2048",
+            ]
+        );
+    }
+
+    #[test]
+    fn a_foreign_report_does_not_command_the_terminal() {
+        let earlier = Report { model: "\u{1b}]0;owned\u{7}\u{202e}".to_owned(), ..report() };
+        assert_eq!(
+            differences(&earlier, &report()),
+            ["model: \\u{1b}]0;owned\\u{7}\\u{202e}, now smollm2"]
         );
     }
 }

@@ -2,9 +2,13 @@ use std::time::Instant;
 
 use anyhow::{Context, Result, bail, ensure};
 use base_mlx_core::TokenId;
-use base_mlx_core::engine::{Draft, Engine, Event, GenerateRequest};
+use base_mlx_core::engine::{
+    Draft, Engine, Event, GenerateError, GenerateRequest, Generation, ModelInfo, Usage,
+};
 use base_mlx_core::sample::SamplingParams;
 use base_mlx_core::text::AddSpecial;
+use futures_util::StreamExt;
+use futures_util::future::try_join_all;
 
 use super::Arguments;
 
@@ -12,6 +16,18 @@ pub(super) struct Run {
     pub(super) prefill_tokens_per_second: f64,
     pub(super) decode_tokens_per_second: f64,
     pub(super) first_token_ms: f64,
+}
+
+/// What can be known of the sizes before anything is computed.
+pub(super) fn check_sizes(arguments: &Arguments, info: &ModelInfo) -> Result<()> {
+    let Arguments { prompt, generate, .. } = arguments;
+    ensure!(
+        prompt.saturating_add(*generate) <= info.context,
+        "a --prompt of {prompt} tokens and {generate} to --generate do not fit into the context of {}\n\
+         hint: is it long enough (--ctx)? A model's own is the longest",
+        info.context
+    );
+    Ok(())
 }
 
 /// As many prompts as streams, all at once, and their answers. Every one has another prompt, so that no cache helps.
@@ -37,32 +53,17 @@ pub(super) fn measure(engine: &Engine, arguments: &Arguments, number: usize) -> 
         .into_iter()
         .map(|request| engine.generate(request))
         .collect::<Result<Vec<_>, _>>()?;
-    let waiting: Vec<_> = generations
-        .into_iter()
-        .map(|mut generation| {
-            std::thread::spawn(move || {
-                let mut tokens = Vec::new();
-                let mut usage = None;
-                while let Some(event) = generation.next_blocking() {
-                    match event {
-                        Event::Text { .. } => tokens.push(Instant::now()),
-                        Event::Usage(found) => usage = Some(found),
-                        Event::Error(error) => return Err(error),
-                        Event::Begun(_) | Event::Prompt { .. } | Event::Finish { .. } => {}
-                    }
-                }
-                Ok((tokens, usage, Instant::now()))
-            })
-        })
-        .collect();
+    // All on this thread, for others would take time from those that compute.
+    let runtime = tokio::runtime::Builder::new_current_thread()
+        .build()
+        .context("cannot listen to the answers")?;
+    let heard = runtime.block_on(try_join_all(generations.into_iter().map(listen)))?;
     let mut answers = Vec::new();
     let mut prompts = 0;
-    for thread in waiting {
-        let (tokens, usage, end) =
-            thread.join().map_err(|_| anyhow::anyhow!("a thread that listened broke off"))??;
+    for Heard { tokens, usage, end } in heard {
         let usage = usage.context("the answer broke off")?;
         if usage.cached_tokens > 0 || usage.completion_tokens < arguments.generate {
-            bail!("the run does not count: {usage:?}\nhint: is the context long enough (--ctx)?");
+            bail!("the run does not count: {usage:?}");
         }
         let first = *tokens.first().context("the answer has no text")?;
         prompts += usage.prompt_tokens;
@@ -84,6 +85,27 @@ pub(super) fn measure(engine: &Engine, arguments: &Arguments, number: usize) -> 
         decode_tokens_per_second: decoded.sum::<f64>() / decode,
         first_token_ms: prefill * 1000.0,
     })
+}
+
+/// When an answer's pieces of text came, and its end.
+struct Heard {
+    tokens: Vec<Instant>,
+    usage: Option<Usage>,
+    end: Instant,
+}
+
+async fn listen(mut generation: Generation) -> Result<Heard, GenerateError> {
+    let mut tokens = Vec::new();
+    let mut usage = None;
+    while let Some(event) = generation.next().await {
+        match event {
+            Event::Text { .. } => tokens.push(Instant::now()),
+            Event::Usage(found) => usage = Some(found),
+            Event::Error(error) => return Err(error),
+            Event::Begun(_) | Event::Prompt { .. } | Event::Finish { .. } => {}
+        }
+    }
+    Ok(Heard { tokens, usage, end: Instant::now() })
 }
 
 /// So many tokens of plain English.

@@ -11,11 +11,11 @@ use std::path::{Path, PathBuf};
 use std::time::Instant;
 
 use anyhow::{Context, Result, ensure};
-use base_mlx_core::engine::{Device, Engine, EngineOptions};
+use base_mlx_core::engine::{Device, Engine, EngineOptions, KvFormat};
 use base_mlx_core::store::{DEFAULT_MODEL, Store};
 use clap::Args;
 
-use self::measure::measure;
+use self::measure::{check_sizes, measure};
 use self::report::{Report, Spread, round};
 use super::list::write_aligned;
 use crate::config::{Compute, ConfigFile, count};
@@ -36,8 +36,8 @@ pub(crate) struct Arguments {
     /// How often to measure; the median counts
     #[arg(long, default_value_t = 3, value_name = "N", value_parser = count)]
     repeat: usize,
-    /// Answers made at once
-    #[arg(long, default_value_t = 1, value_name = "N", value_parser = count)]
+    /// Answers made at once, up to 4096
+    #[arg(long, default_value_t = 1, value_name = "N", value_parser = streams)]
     streams: usize,
     #[command(flatten)]
     compute: Compute,
@@ -72,10 +72,14 @@ pub(crate) fn run(arguments: Arguments, file: &ConfigFile, store: &Store) -> Res
         ..arguments.compute.engine(file)
     };
     let load = Instant::now();
+    let kv_cache_type = options.kv_format;
     let engine = Engine::start(&model.path, &model.name, &device, options)?;
     let load_ms = load.elapsed().as_millis() as u64;
     let until_loaded_ms = begun.elapsed().as_secs_f64() * 1000.0;
-    let report = report(&arguments, &device, &engine, load_ms, until_loaded_ms)?;
+    check_sizes(&arguments, engine.info())?;
+    let stock_kernels = arguments.compute.stock_kernels(file);
+    let loaded = Loaded { device, engine, kv_cache_type, stock_kernels, load_ms, until_loaded_ms };
+    let report = report(&arguments, &loaded)?;
     if let Some(path) = &arguments.report {
         let text = serde_json::to_string_pretty(&report)?;
         std::fs::write(path, text + "\n").with_context(|| cannot_write(path))?;
@@ -96,13 +100,18 @@ pub(crate) fn run(arguments: Arguments, file: &ConfigFile, store: &Store) -> Res
     Ok(())
 }
 
-fn report(
-    arguments: &Arguments,
-    device: &Device,
-    engine: &Engine,
+/// What is measured.
+struct Loaded {
+    device: Device,
+    engine: Engine,
+    kv_cache_type: Option<KvFormat>,
+    stock_kernels: bool,
     load_ms: u64,
     until_loaded_ms: f64,
-) -> Result<Report> {
+}
+
+fn report(arguments: &Arguments, loaded: &Loaded) -> Result<Report> {
+    let Loaded { device, engine, .. } = loaded;
     // The first run pays for cold memory.
     let first = measure(engine, arguments, 0)?;
     let runs = (1..=arguments.repeat)
@@ -122,6 +131,10 @@ fn report(
         family: info.family.clone(),
         model_bytes: info.bytes,
         device: device.describe(),
+        kv_cache_type: loaded.kv_cache_type.map(|format| format.to_string()),
+        kv_bytes_per_token: Some(info.kv_bytes_per_token),
+        stock_kernels: Some(loaded.stock_kernels),
+        context: Some(info.context),
         streams: arguments.streams,
         prompt_tokens: arguments.prompt,
         generated_tokens: arguments.generate,
@@ -132,12 +145,12 @@ fn report(
         decode_tokens_per_second_range: Some(decode.range),
         first_token_ms: first_token_ms.median,
         first_token_ms_range: Some(first_token_ms.range),
-        cold_first_token_ms: Some(round(until_loaded_ms + first.first_token_ms)),
+        cold_first_token_ms: Some(round(loaded.until_loaded_ms + first.first_token_ms)),
         decode_bytes_per_token: Some(bytes_per_token as u64),
         memory_bytes_per_second: memory.map(|memory| memory as u64),
         memory_share: share.map(|share| (share * 1e4).round() / 1e4),
         peak_rss_mb: round(peak_rss_mb),
-        load_ms,
+        load_ms: loaded.load_ms,
         version: env!("CARGO_PKG_VERSION").to_owned(),
         os: std::env::consts::OS.to_owned(),
         os_version: report::os_version(),
@@ -145,6 +158,13 @@ fn report(
         cpu: report::cpu(),
         cores: std::thread::available_parallelism().map_or(1, |cores| cores.get()),
     })
+}
+
+fn streams(text: &str) -> Result<usize, String> {
+    match text.parse() {
+        Ok(streams) if (1..=MOST_STREAMS).contains(&streams) => Ok(streams),
+        _ => Err(format!("expected a whole number from 1 to {MOST_STREAMS}")),
+    }
 }
 
 /// What decoding reads for one token: its part of the parameters, which all streams share, and all that its own stream
@@ -205,3 +225,6 @@ fn table(report: &Report) -> Vec<[String; 2]> {
     table.push(row("peak host memory", format!("{:.0} MB", report.peak_rss_mb)));
     table
 }
+
+/// Their prompts are made before the first of them is read.
+const MOST_STREAMS: usize = 4096;

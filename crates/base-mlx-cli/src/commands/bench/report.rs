@@ -1,7 +1,9 @@
+use std::fs::File;
+use std::io::Read;
 use std::path::Path;
 use std::process::Command;
 
-use anyhow::{Context, Result};
+use anyhow::{Context, Result, ensure};
 use nix::sys::resource::{UsageWho, getrusage};
 use serde::{Deserialize, Serialize};
 
@@ -13,6 +15,12 @@ pub(super) struct Report {
     pub(super) family: String,
     pub(super) model_bytes: u64,
     pub(super) device: String,
+    /// As it was asked for; without, what suits the device.
+    pub(super) kv_cache_type: Option<String>,
+    pub(super) kv_bytes_per_token: Option<u64>,
+    pub(super) stock_kernels: Option<bool>,
+    /// Most tokens of an answer and its prompt.
+    pub(super) context: Option<usize>,
     pub(super) streams: usize,
     pub(super) prompt_tokens: usize,
     pub(super) generated_tokens: usize,
@@ -42,8 +50,14 @@ pub(super) struct Report {
 
 impl Report {
     pub(super) fn read(path: &Path) -> Result<Self> {
-        let text = std::fs::read_to_string(path)
-            .with_context(|| format!("cannot read the earlier result {}", path.display()))?;
+        let cannot = || format!("cannot read the earlier result {}", path.display());
+        let is_file = std::fs::metadata(path).with_context(cannot)?.is_file();
+        ensure!(is_file, "{}: it is not a regular file", cannot());
+        let mut text = String::new();
+        let file = File::open(path).with_context(cannot)?;
+        file.take(MOST_BYTES + 1).read_to_string(&mut text).with_context(cannot)?;
+        let fits = text.len() as u64 <= MOST_BYTES;
+        ensure!(fits, "{}: it has more than {MOST_BYTES} bytes", cannot());
         serde_json::from_str(&text).with_context(|| {
             format!("{} is not what `base-mlx bench --json` prints", path.display())
         })
@@ -103,6 +117,9 @@ pub(super) fn peak_rss_mb() -> Result<f64> {
     Ok(bytes / 1e6)
 }
 
+/// Some hundred times what a report takes.
+const MOST_BYTES: u64 = 1 << 18;
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -145,6 +162,15 @@ mod tests {
             let what = "earlier.json is not what `base-mlx bench --json` prints: ";
             assert!(error.contains(&format!("{what}{fault}")), "{error}");
         }
+    }
+
+    #[test]
+    fn what_has_no_end_is_not_read() {
+        let error = |path: &Path| format!("{:#}", Report::read(path).unwrap_err());
+        let text = error(Path::new("/dev/zero"));
+        assert_eq!(text, "cannot read the earlier result /dev/zero: it is not a regular file");
+        let text = format!("{:#}", read(&" ".repeat(1 << 20)).unwrap_err());
+        assert!(text.ends_with("earlier.json: it has more than 262144 bytes"), "{text}");
     }
 
     #[test]

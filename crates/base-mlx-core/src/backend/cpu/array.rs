@@ -50,6 +50,16 @@ impl CpuArray {
         }
     }
 
+    /// Of memory.
+    pub(super) fn bytes(&self) -> usize {
+        match &self.0 {
+            Values::F32(values) => size_of_val(&values[..]),
+            Values::U32(values) => size_of_val(&values[..]),
+            Values::Stored(_, data) => data.len(),
+            Values::Packed(matrix) => matrix.bytes(),
+        }
+    }
+
     /// As one dimension: an array has no shape of its own.
     pub(super) fn to_host(&self) -> HostArray {
         match &self.0 {

@@ -23,7 +23,7 @@ impl Spare {
         let fits = |memory: &Vec<f32>| memory.len() >= len && memory.len() / 2 <= len;
         let best = spare.iter().enumerate().filter(|(_, memory)| fits(memory));
         let best = best.min_by_key(|(_, memory)| memory.len()).map(|(index, _)| index);
-        let memory = best.map(|index| spare.swap_remove(index));
+        let memory = best.map(|index| spare.remove(index));
         drop(spare);
         let memory = memory.unwrap_or_else(|| vec![0.0; len]);
         Buffer { memory, len, from: Some(self.clone()) }
@@ -100,5 +100,18 @@ mod tests {
         assert_eq!(spare.lock().len(), SPARE);
         spare.clear();
         assert_eq!(spare.bytes(), 0);
+    }
+
+    #[test]
+    fn the_oldest_goes() {
+        let spare = Spare::default();
+        let buffers: Vec<Buffer> = (1..=SPARE).map(|index| spare.buffer(1000 * index)).collect();
+        drop(buffers);
+        // One is used and comes back as the youngest, then two more come.
+        drop(spare.buffer(3000));
+        drop([spare.buffer(1), spare.buffer(2)]);
+        let lens: Vec<usize> = spare.lock().iter().map(Vec::len).collect();
+        let rest = (4..=SPARE).map(|index| 1000 * index);
+        assert_eq!(lens, rest.chain([3000, 1, 2]).collect::<Vec<_>>());
     }
 }

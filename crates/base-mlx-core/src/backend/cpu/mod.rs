@@ -37,7 +37,7 @@ pub struct CpuBackend {
 }
 
 struct Device {
-    pool: Pool,
+    pool: Arc<Pool>,
     isa: Isa,
     rope_tables: RopeTables,
 }
@@ -50,7 +50,8 @@ impl CpuBackend {
 
     /// The same with instructions of the caller's choice, for comparing one with another.
     pub fn with_isa(threads: usize, isa: Isa) -> Self {
-        let device = Device { pool: Pool::new(threads), isa, rope_tables: RopeTables::default() };
+        let pool = Arc::new(Pool::new(threads));
+        let device = Device { pool, isa, rope_tables: RopeTables::default() };
         Self::of_device(Arc::new(device), KvFormat::default())
     }
 
@@ -124,6 +125,12 @@ impl Backend for CpuBackend {
         })
     }
 
+    fn weight_bytes(&self, weight: &Weight<Self>) -> usize {
+        match weight {
+            Weight::Dense { array, .. } | Weight::Affine { packed: array, .. } => array.bytes(),
+        }
+    }
+
     fn download(&self, x: &CpuArray) -> Result<HostArray, DeviceError> {
         Ok(x.to_host())
     }
@@ -142,6 +149,10 @@ impl Backend for CpuBackend {
 
     fn cached_bytes(&self) -> usize {
         self.spare.bytes()
+    }
+
+    fn host_pool(&self) -> Arc<Pool> {
+        Arc::clone(&self.device.pool)
     }
 
     fn clear_cache(&self) {

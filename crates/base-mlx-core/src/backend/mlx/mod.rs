@@ -145,6 +145,16 @@ impl Backend for MlxBackend {
         })
     }
 
+    fn weight_bytes(&self, weight: &Weight<Self>) -> usize {
+        let elements = weight.shape().elements();
+        match weight {
+            Weight::Dense { .. } => elements * self.dtype.size(),
+            Weight::Affine { bits, group_size, .. } => {
+                elements / 8 * *bits as usize + elements / group_size * 2 * self.dtype.size()
+            }
+        }
+    }
+
     fn download(&self, x: &MlxArray) -> Result<HostArray, DeviceError> {
         let value = x.value(&self.device);
         let dtype = match value.dtype().map_err(failed)? {

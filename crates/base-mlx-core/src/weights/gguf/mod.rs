@@ -12,4 +12,4 @@ pub use blocks::{FORMATS, Format};
 pub use metadata::{Array, Metadata, Value};
 pub(super) use open::open;
 pub use parse::{Gguf, parse};
-pub use repack::{dequantize, repack};
+pub use repack::{Blocks, dequantize, repack};

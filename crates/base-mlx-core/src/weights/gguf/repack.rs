@@ -1,26 +1,34 @@
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::thread;
+use std::sync::{Mutex, PoisonError};
 
 use bytes::Bytes;
 use half::f16;
 
 use super::Format;
 use super::blocks::Block;
+use crate::backend::Pool;
 use crate::tensor::{Dtype, HostArray, HostWeight};
 
-/// A matrix of blocks in affine form. `data` holds `rows * columns` values in rows of whole blocks; row `r` of the
-/// result is row `source(r)` of the data. Big matrices are cut among all processors.
+/// Values as the file has them.
+#[derive(Clone, Copy, Debug)]
+pub struct Blocks<'a> {
+    pub format: &'a Format,
+    pub data: &'a [u8],
+}
+
+/// A matrix of blocks in affine form. The data hold `rows * columns` values in rows of whole blocks; row `r` of the
+/// result is row `source(r)` of the data. Big matrices are cut among the pool's threads.
 ///
 /// Scales stay 16 bits wide where that is exact.
 pub fn repack(
-    format: &Format,
-    data: &[u8],
+    pool: &Pool,
+    Blocks { format, data }: Blocks,
     [rows, columns]: [usize; 2],
     source: impl Fn(usize) -> usize + Sync,
 ) -> HostWeight {
     assert!(rows > 0 && columns > 0 && columns % format.values == 0, "[{rows}, {columns}]");
     assert_eq!(data.len(), rows * (columns / format.values * format.bytes), "bytes of the matrix");
-    let matrix = Matrix { format, data, rows, columns, source: &source };
+    let matrix = Matrix { pool, format, data, rows, columns, source: &source };
     let narrow = if format.wide_scales { None } else { matrix.affine(Dtype::F16) };
     narrow.or_else(|| matrix.affine(Dtype::F32)).expect("a 32-bit scale is always exact")
 }
@@ -40,6 +48,7 @@ pub fn dequantize(format: &Format, data: &[u8]) -> Vec<f32> {
 }
 
 struct Matrix<'a, S> {
+    pool: &'a Pool,
     format: &'a Format,
     data: &'a [u8],
     rows: usize,
@@ -65,24 +74,24 @@ impl<S: Fn(usize) -> usize + Sync> Matrix<'_, S> {
         let mut scales = vec![0; self.rows * scales_row];
         let mut biases = vec![0; self.rows * scales_row];
 
-        let chunk = self.rows.div_ceil(self.threads());
+        let piece = self.rows_in_piece();
+        let parts = packed
+            .chunks_mut(piece * packed_row)
+            .zip(scales.chunks_mut(piece * scales_row))
+            .zip(biases.chunks_mut(piece * scales_row));
+        // Each is locked once, by whoever has its piece.
+        let parts: Vec<_> = parts
+            .enumerate()
+            .map(|(index, ((packed, scales), biases))| {
+                Mutex::new(Rows { first: index * piece, packed, scales, biases })
+            })
+            .collect();
         let exact = AtomicBool::new(true);
-        thread::scope(|scope| {
-            let parts = packed
-                .chunks_mut(chunk * packed_row)
-                .zip(scales.chunks_mut(chunk * scales_row))
-                .zip(biases.chunks_mut(chunk * scales_row));
-            for (index, ((packed, scales), biases)) in parts.enumerate() {
-                let rows = Rows { first: index * chunk, packed, scales, biases };
-                let work = || exact.fetch_and(self.fill(width, rows), Ordering::Relaxed);
-                // The calling thread takes the last part.
-                if (index + 1) * chunk < self.rows {
-                    scope.spawn(work);
-                } else {
-                    work();
-                }
-            }
+        self.pool.run(parts.len(), |index, _| {
+            let mut rows = parts[index].lock().unwrap_or_else(PoisonError::into_inner);
+            exact.fetch_and(self.fill(width, &mut rows), Ordering::Relaxed);
         });
+        drop(parts);
 
         let array = |dtype, columns, data: Vec<u8>| HostArray {
             dtype,
@@ -98,15 +107,16 @@ impl<S: Fn(usize) -> usize + Sync> Matrix<'_, S> {
         })
     }
 
-    fn threads(&self) -> usize {
+    fn rows_in_piece(&self) -> usize {
         if self.data.len() < MIN_PARALLEL_BYTES {
-            return 1;
+            self.rows
+        } else {
+            self.pool.fair_piece(self.rows)
         }
-        base_mlx_simd::cores().min(self.rows)
     }
 
     /// False if a scale or a bias did not fit.
-    fn fill(&self, width: Dtype, rows: Rows) -> bool {
+    fn fill(&self, width: Dtype, rows: &mut Rows) -> bool {
         match self.format.bits {
             2 => self.fill_packed::<2>(width, rows),
             3 => self.fill_packed::<3>(width, rows),
@@ -118,7 +128,7 @@ impl<S: Fn(usize) -> usize + Sync> Matrix<'_, S> {
         }
     }
 
-    fn fill_packed<const BITS: usize>(&self, width: Dtype, rows: Rows) -> bool {
+    fn fill_packed<const BITS: usize>(&self, width: Dtype, rows: &mut Rows) -> bool {
         let format = self.format;
         let blocks = self.columns / format.values;
         let groups = format.values / format.group;
