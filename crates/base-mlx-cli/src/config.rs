@@ -103,6 +103,8 @@ pub(crate) struct ConfigFile {
     pub(crate) memory_gb: Option<Gigabytes>,
     pub(crate) prefix_cache_gb: Option<Gigabytes>,
     pub(crate) keep_alive: Option<u64>,
+    pub(crate) queue: Option<usize>,
+    pub(crate) max_wait_ms: Option<u64>,
     pub(crate) draft_tokens: Option<Count>,
     pub(crate) draft: Option<String>,
     pub(crate) stock_kernels: Option<bool>,
@@ -324,6 +326,8 @@ mod tests {
             memory-gb = 8
             prefix-cache-gb = 1.5
             keep-alive = 600
+            queue = 7
+            max-wait-ms = 8
             draft = "prompt-lookup"
             draft-tokens = 6
             parallel = 4
@@ -350,6 +354,8 @@ mod tests {
             memory_gb: Some(Gigabytes(8.0)),
             prefix_cache_gb: Some(Gigabytes(1.5)),
             keep_alive: Some(600),
+            queue: Some(7),
+            max_wait_ms: Some(8),
             draft_tokens: count(6),
             draft: Some("prompt-lookup".to_owned()),
             stock_kernels: Some(true),

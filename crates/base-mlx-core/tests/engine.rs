@@ -37,6 +37,7 @@ fn request(prompt: &str) -> GenerateRequest {
         stop: Vec::new(),
         ignore_end: false,
         score_prompt: false,
+        background: false,
         draft: Draft::Nobody,
         streamed: true,
     }

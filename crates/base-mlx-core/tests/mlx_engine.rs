@@ -75,6 +75,7 @@ fn request(first: u32, sampling: SamplingParams) -> GenerateRequest {
         stop: Vec::new(),
         ignore_end: true,
         score_prompt: false,
+        background: false,
         draft: Draft::Nobody,
         streamed: false,
     }

@@ -51,6 +51,9 @@ pub(crate) enum ApiError {
     Forbidden { code: &'static str, message: String },
     #[error("{running} requests are being answered, which is all this server takes at once")]
     TooManyRequests { running: usize },
+    /// The model's queue is full, or too slow.
+    #[error("{message}")]
+    Busy { message: String },
     #[error("the server is shutting down")]
     ShuttingDown,
     #[error("{message}")]
@@ -79,6 +82,9 @@ impl ApiError {
             GenerateError::PromptEmpty | GenerateError::UnknownToken { .. } => {
                 Self::invalid(prompt_param, error.to_string())
             }
+            GenerateError::QueueFull { .. } | GenerateError::WaitedTooLong { .. } => {
+                Self::Busy { message: error.to_string() }
+            }
             GenerateError::DraftUnfit { .. } => Self::invalid("draft_model", error.to_string()),
             // Bans of the whole vocabulary were refused, so the model's numbers are at fault.
             GenerateError::NoTokenLeft(_) | GenerateError::Failed(_) => {
@@ -101,7 +107,7 @@ impl ApiError {
             Self::MethodNotAllowed { .. } => StatusCode::METHOD_NOT_ALLOWED,
             Self::BodyTooLarge { .. } => StatusCode::PAYLOAD_TOO_LARGE,
             Self::BodyTooSlow { .. } => StatusCode::REQUEST_TIMEOUT,
-            Self::TooManyRequests { .. } => StatusCode::TOO_MANY_REQUESTS,
+            Self::TooManyRequests { .. } | Self::Busy { .. } => StatusCode::TOO_MANY_REQUESTS,
             Self::LoadFailed { .. } | Self::Internal { .. } => StatusCode::INTERNAL_SERVER_ERROR,
             Self::LoadRefused { .. } | Self::ShuttingDown => StatusCode::SERVICE_UNAVAILABLE,
         }
@@ -121,7 +127,7 @@ impl ApiError {
 
     fn kind(&self) -> &'static str {
         match self {
-            Self::TooManyRequests { .. } => "rate_limit_error",
+            Self::TooManyRequests { .. } | Self::Busy { .. } => "rate_limit_error",
             _ if self.status().is_server_error() => "server_error",
             _ => "invalid_request_error",
         }
@@ -154,7 +160,7 @@ impl ApiError {
             Self::BodyTooSlow { .. } => Some("request_timeout"),
             Self::Unauthorized => Some("invalid_api_key"),
             Self::Forbidden { code, .. } => Some(code),
-            Self::TooManyRequests { .. } => Some("rate_limit_exceeded"),
+            Self::TooManyRequests { .. } | Self::Busy { .. } => Some("rate_limit_exceeded"),
             Self::ShuttingDown => Some("shutting_down"),
         }
     }
@@ -162,7 +168,7 @@ impl ApiError {
     /// When it makes sense to ask again, in seconds.
     fn retry_after(&self) -> Option<&'static str> {
         match self {
-            Self::TooManyRequests { .. } => Some("1"),
+            Self::TooManyRequests { .. } | Self::Busy { .. } => Some("1"),
             Self::LoadRefused { .. } | Self::ShuttingDown => Some("5"),
             _ => None,
         }

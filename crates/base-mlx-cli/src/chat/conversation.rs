@@ -87,6 +87,7 @@ impl Conversation {
             stop: self.parameters.stop().to_vec(),
             ignore_end: false,
             score_prompt: false,
+            background: false,
             draft: self.draft.clone(),
             streamed: true,
         })

@@ -33,6 +33,12 @@ pub(crate) struct Arguments {
     /// Most answers computed at once, for each model; more wait [default: 8]
     #[arg(long, env = "BASE_MLX_PARALLEL", value_name = "N", value_parser = count)]
     parallel: Option<usize>,
+    /// Most answers that wait for their turn, for each model; what comes on top gets status 429 [default: 512]
+    #[arg(long, env = "BASE_MLX_QUEUE", value_name = "N")]
+    queue: Option<usize>,
+    /// How long a request may wait for its turn before it gets status 429 [default: no limit]
+    #[arg(long, env = "BASE_MLX_MAX_WAIT_MS", value_name = "MS")]
+    max_wait_ms: Option<u64>,
     /// How long a model stays in memory after its last use [default: until another needs the room]
     #[arg(long, env = "BASE_MLX_KEEP_ALIVE", value_name = "SECONDS")]
     keep_alive: Option<u64>,
@@ -116,6 +122,10 @@ impl Arguments {
         if let Some(seconds) = self.grace.or(file.grace) {
             options.grace = Duration::from_secs(seconds);
         }
+        if let Some(queue) = self.queue.or(file.queue) {
+            options.engine.queue = queue;
+        }
+        options.engine.max_wait = self.max_wait_ms.or(file.max_wait_ms).map(Duration::from_millis);
         options.keep_models = self.keep_alive.or(file.keep_alive).map(Duration::from_secs);
         options.allow_hosts = list(&self.allow_host, &file.allow_host);
         options.cors = list(&self.cors, &file.cors);

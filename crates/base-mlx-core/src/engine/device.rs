@@ -352,6 +352,7 @@ mod tests {
             stop: Vec::new(),
             ignore_end: false,
             score_prompt: false,
+            background: false,
             draft: Draft::Nobody,
             streamed: false,
         };

@@ -67,6 +67,10 @@ pub enum GenerateError {
     PromptEmpty,
     #[error("token {token} is not in the model's vocabulary of {vocab_size}")]
     UnknownToken { token: TokenId, vocab_size: usize },
+    #[error("{waiting} answers wait already, which is as many as may")]
+    QueueFull { waiting: usize },
+    #[error("no place came free within {ms} ms")]
+    WaitedTooLong { ms: u64 },
     #[error("{draft} cannot draft for {model}: {why}")]
     DraftUnfit { draft: String, model: String, why: String },
     /// The step panicked or the device failed; the batch it happened in is lost, the engine goes on.

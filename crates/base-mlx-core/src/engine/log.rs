@@ -46,6 +46,11 @@ impl RequestLog {
         new
     }
 
+    /// How long it waits already; `None` when it does not any more.
+    pub(super) fn waited(&self) -> Option<Duration> {
+        self.started.is_none().then(|| self.submitted.elapsed())
+    }
+
     pub(super) fn first_token(&mut self) {
         self.first_token.get_or_insert_with(Instant::now);
     }

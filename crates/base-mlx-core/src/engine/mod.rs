@@ -33,7 +33,7 @@ pub use generation::Generation;
 pub use prefix::{Found, Keep, KeptId, PrefixIndex};
 pub use request::GenerateRequest;
 pub use scheduler::{
-    Finished, Fork, Limits, Outcome, Plan, PlannedSpan, Refused, Scheduler, Source,
+    Dropped, Finished, Fork, Limits, Outcome, Plan, PlannedSpan, Refused, Scheduler, Source,
 };
 pub use sequence::{Cached, Sequence, SequenceId, Uncached};
 pub use start::{DeviceKind, DeviceOptions};
@@ -42,6 +42,7 @@ use std::any::Any;
 use std::fmt;
 use std::path::Path;
 use std::sync::Arc;
+use std::time::Duration;
 
 use tokio::sync::mpsc::unbounded_channel;
 
@@ -70,6 +71,10 @@ pub struct EngineOptions {
     pub prefix_bytes: Option<usize>,
     /// How many tokens drafts have; `None` is as many as are worth their time, which is measured.
     pub draft_tokens: Option<usize>,
+    /// Most answers that wait for their turn; what comes on top is refused.
+    pub queue: usize,
+    /// How long a request may wait for its turn; `None` is as long as it likes.
+    pub max_wait: Option<Duration>,
     /// What keys and values are kept as; `None` is what suits the device.
     pub kv_format: Option<KvFormat>,
 }
@@ -83,6 +88,8 @@ impl Default for EngineOptions {
             kv_bytes: None,
             prefix_bytes: None,
             draft_tokens: None,
+            queue: 512,
+            max_wait: None,
             kv_format: None,
         }
     }

@@ -12,31 +12,32 @@ impl Pace {
         Self { seconds_per_token: 0.0 }
     }
 
-    /// Takes note of a step of `tokens`, of which `prompt_tokens` are parts of prompts. Steps of answers alone and small
-    /// ones say nothing: reading the weights is most of their time.
-    pub(super) fn measured(&mut self, tokens: usize, prompt_tokens: usize, took: Duration) {
+    /// Takes note of a step with so many tokens of prompts, which would have taken `quiet` seconds without them. Steps with
+    /// few of them say nothing.
+    pub(super) fn measured(&mut self, prompt_tokens: usize, took: Duration, quiet: f64) {
         if prompt_tokens < LEAST_TOKENS {
             return;
         }
-        let now = took.as_secs_f64() / tokens as f64;
+        let now = (took.as_secs_f64() - quiet).max(0.0) / prompt_tokens as f64;
         self.seconds_per_token = match self.seconds_per_token {
             0.0 => now,
             before => before + (now - before) * WEIGHT,
         };
     }
 
-    /// Prompt tokens that running answers can wait for.
-    pub(super) fn beside_answers(&self) -> usize {
-        if self.seconds_per_token == 0.0 {
+    /// Prompt tokens that running answers can wait for, whose step takes `quiet` seconds without.
+    pub(super) fn beside_answers(&self, quiet: f64) -> usize {
+        if self.seconds_per_token == 0.0 || quiet == 0.0 {
             return FIRST_TOKENS;
         }
-        let fit = WAIT.as_secs_f64() / self.seconds_per_token;
+        let fit = WAIT * quiet / self.seconds_per_token;
         (fit as usize).max(LEAST_TOKENS)
     }
 }
 
-/// How long an answer may wait for the prompts beside it, in each step: a pause that a reader does not notice.
-const WAIT: Duration = Duration::from_millis(100);
+/// How long an answer may wait for the prompts beside it in each step, in times of a step without them. Some steps take
+/// longer than was thought; three quiet steps for one is what no more than one in twenty should come to.
+const WAIT: f64 = 1.25;
 /// The first guess.
 const FIRST_TOKENS: usize = 32;
 /// With fewer the weights are read for almost nothing, and prompts would never end.
@@ -44,29 +45,117 @@ const LEAST_TOKENS: usize = 8;
 /// How much the newest step counts.
 const WEIGHT: f64 = 0.3;
 
+/// How long a step takes by its rows: a straight line through what was measured lately. Reading the weights is where it
+/// starts, and what a row more costs is how it rises.
+#[derive(Debug, Default)]
+pub(super) struct StepTime {
+    /// Sums over the steps measured, each counting less the older it is.
+    weight: f64,
+    rows: f64,
+    seconds: f64,
+    rows_rows: f64,
+    rows_seconds: f64,
+}
+
+impl StepTime {
+    pub(super) fn measured(&mut self, rows: usize, took: Duration) {
+        let (rows, mut seconds) = (rows as f64, took.as_secs_f64());
+        if self.weight > ENOUGH {
+            // A step that the system has interrupted says nothing.
+            seconds = seconds.min(1.5 * self.seconds_of(rows));
+        }
+        let sums = [
+            &mut self.weight,
+            &mut self.rows,
+            &mut self.seconds,
+            &mut self.rows_rows,
+            &mut self.rows_seconds,
+        ];
+        for (sum, new) in sums.into_iter().zip([1.0, rows, seconds, rows * rows, rows * seconds]) {
+            *sum = *sum * FORGET + new;
+        }
+    }
+
+    /// `None` before anything was measured.
+    pub(super) fn of(&self, rows: usize) -> Option<f64> {
+        (self.weight > 0.0).then(|| self.seconds_of(rows as f64))
+    }
+
+    /// What one more row costs.
+    pub(super) fn of_one_more(&self) -> f64 {
+        if self.weight == 0.0 { 0.0 } else { self.slope() }
+    }
+
+    fn seconds_of(&self, rows: f64) -> f64 {
+        let (mean_rows, mean) = (self.rows / self.weight, self.seconds / self.weight);
+        (mean + self.slope() * (rows - mean_rows)).max(mean / 10.0)
+    }
+
+    /// Drawn to a guess as long as all steps had about as many rows.
+    fn slope(&self) -> f64 {
+        let (mean_rows, mean) = (self.rows / self.weight, self.seconds / self.weight);
+        let variance = self.rows_rows - self.rows * mean_rows;
+        let covariance = self.rows_seconds - self.rows * mean;
+        let guess = GUESS * mean / mean_rows;
+        ((covariance + guess * ENOUGH) / (variance + ENOUGH)).max(mean / mean_rows / 50.0)
+    }
+}
+
+/// How much a step counts when the next one was measured.
+const FORGET: f64 = 0.97;
+/// Steps that outweigh a guess.
+const ENOUGH: f64 = 8.0;
+/// What a row more costs of a step of one row, before it was measured.
+const GUESS: f64 = 0.15;
+
 #[cfg(test)]
 mod tests {
     use super::*;
 
     #[test]
-    fn a_step_takes_about_as_long_as_answers_may_wait() {
+    fn prompts_take_a_step_as_long_as_answers_may_wait() {
         let mut pace = Pace::new();
-        assert_eq!(pace.beside_answers(), FIRST_TOKENS);
-        pace.measured(100, 100, Duration::from_millis(200));
-        assert_eq!(pace.beside_answers(), 50);
+        assert_eq!(pace.beside_answers(0.02), FIRST_TOKENS);
+        pace.measured(100, Duration::from_millis(220), 0.02);
+        assert_eq!(pace.beside_answers(0.08), 50);
         for _ in 0..20 {
-            pace.measured(50, 49, Duration::from_millis(400));
+            pace.measured(50, Duration::from_millis(420), 0.02);
         }
-        assert!((12..=13).contains(&pace.beside_answers()), "{}", pace.beside_answers());
+        assert!((12..=13).contains(&pace.beside_answers(0.08)), "{}", pace.beside_answers(0.08));
     }
 
     #[test]
     fn prompts_always_move_and_single_tokens_are_no_measure() {
         let mut pace = Pace::new();
-        pace.measured(1, 1, Duration::from_secs(1));
-        pace.measured(64, 0, Duration::from_secs(1));
-        assert_eq!(pace.beside_answers(), FIRST_TOKENS);
-        pace.measured(64, 60, Duration::from_secs(60));
-        assert_eq!(pace.beside_answers(), LEAST_TOKENS);
+        pace.measured(1, Duration::from_secs(1), 0.0);
+        assert_eq!(pace.beside_answers(0.02), FIRST_TOKENS);
+        pace.measured(60, Duration::from_secs(60), 0.0);
+        assert_eq!(pace.beside_answers(0.02), LEAST_TOKENS);
+    }
+
+    #[test]
+    fn a_line_is_found_through_noise_and_interruptions() {
+        let mut time = StepTime::default();
+        assert_eq!(time.of(1), None);
+        for step in 0..200usize {
+            let rows = 1 + step * 7 % 9;
+            let noise = (step * 31 % 11) as f64 / 10.0;
+            let ms = if step % 40 == 39 { 200.0 } else { 10.0 + 2.0 * rows as f64 + noise };
+            time.measured(rows, Duration::from_secs_f64(ms / 1000.0));
+        }
+        let [one, nine] = [1, 9].map(|rows| time.of(rows).unwrap() * 1000.0);
+        assert!((11.0..14.5).contains(&one), "{one}");
+        assert!((27.0..31.5).contains(&nine), "{nine}");
+        assert!((0.0015..0.0025).contains(&time.of_one_more()));
+    }
+
+    #[test]
+    fn steps_of_one_row_do_not_tell_what_a_row_costs() {
+        let mut time = StepTime::default();
+        for _ in 0..100 {
+            time.measured(1, Duration::from_millis(10));
+        }
+        let guessed = time.of_one_more();
+        assert!((0.0014..0.0016).contains(&guessed), "{guessed}");
     }
 }

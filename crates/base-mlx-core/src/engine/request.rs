@@ -19,6 +19,8 @@ pub struct GenerateRequest {
     pub ignore_end: bool,
     /// Report log probabilities of the prompt's tokens too, before the answer (legacy `echo` with `logprobs`).
     pub score_prompt: bool,
+    /// It comes behind all requests that are not of the background.
+    pub background: bool,
     /// Who guesses at its tokens, so that they come faster; they are the same all the same.
     pub draft: Draft,
     /// Was the answer asked for as a stream? Only the log line wants to know.

@@ -19,7 +19,8 @@ use super::prefix::{Keep, KeptId};
 use super::scheduler::{Limits, Outcome, Plan, PlannedSpan, Scheduler};
 use super::sequence::{Sequence, SequenceId};
 use super::{
-    Draft, Event, FinishReason, GenerateError, GenerateRequest, TokenLogprob, TopLogprob, Usage,
+    Draft, EngineOptions, Event, FinishReason, GenerateError, GenerateRequest, TokenLogprob,
+    TopLogprob, Usage,
 };
 use crate::TokenId;
 use crate::backend::{Backend, KvCache, LayerSpec};
@@ -43,8 +44,7 @@ pub(super) struct NewRunner<'a, B: Backend> {
     pub(super) text: Arc<Text>,
     pub(super) weight_bytes: usize,
     pub(super) limits: Limits,
-    /// How many tokens drafts have; `None` is measured.
-    pub(super) draft_tokens: Option<usize>,
+    pub(super) options: EngineOptions,
 }
 
 pub(super) struct ModelRunner<B: Backend> {
@@ -70,6 +70,10 @@ pub(super) struct ModelRunner<B: Backend> {
     pub(super) timing: Timing,
     /// How many tokens drafts have, if that is not to be measured.
     pub(super) draft_tokens: Option<usize>,
+    /// Most sequences that wait.
+    queue: usize,
+    /// How long a request may wait.
+    max_wait: Option<Duration>,
     /// The step that was begun before the one before it was read.
     pub(super) ahead: Option<Begun<B>>,
     /// Steps of which nothing was wanted, so that nobody has waited for them.
@@ -111,7 +115,7 @@ pub(super) struct Request {
 
 impl<B: Backend> ModelRunner<B> {
     pub(super) fn new(new: NewRunner<B>) -> Self {
-        let NewRunner { model, name, text, weight_bytes, limits, draft_tokens } = new;
+        let NewRunner { model, name, text, weight_bytes, limits, options } = new;
         let DraftModel { backend, model, layers, vocab_size, room } = model;
         Self {
             name,
@@ -128,7 +132,9 @@ impl<B: Backend> ModelRunner<B> {
             next_sequence: 0,
             drafters: Vec::new(),
             timing: Timing::default(),
-            draft_tokens,
+            draft_tokens: options.draft_tokens,
+            queue: options.queue,
+            max_wait: options.max_wait,
             ahead: None,
             unread: None,
             retired: Vec::new(),
@@ -176,6 +182,7 @@ impl<B: Backend> ModelRunner<B> {
         all: &[(SequenceId, usize)],
     ) -> Vec<(SequenceId, Vec<TokenId>)> {
         let began = Instant::now();
+        let step_tokens = self.beside_answers();
         let drafter = &mut self.drafters[index];
         let wanted: Vec<Wanted> = all
             .iter()
@@ -189,7 +196,6 @@ impl<B: Backend> ModelRunner<B> {
         if wanted.is_empty() {
             return Vec::new();
         }
-        let step_tokens = self.pace.beside_answers();
         let work = catch_unwind(AssertUnwindSafe(|| drafter.draft(&wanted, step_tokens)));
         let ids: Vec<SequenceId> = wanted.iter().map(|wanted| wanted.id).collect();
         let drafts = match flatten(work) {
@@ -220,6 +226,12 @@ impl<B: Backend> ModelRunner<B> {
         ids.into_iter().zip(drafts).collect()
     }
 
+    /// Prompt tokens that a step may have beside the answers that run.
+    fn beside_answers(&self) -> usize {
+        let quiet = self.timing.quiet(self.scheduler.answering().count());
+        self.pace.beside_answers(quiet.unwrap_or(0.0))
+    }
+
     /// A draft as far as this model has rows for its tokens.
     fn known(&self, mut draft: Vec<TokenId>) -> Vec<TokenId> {
         let known = draft.iter().take_while(|token| (**token as usize) < self.vocab_size).count();
@@ -229,7 +241,7 @@ impl<B: Backend> ModelRunner<B> {
 
     /// Takes note of what a step's drafts have come to.
     fn judge_drafts(&mut self, plan: &Plan, outcomes: &[Outcome], took: Duration) {
-        let answers = || plan.spans.iter().filter(|span| span.choose_from == span.range.start);
+        let answers = || plan.spans.iter().filter(|span| span.is_answer());
         let rows: usize = answers().map(|span| span.range.len()).sum();
         if answers().count() == plan.spans.len() && rows <= LOGITS_ROWS {
             self.timing.verified(rows, took);
@@ -238,7 +250,7 @@ impl<B: Backend> ModelRunner<B> {
         for (span, outcome) in plan.spans.iter().zip(outcomes) {
             let Some(choice) = self.choices.get_mut(&span.sequence) else { continue };
             let Some(drafting) = &mut choice.drafting else { continue };
-            if span.choose_from == span.range.start {
+            if span.is_answer() {
                 let (tokens, drafts) = (outcome.tokens.len(), span.range.len() - 1);
                 let verified = Verified { tokens, drafts, rows_without, took };
                 drafting.verified(&self.timing, verified);
@@ -326,13 +338,26 @@ impl<B: Backend> ModelRunner<B> {
         request.log.write(outcome, request.usage, self.memory());
     }
 
+    /// Ends requests that have waited for too long.
+    fn send_away(&mut self) {
+        let Some(most) = self.max_wait else { return };
+        let waited = |request: &Request| request.log.waited().filter(|waited| *waited > most);
+        let late = self.requests.iter().filter_map(|(&id, request)| Some((id, waited(request)?)));
+        let late: Vec<(RequestId, Duration)> = late.collect();
+        for (id, waited) in late {
+            let error = GenerateError::WaitedTooLong { ms: waited.as_millis() as u64 };
+            self.end(id, "sent away", |_| Some(Event::Error(error)));
+        }
+    }
+
     fn next_plan(&mut self) -> Plan {
+        self.send_away();
         self.propose();
         self.scheduler.set_kv_tokens(self.room.positions());
-        self.scheduler.set_beside_answers(self.pace.beside_answers());
+        self.scheduler.set_beside_answers(self.beside_answers());
         let plan = self.scheduler.plan();
-        for id in &plan.dropped {
-            self.retire(*id, None);
+        for dropped in &plan.dropped {
+            self.retire(dropped.id, dropped.keep);
         }
         for span in &plan.spans {
             let request = self.choices[&span.sequence].request;
@@ -412,7 +437,9 @@ impl<B: Backend> ModelRunner<B> {
                 let Unread { began, tokens, prompt_tokens } = self.with_unread(&begun);
                 let took = begun.is_read().then(|| began.elapsed());
                 if let Some(took) = took {
-                    self.pace.measured(tokens, prompt_tokens, took);
+                    let answers = tokens - prompt_tokens;
+                    let quiet = if answers > 0 { self.timing.quiet(answers) } else { Some(0.0) };
+                    self.pace.measured(prompt_tokens, took, quiet.unwrap_or(0.0));
                     drop(unused);
                 } else {
                     // The device goes on with it while the next is built.
@@ -443,7 +470,8 @@ impl<B: Backend> ModelRunner<B> {
         let before = self.unread.take();
         let before = before.unwrap_or(Unread { began: begun.began, tokens: 0, prompt_tokens: 0 });
         let lengths = || begun.plan.spans.iter().map(|span| span.range.len());
-        let prompt_tokens: usize = lengths().filter(|length| *length > 1).sum();
+        let prompts = begun.plan.spans.iter().filter(|span| !span.is_answer());
+        let prompt_tokens: usize = prompts.map(|span| span.range.len()).sum();
         Unread {
             began: before.began,
             tokens: before.tokens + lengths().sum::<usize>(),
@@ -479,6 +507,11 @@ impl<B: Backend> Runner for ModelRunner<B> {
             self.drafters.push(ModelDrafter::new(model));
         }
         log.submitted(self.memory());
+        let waiting = self.scheduler.waiting();
+        if waiting + request.choices > self.queue + self.scheduler.free_places() {
+            let _ = events.send(Event::Error(GenerateError::QueueFull { waiting }));
+            return;
+        }
         let usage = Usage { prompt_tokens: request.prompt.len(), ..Usage::default() };
         let mut entry = Request { events, sequences: Vec::new(), usage, log };
         let history = History::new(&request.prompt);
@@ -487,6 +520,7 @@ impl<B: Backend> Runner for ModelRunner<B> {
             self.next_sequence += 1;
             let max_tokens = request.max_tokens.unwrap_or(usize::MAX);
             let mut submitted = Sequence::new(sequence, id.0, request.prompt.clone(), max_tokens);
+            submitted.background = request.background;
             submitted.score_prompt = request.score_prompt && index == 0;
             let prompt_scores = submitted.score_prompt.then(|| {
                 let logprob = Logprob { logprob: f32::NAN, top: Vec::new() };

@@ -21,6 +21,8 @@ pub struct Sequence {
     pub max_tokens: usize,
     /// Sequences of one group have the same prompt, and the later ones start from a fork of an earlier one's cache.
     pub group: u64,
+    /// It comes behind all that are not.
+    pub background: bool,
     /// Also ask for the rows of the prompt, to score its tokens. One member of a group is enough.
     pub score_prompt: bool,
     /// Prompt positions whose rows were delivered, so that a preempted sequence does not ask for them twice.
@@ -66,6 +68,7 @@ impl Sequence {
             computed: 0,
             max_tokens,
             group,
+            background: false,
             score_prompt: false,
             scored: 0,
             kept: None,

@@ -8,7 +8,9 @@ use std::rc::Rc;
 
 use super::event::FinishReason;
 use super::prefix::{Keep, KeptId};
-use super::scheduler::{Fork, Limits, Outcome, Plan, PlannedSpan, Refused, Scheduler, Source};
+use super::scheduler::{
+    Dropped, Fork, Limits, Outcome, Plan, PlannedSpan, Refused, Scheduler, Source,
+};
 use super::sequence::{Sequence, SequenceId};
 use crate::TokenId;
 
@@ -41,6 +43,7 @@ struct Seen {
     cancelled: usize,
     refused: usize,
     preempted: usize,
+    preempted_and_kept: usize,
     forks: usize,
     kept: usize,
     hits: usize,
@@ -60,6 +63,7 @@ impl Seen {
         self.cancelled += other.cancelled;
         self.refused += other.refused;
         self.preempted += other.preempted;
+        self.preempted_and_kept += other.preempted_and_kept;
         self.forks += other.forks;
         self.kept += other.kept;
         self.hits += other.hits;
@@ -80,6 +84,7 @@ impl Seen {
             [self.drafts_accepted, self.drafts_rejected, self.steps_with_prompts_and_answers];
         let ahead = [self.ahead, self.ahead_for_nothing];
         let kept = [self.kept, self.hits, self.hits_in_the_middle, self.evicted];
+        let kept = kept.into_iter().chain([self.preempted_and_kept]);
         rare.into_iter().chain(common).chain(ahead).chain(kept).all(|times| times > 100)
     }
 }
@@ -183,6 +188,7 @@ impl World {
             }
             let choices = dice.one_of(&[1, 1, 1, 2, 3, 5]);
             let max_tokens = dice.one_of(&[0, 1, 2, 10, 40, 1000]);
+            let background = dice.below(3) == 0;
             let score_prompt = max_tokens == 0 || dice.below(4) == 0;
             let cancel = dice.below(6) == 0;
             let sequences = (0..choices)
@@ -190,6 +196,7 @@ impl World {
                     let id = SequenceId(next_id);
                     next_id += 1;
                     let mut sequence = Sequence::new(id, group as u64, prompt.clone(), max_tokens);
+                    sequence.background = background;
                     sequence.score_prompt = score_prompt && choice == 0;
                     let mut expected = alone(&sequence, longest);
                     let cancels = cancel && dice.below(2) == 0;
@@ -357,8 +364,11 @@ impl World {
     /// Every answer that runs gets a token in every step, and the prompt that came first gets half of what is left.
     fn check_fairness(&mut self, plan: &Plan) {
         assert_eq!(plan.spans.len(), self.scheduler.running(), "someone stands still");
-        let oldest = plan.spans.first().map(|span| span.sequence);
-        assert!(plan.dropped.iter().all(|&id| oldest < Some(id)), "the oldest was preempted");
+        let place = |id: SequenceId| (self.scheduler.sequence(id).unwrap().background, id);
+        let last = plan.spans.last().map(|span| place(span.sequence));
+        // With a kept cache to begin with it may fit again at once.
+        let newer = |dropped: &Dropped| Some(place(dropped.id)) >= last;
+        assert!(plan.dropped.iter().all(newer), "not the newest was preempted");
         let chunks: Vec<_> = plan.spans.iter().filter(|span| span.tokens.len() > 1).collect();
         let answers = plan.spans.iter().filter(|span| span.wanted.end > span.choose_from).count();
         self.seen.steps_with_prompts_and_answers +=
@@ -380,9 +390,11 @@ impl World {
 
     /// The runner.
     fn compute(&mut self, plan: &Plan) -> Vec<Outcome> {
-        for id in &plan.dropped {
-            self.caches.remove(id).expect("only what has a cache is dropped");
+        for dropped in &plan.dropped {
+            assert!(self.caches.contains_key(&dropped.id), "only what has a cache is dropped");
+            self.retire(dropped.id, dropped.keep);
             self.seen.preempted += 1;
+            self.seen.preempted_and_kept += usize::from(dropped.keep.is_some());
         }
         for span in &plan.spans {
             if let Some(cache) = self.caches.get_mut(&span.sequence) {

@@ -212,7 +212,7 @@ fn load<B: Backend>(
         text: text.clone(),
         weight_bytes: on_disk as usize,
         limits,
-        draft_tokens: options.draft_tokens,
+        options,
     });
     Ok(Loaded { runner: Box::new(runner), draft_model, text, info })
 }

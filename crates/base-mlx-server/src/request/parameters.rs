@@ -131,6 +131,7 @@ impl Parameters {
             stop: self.stop.clone(),
             ignore_end: self.ignore_end,
             score_prompt: false,
+            background: false,
             draft: Draft::Nobody,
             streamed: self.stream,
         })

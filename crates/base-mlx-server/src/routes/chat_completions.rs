@@ -1,6 +1,7 @@
 use std::sync::Arc;
 
 use axum::extract::{RawQuery, State};
+use axum::http::HeaderMap;
 use axum::response::Response;
 use base_mlx_core::engine::GenerateRequest;
 use base_mlx_core::text::{AddSpecial, ChatInput, Opening, TemplateError};
@@ -15,7 +16,7 @@ use crate::models::{Model, blocking};
 use crate::request::{
     Conversation, JsonObject, KeepAlive, Known, Parameters, in_range, max_tokens, refuse,
 };
-use crate::routes::{check_length, draft_name, respond};
+use crate::routes::{check_length, draft_name, in_background, respond};
 use crate::running::Running;
 
 /// `POST /v1/chat/completions`
@@ -23,9 +24,11 @@ pub(crate) async fn create(
     State(app): State<Arc<App>>,
     mut running: Running,
     RawQuery(query): RawQuery,
+    headers: HeaderMap,
     body: JsonObject,
 ) -> Result<Response, ApiError> {
     let chat = ChatRequest::parse(&body)?;
+    let background = in_background(&headers, &body)?;
     let draft = draft_name(query.as_deref(), &chat.parameters.draft)?;
     let (model, called) = app.models.get(chat.parameters.model.as_deref(), &mut running).await?;
     if let Some(KeepAlive(after)) = chat.parameters.keep_alive {
@@ -46,7 +49,7 @@ pub(crate) async fn create(
         let (model, chat) = (Arc::clone(&model), Arc::clone(&chat));
         blocking(move || chat.prepare(&model)).await??
     };
-    request.draft = draft;
+    (request.draft, request.background) = (draft, background);
     let generation = model.engine.generate(request);
     let generation = generation.map_err(|error| ApiError::generating(error, Chat::PROMPT))?;
     // An answer is a text of its own, unless it goes on with the last message.

@@ -1,6 +1,7 @@
 use std::sync::Arc;
 
 use axum::extract::{RawQuery, State};
+use axum::http::HeaderMap;
 use axum::response::Response;
 use base_mlx_core::TokenId;
 use base_mlx_core::engine::GenerateRequest;
@@ -16,7 +17,7 @@ use crate::error::ApiError;
 use crate::events::{Answer, Choice, Echo, echoed, fold, joined, opened};
 use crate::models::{Model, blocking};
 use crate::request::{JsonObject, KeepAlive, Known, Parameters, in_range, refuse};
-use crate::routes::{check_length, draft_name, json, respond};
+use crate::routes::{check_length, draft_name, in_background, json, respond};
 use crate::running::Running;
 
 /// `POST /v1/completions`
@@ -24,9 +25,11 @@ pub(crate) async fn create(
     State(app): State<Arc<App>>,
     mut running: Running,
     RawQuery(query): RawQuery,
+    headers: HeaderMap,
     body: JsonObject,
 ) -> Result<Response, ApiError> {
     let completion = Arc::new(CompletionRequest::parse(&body)?);
+    let background = in_background(&headers, &body)?;
     let draft = draft_name(query.as_deref(), &completion.parameters.draft)?;
     let (model, called) =
         app.models.get(completion.parameters.model.as_deref(), &mut running).await?;
@@ -57,9 +60,9 @@ pub(crate) async fn create(
     let prompts = requests.len();
     let scored: Vec<usize> = echoes.iter().map(|echo| echo.scored_tokens).collect();
     let candidates = completion.best_of;
-    let generations = requests
-        .into_iter()
-        .map(|request| model.engine.generate(GenerateRequest { draft: draft.clone(), ..request }));
+    let generations = requests.into_iter().map(|request| {
+        model.engine.generate(GenerateRequest { draft: draft.clone(), background, ..request })
+    });
     let wrong = |error| ApiError::generating(error, Completions::PROMPT);
     let generations = generations.collect::<Result<Vec<_>, _>>().map_err(wrong)?;
     let openings = openings.into_iter();

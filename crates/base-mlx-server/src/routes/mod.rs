@@ -9,15 +9,15 @@ pub(crate) mod models;
 use std::sync::Arc;
 
 use axum::extract::FromRequestParts;
-use axum::http::header;
 use axum::http::request::Parts;
+use axum::http::{HeaderMap, HeaderName, HeaderValue, header};
 use axum::response::{IntoResponse, Response};
 
 use crate::App;
 use crate::dialects::Dialect;
 use crate::error::ApiError;
 use crate::events::{Events, begun, fold};
-use crate::request::{DraftName, Parameters};
+use crate::request::{DraftName, JsonObject, Parameters};
 use crate::running::Running;
 use crate::sse;
 
@@ -29,6 +29,23 @@ impl FromRequestParts<Arc<App>> for Running {
         app.gate.enter()
     }
 }
+
+/// Whether it may come behind all others: `service_tier: "flex"`, or a header for clients that cannot say that.
+fn in_background(headers: &HeaderMap, body: &JsonObject) -> Result<bool, ApiError> {
+    let flex = body.get("service_tier").is_some_and(|tier| tier == "flex");
+    match headers.get(LANE).map(HeaderValue::as_bytes) {
+        None => Ok(flex),
+        Some(b"background") => Ok(true),
+        Some(b"interactive") => Ok(false),
+        Some(other) => {
+            let other = String::from_utf8_lossy(other).into_owned();
+            let message = format!("`{LANE}` is {other:?}, expected `interactive` or `background`");
+            Err(ApiError::invalid(LANE.as_str(), message))
+        }
+    }
+}
+
+const LANE: HeaderName = HeaderName::from_static("x-base-mlx-lane");
 
 /// Who drafts: the body's `draft_model`, or `spec` in the URL, which is the same.
 fn draft_name(

@@ -43,6 +43,7 @@ pub(super) fn measure(engine: &Engine, arguments: &Arguments, number: usize) -> 
                 stop: Vec::new(),
                 ignore_end: true,
                 score_prompt: false,
+                background: false,
                 draft: Draft::Nobody,
                 streamed: true,
             })

@@ -14,8 +14,9 @@ pub(super) use model::{DraftModel, ModelDrafter, Wanted};
 use std::time::Duration;
 
 use self::lookup::lookup;
-use self::worth::{Luck, StepTime};
+use self::worth::Luck;
 use super::Engine;
+use super::pace::StepTime;
 use crate::TokenId;
 
 /// Who guesses at the next tokens of an answer.
@@ -49,8 +50,13 @@ impl Timing {
         self.draft = if self.draft == 0.0 { now } else { self.draft + (now - self.draft) * 0.1 };
     }
 
+    /// Seconds of a step of answers alone; `None` before one was measured.
+    pub(super) fn quiet(&self, rows: usize) -> Option<f64> {
+        self.verify.of(rows)
+    }
+
     fn of_a_step(&self, rows: usize) -> f64 {
-        self.verify.of(rows).unwrap_or(0.0)
+        self.quiet(rows).unwrap_or(0.0)
     }
 }
 

@@ -3,7 +3,7 @@
 mod plan;
 mod room;
 
-pub use plan::{Finished, Fork, Limits, Outcome, Plan, PlannedSpan, Refused, Source};
+pub use plan::{Dropped, Finished, Fork, Limits, Outcome, Plan, PlannedSpan, Refused, Source};
 
 use std::collections::BTreeMap;
 
@@ -32,11 +32,13 @@ use crate::TokenId;
 /// - The tokens of all running sequences and all kept ones fit into `kv_tokens`. When they have grown out of it without
 ///   kept ones, the newest is preempted: it loses its cache and waits again, in its old place. The oldest is never
 ///   preempted, so something always moves.
+/// - Sequences of the background come behind all others: they are admitted last, get what others leave of a step, and are
+///   preempted when another needs their place or their room.
 /// - Siblings start from a fork of the first of them that has computed the prompt but for its last token. It waits there
 ///   for one step if siblings can be admitted, so that they choose their first tokens together.
 pub struct Scheduler {
     limits: Limits,
-    /// Both by arrival; a preempted sequence keeps its number.
+    /// Both by arrival, those of the background behind all others; a preempted sequence keeps its number.
     running: BTreeMap<u64, Sequence>,
     waiting: BTreeMap<u64, Sequence>,
     arrivals: u64,
@@ -98,7 +100,8 @@ impl Scheduler {
         if let Some(sibling) = self.sequences().find(|other| other.group == sequence.group) {
             assert!(sibling.prompt() == sequence.prompt(), "a group has one prompt");
         }
-        self.waiting.insert(self.arrivals, sequence);
+        let lane = if sequence.background { BACKGROUND } else { 0 };
+        self.waiting.insert(lane + self.arrivals, sequence);
         self.arrivals += 1;
         Ok(())
     }
@@ -127,8 +130,8 @@ impl Scheduler {
 
     /// Decides the next step. An empty plan means that nothing is left to do.
     pub fn plan(&mut self) -> Plan {
-        let dropped = self.make_room();
-        let Admission { forks, held } = self.admit();
+        let mut dropped = self.make_room();
+        let Admission { forks, held } = self.admit(&mut dropped);
         let shares = self.share(&held);
         let spans = self
             .running
@@ -218,6 +221,11 @@ impl Scheduler {
     /// The running sequences that are to choose their next token in the next step, the oldest first.
     pub fn answering(&self) -> impl Iterator<Item = &Sequence> {
         self.running.values().filter(|sequence| sequence.behind() == 1 && sequence.max_tokens > 0)
+    }
+
+    /// How many more sequences could run.
+    pub fn free_places(&self) -> usize {
+        self.limits.running - self.running.len()
     }
 
     pub fn is_idle(&self) -> bool {
@@ -318,13 +326,16 @@ impl Scheduler {
         if let Some(first) = prompts.first_mut() {
             grant(first, half);
         }
-        prompts.sort_by_key(|&(arrival, need)| (need, arrival));
+        prompts.sort_by_key(|&(arrival, need)| (arrival >= BACKGROUND, need, arrival));
         for prompt in &mut prompts {
             grant(prompt, usize::MAX);
         }
         shares
     }
 }
+
+/// Arrivals from here on are those of the background.
+const BACKGROUND: u64 = 1 << 63;
 
 #[cfg(test)]
 mod tests {
@@ -484,6 +495,23 @@ mod tests {
     }
 
     #[test]
+    fn the_background_gives_its_place_to_others_and_goes_on_where_it_was() {
+        let limits = Limits { running: 1, kept_tokens: 1000, block: Some(4), ..LIMITS };
+        let mut scheduler = Scheduler::new(limits);
+        let mut slow = Sequence::new(SequenceId(0), 0, vec![1; 20], 9);
+        slow.background = true;
+        scheduler.submit(slow).unwrap();
+        step(&mut scheduler);
+        step(&mut scheduler);
+        submit(&mut scheduler, 1, 1, 3);
+        let plan = scheduler.plan();
+        assert_eq!((plan.dropped[0].id, plan.spans[0].sequence), (SequenceId(0), SequenceId(1)));
+        assert_eq!(plan.dropped[0].keep.map(|keep| keep.len), Some(21));
+        scheduler.cancel(SequenceId(1));
+        assert_eq!(step(&mut scheduler), [(0, 1, true)], "nothing is computed twice");
+    }
+
+    #[test]
     fn the_newest_is_preempted_and_comes_back_in_its_place() {
         let mut scheduler = Scheduler::new(Limits { kv_tokens: 40, ..LIMITS });
         submit(&mut scheduler, 0, 0, 10);
@@ -496,7 +524,7 @@ mod tests {
                 step(&mut scheduler);
             }
         }
-        assert_eq!(dropped, [SequenceId(1)]);
+        assert_eq!(dropped, [Dropped { id: SequenceId(1), keep: None }]);
         let preempted = scheduler.sequence(SequenceId(1)).unwrap();
         assert_eq!((preempted.computed, preempted.answer().len()), (0, 11));
         scheduler.cancel(SequenceId(0));

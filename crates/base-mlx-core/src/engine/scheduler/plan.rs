@@ -36,7 +36,15 @@ pub struct Plan {
     /// Oldest sequence first, none of them empty.
     pub spans: Vec<PlannedSpan>,
     /// Sequences that were preempted.
-    pub dropped: Vec<SequenceId>,
+    pub dropped: Vec<Dropped>,
+}
+
+/// A sequence that waits again, without its cache.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Dropped {
+    pub id: SequenceId,
+    /// What becomes of the cache; dropped if `None`.
+    pub keep: Option<Keep>,
 }
 
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -54,6 +62,13 @@ pub struct PlannedSpan {
     pub choose_from: usize,
     /// The sequence has no cache yet: it starts with the first `len` positions of another's.
     pub fork: Option<Fork>,
+}
+
+impl PlannedSpan {
+    /// It computes nothing but the last token of its sequence and drafts.
+    pub fn is_answer(&self) -> bool {
+        self.choose_from == self.range.start
+    }
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

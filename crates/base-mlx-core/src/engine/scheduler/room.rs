@@ -2,10 +2,10 @@
 
 use std::collections::BTreeMap;
 
-use super::Scheduler;
-use super::plan::{Fork, Source};
+use super::plan::{Dropped, Fork, Source};
+use super::{BACKGROUND, Scheduler};
 use crate::engine::prefix::Keep;
-use crate::engine::sequence::{Cached, Sequence, SequenceId, Uncached};
+use crate::engine::sequence::{Cached, Sequence, Uncached};
 
 impl Scheduler {
     /// Positions that are or may soon be in running sequences' caches and in no kept one. A prompt counts in full from the
@@ -42,7 +42,7 @@ impl Scheduler {
     }
 
     /// Makes room for what running sequences have grown by, and for their drafts if kept caches are all that must go for them.
-    pub(super) fn make_room(&mut self) -> Vec<SequenceId> {
+    pub(super) fn make_room(&mut self) -> Vec<Dropped> {
         let mut dropped = Vec::new();
         let drafts: usize = self.running.values().map(|sequence| sequence.draft.len()).sum();
         self.evict_down_to(self.limits.kv_tokens.saturating_sub(self.reserved() + drafts));
@@ -56,13 +56,29 @@ impl Scheduler {
             if let Some((id, _)) = sequence.kept.take() {
                 self.kept.end(id);
             }
-            sequence.computed = 0;
-            sequence.draft.clear();
-            dropped.push(sequence.id);
-            self.waiting.insert(arrival, sequence);
+            dropped.push(self.wait_again(arrival, sequence, None));
             self.evict_down_to(self.limits.kv_tokens.saturating_sub(self.reserved()));
         }
         dropped
+    }
+
+    /// Preempts the newest running sequence of the background, if there is one. Its cache is kept as far as there is room.
+    fn preempt_background(&mut self) -> Option<Dropped> {
+        let (&arrival, _) = self.running.last_key_value()?;
+        if arrival < BACKGROUND {
+            return None;
+        }
+        let sequence = self.running.remove(&arrival)?;
+        let keep = self.keep(&sequence);
+        Some(self.wait_again(arrival, sequence, keep))
+    }
+
+    fn wait_again(&mut self, arrival: u64, mut sequence: Sequence, keep: Option<Keep>) -> Dropped {
+        let id = sequence.id;
+        (sequence.computed, sequence.kept) = (0, None);
+        sequence.draft.clear();
+        self.waiting.insert(arrival, sequence);
+        Dropped { id, keep }
     }
 
     /// Takes out kept caches that no running sequence began with, until no more than these positions are left.
@@ -73,32 +89,54 @@ impl Scheduler {
         }
     }
 
-    pub(super) fn admit(&mut self) -> Admission {
+    pub(super) fn admit(&mut self, dropped: &mut Vec<Dropped>) -> Admission {
         let mut admission = Admission::default();
         // What is kept free for those that wait for a sibling.
         let (mut places, mut positions) = (0, 0);
         let arrivals: Vec<u64> = self.waiting.keys().copied().collect();
+        let dropped_before = dropped.len();
         for arrival in arrivals {
-            let members = self.running.len() + places;
-            if members == self.limits.running {
+            // Who was preempted just now is not overtaken.
+            if arrival >= BACKGROUND && dropped.len() > dropped_before {
                 break;
             }
-            // A sequence admitted into the last free position would be preempted in the next step.
-            let growth = if members == 0 { 0 } else { (members + 1) * GROWTH_TOKENS };
-            let sequence = &self.waiting[&arrival];
-            let begins = self.start(sequence);
-            let (group, tokens) = (sequence.group, sequence.tokens.len());
-            let room = self.limits.kv_tokens.checked_sub(self.reserved() + positions + growth);
-            let Some(begins) = room.and_then(|room| self.fit(begins, tokens, room)) else { break };
-            match begins {
-                Start::Later => {
-                    admission.held.push(group);
-                    (places, positions) = (places + 1, positions + tokens);
+            let begins = loop {
+                let begins = self.begins(arrival, places, positions);
+                if begins.is_some() || arrival >= BACKGROUND {
+                    break begins;
                 }
-                Start::Now(begins) => self.begin(arrival, begins, &mut admission),
+                match self.preempt_background() {
+                    Some(preempted) => dropped.push(preempted),
+                    None => break None,
+                }
+            };
+            match begins {
+                None => break,
+                Some(Start::Later) => {
+                    let sequence = &self.waiting[&arrival];
+                    admission.held.push(sequence.group);
+                    (places, positions) = (places + 1, positions + sequence.tokens.len());
+                }
+                Some(Start::Now(begins)) => self.begin(arrival, begins, &mut admission),
             }
         }
         admission
+    }
+
+    /// How a waiting sequence begins in this step, where so many places and positions beside those that run are taken; `None`
+    /// if it cannot.
+    fn begins(&mut self, arrival: u64, places: usize, positions: usize) -> Option<Start> {
+        let members = self.running.len() + places;
+        if members == self.limits.running {
+            return None;
+        }
+        // A sequence admitted into the last free position would be preempted in the next step.
+        let growth = if members == 0 { 0 } else { (members + 1) * GROWTH_TOKENS };
+        let sequence = &self.waiting[&arrival];
+        let tokens = sequence.tokens.len();
+        let start = self.start(sequence);
+        let room = self.limits.kv_tokens.checked_sub(self.reserved() + positions + growth)?;
+        self.fit(start, tokens, room)
     }
 
     /// How a waiting sequence begins, given those that run, the ones just admitted included.
