@@ -6,6 +6,7 @@
 mod support;
 
 use std::sync::LazyLock;
+use std::time::Duration;
 
 use base_mlx_core::engine::{
     Cached, Device, DeviceKind, DeviceOptions, Draft, Engine, EngineOptions, Event, FinishReason,
@@ -314,6 +315,45 @@ fn a_dropped_answer_gives_its_place_to_the_next() {
     drop(first);
     let answer = fold(second);
     assert!(answer.texts[0].contains("Paris"), "{}", answer.texts[0]);
+}
+
+fn endless(prompt: &str) -> GenerateRequest {
+    GenerateRequest { max_tokens: None, ignore_end: true, ..request(prompt) }
+}
+
+#[test]
+fn a_queue_has_a_length_and_a_wait_an_end() {
+    let max_wait = Some(Duration::from_millis(300));
+    let engine =
+        smollm2(EngineOptions { parallel: 1, queue: 1, max_wait, ..EngineOptions::default() });
+    let mut first = engine.generate(endless("Tell me a long story.")).unwrap();
+    assert!(matches!(first.next_blocking(), Some(Event::Begun(_))));
+    let mut second = engine.generate(request("Name a colour.")).unwrap();
+    let mut third = engine.generate(request("Name a town.")).unwrap();
+    let full = GenerateError::QueueFull { waiting: 1 };
+    assert_eq!(third.next_blocking(), Some(Event::Error(full)));
+    let late = second.next_blocking();
+    assert!(
+        matches!(late, Some(Event::Error(GenerateError::WaitedTooLong { ms: 300.. }))),
+        "{late:?}"
+    );
+    assert!(matches!(first.next_blocking(), Some(Event::Text { .. })), "who runs goes on");
+}
+
+#[test]
+fn the_background_lets_others_pass() {
+    let engine = smollm2(EngineOptions { parallel: 1, ..EngineOptions::default() });
+    let alone = run(&engine, request("Name a colour."));
+    let slow = GenerateRequest { background: true, max_tokens: Some(200), ..endless("Count.") };
+    let mut background = engine.generate(slow.clone()).unwrap();
+    assert!(matches!(background.next_blocking(), Some(Event::Begun(_))));
+    let mut waiting = engine.generate(slow.clone()).unwrap();
+    assert_eq!(run(&engine, request("Name a colour.")), alone);
+    // It has not even begun, though it came first.
+    let begun = waiting.next_blocking();
+    assert!(matches!(begun, Some(Event::Begun(_))), "{begun:?}");
+    let cold = smollm2(EngineOptions { prefix_bytes: Some(0), ..EngineOptions::default() });
+    assert_eq!(fold(background).texts, run(&cold, slow).texts, "it goes on where it was");
 }
 
 #[test]

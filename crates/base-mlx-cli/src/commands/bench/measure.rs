@@ -35,18 +35,7 @@ pub(super) fn measure(engine: &Engine, arguments: &Arguments, number: usize) -> 
     let streams = arguments.streams;
     let requests = (0..streams)
         .map(|stream| {
-            Ok(GenerateRequest {
-                prompt: prompt(engine, arguments.prompt, number * streams + stream)?,
-                choices: 1,
-                sampling: SamplingParams { temperature: 0.0, ..SamplingParams::default() },
-                max_tokens: Some(arguments.generate),
-                stop: Vec::new(),
-                ignore_end: true,
-                score_prompt: false,
-                background: false,
-                draft: Draft::Nobody,
-                streamed: true,
-            })
+            request(engine, arguments.prompt, arguments.generate, number * streams + stream)
         })
         .collect::<Result<Vec<_>>>()?;
     let begun = Instant::now();
@@ -107,6 +96,27 @@ async fn listen(mut generation: Generation) -> Result<Heard, GenerateError> {
         }
     }
     Ok(Heard { tokens, usage, end: Instant::now() })
+}
+
+/// A request for so many tokens after a prompt of so many; each number has another prompt.
+pub(super) fn request(
+    engine: &Engine,
+    tokens: usize,
+    generate: usize,
+    number: usize,
+) -> Result<GenerateRequest> {
+    Ok(GenerateRequest {
+        prompt: prompt(engine, tokens, number)?,
+        choices: 1,
+        sampling: SamplingParams { temperature: 0.0, ..SamplingParams::default() },
+        max_tokens: Some(generate),
+        stop: Vec::new(),
+        ignore_end: true,
+        score_prompt: false,
+        background: false,
+        draft: Draft::Nobody,
+        streamed: true,
+    })
 }
 
 /// So many tokens of plain English.

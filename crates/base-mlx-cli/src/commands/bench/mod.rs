@@ -3,6 +3,7 @@
 
 mod compare;
 mod measure;
+mod mixed;
 mod report;
 
 use std::fs::File;
@@ -39,6 +40,10 @@ pub(crate) struct Arguments {
     /// Answers made at once, up to 4096
     #[arg(long, default_value_t = 1, value_name = "N", value_parser = streams)]
     streams: usize,
+    /// Measure instead how far apart the tokens of running answers are while a prompt of so many tokens is read beside them
+    #[arg(long, value_name = "TOKENS", value_parser = count)]
+    #[arg(conflicts_with_all = ["json", "report", "compare"])]
+    mixed: Option<usize>,
     #[command(flatten)]
     compute: Compute,
     /// One JSON object
@@ -67,7 +72,7 @@ pub(crate) fn run(arguments: Arguments, file: &ConfigFile, store: &Store) -> Res
     // What an earlier run has left behind would be measured instead of the prompt.
     let prefix_bytes = Some(0);
     let options = EngineOptions {
-        parallel: arguments.streams,
+        parallel: arguments.streams + usize::from(arguments.mixed.is_some()),
         prefix_bytes,
         ..arguments.compute.engine(file)
     };
@@ -76,6 +81,9 @@ pub(crate) fn run(arguments: Arguments, file: &ConfigFile, store: &Store) -> Res
     let engine = Engine::start(&model.path, &model.name, &device, options)?;
     let load_ms = load.elapsed().as_millis() as u64;
     let until_loaded_ms = begun.elapsed().as_secs_f64() * 1000.0;
+    if let Some(tokens) = arguments.mixed {
+        return mixed::measure(&engine, &arguments, tokens, &mut io::stdout());
+    }
     check_sizes(&arguments, engine.info())?;
     let stock_kernels = arguments.compute.stock_kernels(file);
     let loaded = Loaded { device, engine, kv_cache_type, stock_kernels, load_ms, until_loaded_ms };
