@@ -64,11 +64,21 @@ impl Kernel for RmsNorm<'_> {
     fn run<L: Lanes>(self, lanes: L) {
         let width = self.w.len().max(1);
         for (x, out) in self.x.chunks_exact(width).zip(self.out.chunks_exact_mut(width)) {
-            let [[squares]] = crate::linear::dot_tile(lanes, [x], [x]);
+            let squares = squares(lanes, x);
             let factor = 1.0 / (squares / width as f32 + self.eps).sqrt();
             Zip { a: x, b: self.w, out, operation: Scale(factor) }.run(lanes);
         }
     }
+}
+
+#[inline(always)]
+fn squares<L: Lanes>(lanes: L, x: &[f32]) -> f32 {
+    let mut sum = lanes.splat(0.0);
+    for x in x.chunks(L::WIDTH) {
+        let x = lanes.load_some(x);
+        sum = lanes.mul_add(x, x, sum);
+    }
+    lanes.sum(sum)
 }
 
 /// `x * factor * w`

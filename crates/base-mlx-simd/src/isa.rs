@@ -88,6 +88,8 @@ pub trait Kernel {
 pub trait Lanes: Copy + Send + Sync + 'static {
     /// 8 or 16.
     const WIDTH: usize;
+    /// How many rows of two vectors of sums the registers have room for beside two vectors of weights: 2, 4, 6 or 8.
+    const ROWS: usize;
     type V: Copy;
 
     fn splat(self, value: f32) -> Self::V;
@@ -114,9 +116,9 @@ pub trait Lanes: Copy + Send + Sync + 'static {
     fn bf16(self, from: &[u8]) -> Self::V;
     /// The first `WIDTH` integers.
     fn i8(self, from: &[i8]) -> Self::V;
-    /// Says that this will be wanted soon.
+    /// Says that what lies so many bytes behind `here` will be wanted soon; there need not be anything.
     #[inline(always)]
-    fn prefetch<T>(self, _what: &T) {}
+    fn prefetch<T: ?Sized>(self, _here: &T, _bytes: usize) {}
 
     /// Up to `WIDTH` values; the lanes beyond are zero.
     #[inline(always)]
@@ -179,6 +181,7 @@ impl Scalar {
 
 impl Lanes for Scalar {
     const WIDTH: usize = 8;
+    const ROWS: usize = 2;
     type V = [f32; 8];
 
     #[inline(always)]

@@ -12,12 +12,12 @@ use std::io;
 
 use half::f16;
 
-use crate::matrix::Floats;
+use crate::floats::Floats;
 use crate::memory::{Arena, LINE, Line, Lines};
 use crate::pool::{Pool, VALUES_IN_PIECE};
 use crate::shared::SharedMut;
 
-pub use product::{PackedProduct, linear_packed};
+pub use product::linear_packed;
 
 /// Affine groups of values as files have them: `w = scale * q + bias`, one scale and bias for each `group` values of a row.
 #[derive(Clone, Copy, Debug)]
