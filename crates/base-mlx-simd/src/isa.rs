@@ -100,13 +100,15 @@ pub trait Lanes: Copy + Send + Sync + 'static {
     fn sub(self, a: Self::V, b: Self::V) -> Self::V;
     fn mul(self, a: Self::V, b: Self::V) -> Self::V;
     fn div(self, a: Self::V, b: Self::V) -> Self::V;
+    /// `b` where one of both is not a number.
     fn max(self, a: Self::V, b: Self::V) -> Self::V;
+    /// `b` where one of both is not a number.
     fn min(self, a: Self::V, b: Self::V) -> Self::V;
     /// `a * b + c`, rounded once where the CPU can.
     fn mul_add(self, a: Self::V, b: Self::V, c: Self::V) -> Self::V;
     /// Halves are added to each other until one lane is left.
     fn sum(self, value: Self::V) -> f32;
-    /// The largest lane.
+    /// The largest lane; any if one is not a number.
     fn largest(self, value: Self::V) -> f32;
     /// 2 to the power of each lane, which holds a whole number from -126 to 127.
     fn pow2(self, value: Self::V) -> Self::V;
@@ -142,11 +144,11 @@ pub trait Lanes: Copy + Send + Sync + 'static {
         to.copy_from_slice(&all[..to.len()]);
     }
 
-    /// e to the power of each lane, to about one unit in the last place; clamped where f32 would over- or underflow.
-    /// (The polynomial is Cephes' expf.)
+    /// e to the power of each lane, to about one unit in the last place; clamped where f32 would over- or underflow;
+    /// what is not a number stays none. (The polynomial is Cephes' expf.)
     #[inline(always)]
     fn exp(self, x: Self::V) -> Self::V {
-        let x = self.min(self.max(x, self.splat(-87.33)), self.splat(88.37));
+        let x = self.min(self.splat(88.37), self.max(self.splat(-87.33), x));
         // Adding and subtracting 1.5 * 2^23 rounds to a whole number.
         let magic = self.splat(12_582_912.0);
         let n = self.sub(self.mul_add(x, self.splat(std::f32::consts::LOG2_E), magic), magic);

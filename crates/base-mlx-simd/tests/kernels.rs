@@ -1,5 +1,7 @@
 //! Every kernel on every instruction set this CPU has, compared with the portable one on random sizes.
 
+use std::ops::Range;
+
 use base_mlx_simd::{
     Affine, Arena, AttentionShape, AttentionSpan, Dense, Floats, Isa, KEY_BLOCK, Kernel, KvBlock,
     KvBlocks, KvFormat, Lanes, Packed, Pool, Product, RopeTable, add, attention, linear,
@@ -335,6 +337,60 @@ fn a_value_not_yet_due_is_not_touched() {
 }
 
 #[test]
+fn what_is_not_a_number_is_seen_by_whoever_attends_to_it() {
+    let (heads, head_dim, len) = (2, 40, 600);
+    let mut dice = Dice(2);
+    let q: Vec<f32> = dice.floats(len * heads * head_dim).iter().map(|q| q.abs() + 0.1).collect();
+    let (ones, nan) = (vec![1.0; head_dim], vec![f32::NAN; head_dim]);
+    let infinite = vec![f32::INFINITY; head_dim];
+    let nothing: Vec<f32> = infinite.iter().map(|x| -x).collect();
+    // The first of all, the last of a block, which a window leaves alone there, and the first of a segment.
+    for (format, window, bad) in FORMATS
+        .into_iter()
+        .flat_map(|format| [None, Some(50)].map(|window| (format, window)))
+        .flat_map(|(format, window)| [0, 31, 512].map(|bad| (format, window, bad)))
+    {
+        let shape = AttentionShape { heads, kv_heads: 1, head_dim, scale: 0.3, window };
+        let poisons = [(&nan, &ones, true), (&ones, &nan, true), (&infinite, &ones, true)];
+        // Half a float keeps the largest number instead.
+        let scores = if format == KvFormat::F16 { 2 } else { 3 };
+        let weightless = (&nothing, &ones, false);
+        for (key, value, spreads) in poisons.into_iter().take(scores).chain([weightless]) {
+            let mut blocks = cache(format, shape, &mut dice, len);
+            blocks[bad / KEY_BLOCK].write(bad % KEY_BLOCK, key, value);
+            for isa in Isa::all() {
+                let run = |rows: Range<usize>| {
+                    let some = rows.start * heads * head_dim..rows.end * heads * head_dim;
+                    let (start, rows) = (rows.start, 0..rows.len());
+                    let mut out = vec![0.0; some.len()];
+                    let span = AttentionSpan { rows, start, blocks: blocks.iter().collect() };
+                    attention(&Pool::new(2), isa, shape, &q[some], &[span], &mut out);
+                    out
+                };
+                let together = run(0..len);
+                for (row, out) in together.chunks(heads * head_dim).enumerate() {
+                    let sees = (bad..window.map_or(len, |window| bad + window)).contains(&row);
+                    // Who sees nothing but what weighs nothing has no answer either.
+                    let alone = format != KvFormat::F16 && bad == 0 && row == 0;
+                    let none = if spreads { sees } else { alone };
+                    let what = format!("{}: {format} {window:?}, row {row}, {key:?}", isa.name());
+                    assert!(out.iter().all(|x| x.is_nan() == none), "{what}: {out:?}");
+                    assert!(none || out.iter().all(|x| x.abs() < 1.001), "{what}: {out:?}");
+                }
+                for row in [bad, bad + 40, len - 1] {
+                    let together = &together[row * heads * head_dim..][..heads * head_dim];
+                    let same = run(row..row + 1)
+                        .iter()
+                        .zip(together)
+                        .all(|(a, b)| a.to_bits() == b.to_bits() || a.is_nan() && b.is_nan());
+                    assert!(same, "{}: row {row} alone", isa.name());
+                }
+            }
+        }
+    }
+}
+
+#[test]
 fn what_is_beyond_half_a_float_is_kept_as_the_largest() {
     let shape = AttentionShape { heads: 1, kv_heads: 1, head_dim: 1, scale: 1.0, window: None };
     for (value, kept) in [(1e9, 65504.0), (f32::NEG_INFINITY, -65504.0), (-1.5, -1.5)] {
@@ -393,6 +449,7 @@ fn powers_of_e_are_close_to_the_exact_ones() {
             let error = (f64::from(found) - exact).abs() / exact;
             assert!(error < 3e-7, "{}: e^{x} is {found}, {error:e} off", isa.name());
         }
+        assert!(isa.run(Exp(&[f32::NAN; 17])).iter().all(|x| x.is_nan()), "{}", isa.name());
         let ends = [f32::NEG_INFINITY, -1e9, 1e9, f32::INFINITY, 0.0, -0.0, 1.0, -88.0];
         let found = isa.run(Exp(&ends));
         assert!(found[..2].iter().all(|x| (0.0..1e-37).contains(x)), "{found:?}");
