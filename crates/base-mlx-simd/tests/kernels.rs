@@ -1,6 +1,7 @@
 //! Every kernel on every instruction set this CPU has, compared with the portable one on random sizes.
 
 use std::ops::Range;
+use std::panic::{AssertUnwindSafe, catch_unwind};
 
 use base_mlx_simd::{
     Affine, Arena, AttentionShape, AttentionSpan, Dense, Floats, Isa, KEY_BLOCK, Kernel, KvBlock,
@@ -71,6 +72,30 @@ fn unpacked_rows_are_those_of_the_matrix() {
 }
 
 #[test]
+fn a_row_beyond_a_matrix_is_no_row_of_zeros() {
+    let (pool, mut dice) = (Pool::new(1), Dice(1));
+    let groups = Groups { outputs: 5, ..Groups::new(&mut dice) };
+    let (inner, group) = (groups.inner, groups.group);
+    let groups = Groups {
+        packed: groups.packed[..5 * inner / 8 * groups.bits as usize].to_vec(),
+        scales: stored(&dice.floats(5 * inner / group), groups.dtype),
+        biases: stored(&dice.floats(5 * inner / group), groups.dtype),
+        ..groups
+    };
+    let plain = Plain { outputs: 5, inner, dtype: 1, bytes: stored(&dice.floats(5 * inner), 1) };
+    let (packed, dense) = (groups.packed(&pool), plain.dense(&pool));
+    // The first beyond, which still has a place in the last panel, and one beyond any.
+    for (row, is_there) in [(4, true), (5, false), (15, false), (1000, false)] {
+        let mut out = vec![0.0; inner];
+        let found = catch_unwind(AssertUnwindSafe(|| packed.unpack_rows(&pool, &[row], &mut out)));
+        assert_eq!(found.is_ok(), is_there, "row {row} of {groups:?}");
+        let unpack = || dense.unpack_rows(&pool, Isa::best(), &[row], &mut out);
+        let found = catch_unwind(AssertUnwindSafe(unpack));
+        assert_eq!(found.is_ok(), is_there, "row {row} of {plain:?}");
+    }
+}
+
+#[test]
 fn a_product_has_the_same_bits_at_every_batch_size() {
     let pool = Pool::new(2);
     for seed in 0..60 {
@@ -115,6 +140,72 @@ fn bits_are_the_same(
         }
     }
 }
+
+#[test]
+fn other_rows_have_the_same_bits_alone_too() {
+    let pool = Pool::new(2);
+    for seed in 0..20 {
+        let mut dice = Dice(seed);
+        let width = dice.below(900) + 1;
+        let (a, b) = (dice.floats(ROWS * width), dice.floats(ROWS * width));
+        let of = |rows: Range<usize>| rows.start * width..rows.end * width;
+        same_alone(&format!("add of {width}"), |isa, rows, out| {
+            out.resize(rows.len() * width, f32::NAN);
+            add(&pool, isa, &a[of(rows.clone())], &b[of(rows)], out);
+        });
+        same_alone(&format!("swiglu of {width}"), |isa, rows, out| {
+            out.resize(rows.len() * width, f32::NAN);
+            swiglu(&pool, isa, &a[of(rows.clone())], &b[of(rows)], out);
+        });
+        same_alone(&format!("rms_norm of {width}"), |isa, rows, out| {
+            out.resize(rows.len() * width, f32::NAN);
+            rms_norm(&pool, isa, &a[of(rows)], &b[..width], 1e-6, out);
+        });
+
+        let (heads, head_dim) = (dice.below(5) + 1, dice.below(80) + 2);
+        let pairs = dice.below(head_dim / 2) + 1;
+        let inv_freq = dice.floats(pairs);
+        let positions: Vec<u32> = (0..ROWS).map(|_| dice.below(9000) as u32).collect();
+        let x = dice.floats(ROWS * heads * head_dim);
+        same_alone(&format!("rope of {heads} heads of {head_dim}"), |isa, rows, out| {
+            let table = RopeTable::new(&pool, &positions[rows.clone()], &inv_freq, 1.1);
+            let x = &x[rows.start * heads * head_dim..rows.end * heads * head_dim];
+            out.resize(x.len(), f32::NAN);
+            rope(&pool, isa, x, heads, head_dim, &table, out);
+        });
+
+        let (plain, affine) = (Plain::new(&mut dice), Groups::new(&mut dice));
+        let (dense, packed) = (plain.dense(&pool), affine.packed(&pool));
+        let mut taken =
+            |outputs| -> Vec<u32> { (0..ROWS).map(|_| dice.below(outputs) as u32).collect() };
+        let (of_dense, of_packed) = (taken(plain.outputs), taken(affine.outputs));
+        same_alone(&format!("unpack_rows of {plain:?}"), |isa, rows, out| {
+            out.resize(rows.len() * plain.inner, f32::NAN);
+            dense.unpack_rows(&pool, isa, &of_dense[rows], out);
+        });
+        same_alone(&format!("unpack_rows of {affine:?}"), |_, rows, out| {
+            out.resize(rows.len() * affine.inner, f32::NAN);
+            packed.unpack_rows(&pool, &of_packed[rows], out);
+        });
+    }
+}
+
+/// Compares all rows together with each by itself.
+fn same_alone(what: &str, kernel: impl Fn(Isa, Range<usize>, &mut Vec<f32>)) {
+    for isa in Isa::all() {
+        let run = |rows| {
+            let mut out = Vec::new();
+            kernel(isa, rows, &mut out);
+            out.into_iter().map(f32::to_bits).collect::<Vec<u32>>()
+        };
+        let all = run(0..ROWS);
+        for (row, together) in all.chunks(all.len() / ROWS).enumerate() {
+            assert_eq!(run(row..row + 1), together, "{}: row {row}, {what}", isa.name());
+        }
+    }
+}
+
+const ROWS: usize = 64;
 
 #[test]
 fn packed_products_agree_and_are_close_to_the_exact_ones() {
