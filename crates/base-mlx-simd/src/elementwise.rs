@@ -74,10 +74,13 @@ impl Kernel for RmsNorm<'_> {
 #[inline(always)]
 fn squares<L: Lanes>(lanes: L, x: &[f32]) -> f32 {
     let mut sum = lanes.splat(0.0);
-    for x in x.chunks(L::WIDTH) {
-        let x = lanes.load_some(x);
+    let vectors = x.chunks_exact(L::WIDTH);
+    let rest = lanes.load_some(vectors.remainder());
+    for x in vectors {
+        let x = lanes.load(x);
         sum = lanes.mul_add(x, x, sum);
     }
+    sum = lanes.mul_add(rest, rest, sum);
     lanes.sum(sum)
 }
 

@@ -97,9 +97,8 @@ impl<'a> Running<'a> {
             largest = lanes.max(largest, lanes.load(scores));
         }
         let largest = lanes.largest(largest);
-        if largest == f32::NEG_INFINITY && scores.iter().all(|score| !score.is_nan()) {
-            // Nothing so far weighs anything: the difference from the largest would be none.
-            return scores.fill(0.0);
+        if largest == f32::NEG_INFINITY && weigh_nothing(scores) {
+            return;
         }
         let sums = &mut self.lanes[query * L::WIDTH..][..L::WIDTH];
         let mut sum = lanes.load(sums);
@@ -139,4 +138,15 @@ impl<'a> Running<'a> {
             }
         }
     }
+}
+
+/// Where all scores so far are minus infinity, their differences from the largest would be none. False if that only seems
+/// so because one is not a number.
+#[cold]
+fn weigh_nothing(scores: &mut [f32; KEY_BLOCK]) -> bool {
+    let numbers = scores.iter().all(|score| !score.is_nan());
+    if numbers {
+        scores.fill(0.0);
+    }
+    numbers
 }
