@@ -27,6 +27,12 @@ fn main() {
                 println!("{outputs:>6} {inner:>6} {bits:>4} {rows:>6} {measured}");
             }
         }
+        for (outputs, inner) in F16_SHAPES {
+            for rows in [1, 2, 8, 64, 512] {
+                let measured = measure(&pool, isa, Work::LinearF16 { outputs, inner, rows });
+                println!("{outputs:>6} {inner:>6} {:>4} {rows:>6} {measured}", "f16");
+            }
+        }
         println!(
             "{:>4} {:>6} {:>6} {:>10} {:>10} {:>8}",
             "kv", "rows", "keys", "us", "GFLOP/s", "GB/s"
@@ -66,6 +72,9 @@ fn seconds(mut call: impl FnMut()) -> f64 {
     best.as_secs_f64()
 }
 
+/// (outputs, inner)
+const F16_SHAPES: [(usize, usize); 6] =
+    [(192, 576), (576, 576), (1536, 576), (576, 1536), (49152, 576), (2560, 9728)];
 /// (outputs, inner, bits, group): the layers of a 135M model, its head, a layer of a 4B model.
 const SHAPES: [(usize, usize, u32, usize); 13] = [
     (192, 576, 4, 32),

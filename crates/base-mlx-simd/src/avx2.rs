@@ -46,6 +46,7 @@ macro_rules! values {
 
 impl Lanes for Avx2 {
     const WIDTH: usize = 8;
+    const ROWS: usize = 6;
     type V = __m256;
 
     #[inline(always)]
@@ -137,9 +138,10 @@ impl Lanes for Avx2 {
         unsafe { _mm256_cvtepi32_ps(_mm256_cvtepi8_epi32(_mm_loadl_epi64(from.as_ptr().cast()))) }
     }
     #[inline(always)]
-    fn prefetch<T>(self, what: &T) {
+    fn prefetch<T: ?Sized>(self, here: &T, bytes: usize) {
+        let there = std::ptr::from_ref(here).cast::<i8>().wrapping_add(bytes);
         // SAFETY: a prefetch of any address is sound: it reads nothing and faults nowhere.
-        unsafe { _mm_prefetch::<_MM_HINT_T1>(std::ptr::from_ref(what).cast()) }
+        unsafe { _mm_prefetch::<_MM_HINT_T1>(there) }
     }
 }
 

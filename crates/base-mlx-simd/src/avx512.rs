@@ -50,6 +50,7 @@ macro_rules! values {
 
 impl Lanes for Avx512 {
     const WIDTH: usize = 16;
+    const ROWS: usize = 8;
     type V = __m512;
 
     #[inline(always)]
@@ -137,9 +138,10 @@ impl Lanes for Avx512 {
         unsafe { _mm512_cvtepi32_ps(_mm512_cvtepi8_epi32(_mm_loadu_si128(from.as_ptr().cast()))) }
     }
     #[inline(always)]
-    fn prefetch<T>(self, what: &T) {
+    fn prefetch<T: ?Sized>(self, here: &T, bytes: usize) {
+        let there = std::ptr::from_ref(here).cast::<i8>().wrapping_add(bytes);
         // SAFETY: a prefetch of any address is sound: it reads nothing and faults nowhere.
-        unsafe { _mm_prefetch::<_MM_HINT_T1>(std::ptr::from_ref(what).cast()) }
+        unsafe { _mm_prefetch::<_MM_HINT_T1>(there) }
     }
 }
 

@@ -64,11 +64,24 @@ impl Kernel for RmsNorm<'_> {
     fn run<L: Lanes>(self, lanes: L) {
         let width = self.w.len().max(1);
         for (x, out) in self.x.chunks_exact(width).zip(self.out.chunks_exact_mut(width)) {
-            let [[squares]] = crate::linear::dot_tile(lanes, [x], [x]);
+            let squares = squares(lanes, x);
             let factor = 1.0 / (squares / width as f32 + self.eps).sqrt();
             Zip { a: x, b: self.w, out, operation: Scale(factor) }.run(lanes);
         }
     }
+}
+
+#[inline(always)]
+fn squares<L: Lanes>(lanes: L, x: &[f32]) -> f32 {
+    let mut sum = lanes.splat(0.0);
+    let vectors = x.chunks_exact(L::WIDTH);
+    let rest = lanes.load_some(vectors.remainder());
+    for x in vectors {
+        let x = lanes.load(x);
+        sum = lanes.mul_add(x, x, sum);
+    }
+    sum = lanes.mul_add(rest, rest, sum);
+    lanes.sum(sum)
 }
 
 /// `x * factor * w`

@@ -88,6 +88,8 @@ pub trait Kernel {
 pub trait Lanes: Copy + Send + Sync + 'static {
     /// 8 or 16.
     const WIDTH: usize;
+    /// How many rows of two vectors of sums the registers have room for beside two vectors of weights: 2, 4, 6 or 8.
+    const ROWS: usize;
     type V: Copy;
 
     fn splat(self, value: f32) -> Self::V;
@@ -98,13 +100,15 @@ pub trait Lanes: Copy + Send + Sync + 'static {
     fn sub(self, a: Self::V, b: Self::V) -> Self::V;
     fn mul(self, a: Self::V, b: Self::V) -> Self::V;
     fn div(self, a: Self::V, b: Self::V) -> Self::V;
+    /// `b` where one of both is not a number.
     fn max(self, a: Self::V, b: Self::V) -> Self::V;
+    /// `b` where one of both is not a number.
     fn min(self, a: Self::V, b: Self::V) -> Self::V;
     /// `a * b + c`, rounded once where the CPU can.
     fn mul_add(self, a: Self::V, b: Self::V, c: Self::V) -> Self::V;
     /// Halves are added to each other until one lane is left.
     fn sum(self, value: Self::V) -> f32;
-    /// The largest lane.
+    /// The largest lane; any if one is not a number.
     fn largest(self, value: Self::V) -> f32;
     /// 2 to the power of each lane, which holds a whole number from -126 to 127.
     fn pow2(self, value: Self::V) -> Self::V;
@@ -114,9 +118,9 @@ pub trait Lanes: Copy + Send + Sync + 'static {
     fn bf16(self, from: &[u8]) -> Self::V;
     /// The first `WIDTH` integers.
     fn i8(self, from: &[i8]) -> Self::V;
-    /// Says that this will be wanted soon.
+    /// Says that what lies so many bytes behind `here` will be wanted soon; there need not be anything.
     #[inline(always)]
-    fn prefetch<T>(self, _what: &T) {}
+    fn prefetch<T: ?Sized>(self, _here: &T, _bytes: usize) {}
 
     /// Up to `WIDTH` values; the lanes beyond are zero.
     #[inline(always)]
@@ -140,11 +144,11 @@ pub trait Lanes: Copy + Send + Sync + 'static {
         to.copy_from_slice(&all[..to.len()]);
     }
 
-    /// e to the power of each lane, to about one unit in the last place; clamped where f32 would over- or underflow.
-    /// (The polynomial is Cephes' expf.)
+    /// e to the power of each lane, to about one unit in the last place; clamped where f32 would over- or underflow;
+    /// what is not a number stays none. (The polynomial is Cephes' expf.)
     #[inline(always)]
     fn exp(self, x: Self::V) -> Self::V {
-        let x = self.min(self.max(x, self.splat(-87.33)), self.splat(88.37));
+        let x = self.min(self.splat(88.37), self.max(self.splat(-87.33), x));
         // Adding and subtracting 1.5 * 2^23 rounds to a whole number.
         let magic = self.splat(12_582_912.0);
         let n = self.sub(self.mul_add(x, self.splat(std::f32::consts::LOG2_E), magic), magic);
@@ -179,6 +183,7 @@ impl Scalar {
 
 impl Lanes for Scalar {
     const WIDTH: usize = 8;
+    const ROWS: usize = 2;
     type V = [f32; 8];
 
     #[inline(always)]

@@ -16,10 +16,10 @@ mod avx2;
 mod avx512;
 mod bandwidth;
 mod cores;
+mod dense;
 mod elementwise;
+mod floats;
 mod isa;
-mod linear;
-mod matrix;
 mod memory;
 #[cfg(target_arch = "aarch64")]
 mod neon;
@@ -35,11 +35,19 @@ pub use attention::{
 };
 pub use bandwidth::read_bandwidth;
 pub use cores::cores;
+pub use dense::{Dense, linear};
 pub use elementwise::{add, rms_norm, swiglu};
+pub use floats::Floats;
 pub use isa::{Isa, Kernel, Lanes};
-pub use linear::linear;
-pub use matrix::{Floats, Matrix, unpack_rows};
 pub use memory::Arena;
-pub use packed::{Affine, Packed, PackedProduct, linear_packed};
+pub use packed::{Affine, Packed, linear_packed};
 pub use pool::{Pool, Scratch};
 pub use rope::{RopeTable, rope};
+
+/// A product by one of some weights: `out[row, output] = x[row] · weight[output] + bias[output]`.
+pub struct Product<'a, W> {
+    pub weight: &'a W,
+    pub bias: Option<&'a [f32]>,
+    /// `[rows, outputs]`
+    pub out: &'a mut [f32],
+}

@@ -53,6 +53,7 @@ macro_rules! both {
 
 impl Lanes for Neon {
     const WIDTH: usize = 8;
+    const ROWS: usize = 6;
     type V = (float32x4_t, float32x4_t);
 
     #[inline(always)]
@@ -156,11 +157,11 @@ impl Lanes for Neon {
         }
     }
     #[inline(always)]
-    fn prefetch<T>(self, what: &T) {
-        let what = std::ptr::from_ref(what).addr();
+    fn prefetch<T: ?Sized>(self, here: &T, bytes: usize) {
+        let there = std::ptr::from_ref(here).addr().wrapping_add(bytes);
         // SAFETY: a prefetch of any address is sound: it reads nothing and faults nowhere.
         unsafe {
-            asm!("prfm pldl2keep, [{}]", in(reg) what, options(nomem, nostack, preserves_flags));
+            asm!("prfm pldl2keep, [{}]", in(reg) there, options(nomem, nostack, preserves_flags));
         }
     }
 }

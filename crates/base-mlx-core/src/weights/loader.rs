@@ -93,10 +93,8 @@ impl<B: Backend> Loader<B> {
         for part in parts {
             let part = format!("{name}.{part}");
             self.ignore(&part);
-            // Every device lays groups out anew, so that the file's are not needed any more.
-            if let (Weight::Affine { .. }, Some(stored)) =
-                (&weight, self.checkpoint.find(&self.full(&part)))
-            {
+            // Every device lays weights out anew, so that the file's are not needed any more.
+            if let Some(stored) = self.checkpoint.find(&self.full(&part)) {
                 stored.release();
             }
         }

@@ -7,9 +7,9 @@ use std::fmt;
 use std::hint::black_box;
 
 use base_mlx_simd::{
-    Affine, Arena, AttentionShape, AttentionSpan, Floats, Isa, KEY_BLOCK, KvBlock, KvBlocks,
-    KvFormat, Matrix, Packed, PackedProduct, Pool, RopeTable, attention, linear, linear_packed,
-    rms_norm, rope, swiglu,
+    Affine, Arena, AttentionShape, AttentionSpan, Dense, Floats, Isa, KEY_BLOCK, KvBlock, KvBlocks,
+    KvFormat, Packed, Pool, Product, RopeTable, attention, linear, linear_packed, rms_norm, rope,
+    swiglu,
 };
 
 /// A kernel, and how much it has to do.
@@ -164,7 +164,7 @@ fn ready_packed(pool: &Pool, weights: Vec<Packed>, rows: usize) -> Ready<'_> {
     let mut turns = (0..weights.len()).cycle();
     let call = move |isa| {
         let weight = &weights[turns.next().expect("a cycle has no end")];
-        let product = PackedProduct { weight, bias: None, out: &mut out };
+        let product = Product { weight, bias: None, out: &mut out };
         linear_packed(pool, isa, black_box(&x), vec![product]);
     };
     Ready { bytes, call: Box::new(call) }
@@ -172,14 +172,17 @@ fn ready_packed(pool: &Pool, weights: Vec<Packed>, rows: usize) -> Ready<'_> {
 
 fn ready_f16(pool: &Pool, memory: Memory, outputs: usize, inner: usize, rows: usize) -> Ready<'_> {
     let bytes = outputs * inner * 2;
-    let weights = vec![vec![0x11; bytes]; memory.copies(bytes)];
+    let (arena, floats) = (Arena::default(), vec![0x11; bytes]);
+    let weights: Vec<Dense> = (0..memory.copies(bytes))
+        .map(|_| Dense::new(pool, &arena, Floats::F16(&floats), outputs, inner).expect("memory"))
+        .collect();
     let x = vec![0.5; rows * inner];
     let mut out = vec![0.0; rows * outputs];
     let mut turns = (0..weights.len()).cycle();
     let call = move |isa| {
         let weight = &weights[turns.next().expect("a cycle has no end")];
-        let weight = Matrix::new(Floats::F16(weight), outputs, inner);
-        linear(pool, isa, black_box(&x), &weight, None, &mut out);
+        let product = Product { weight, bias: None, out: &mut out };
+        linear(pool, isa, black_box(&x), vec![product]);
     };
     Ready { bytes, call: Box::new(call) }
 }

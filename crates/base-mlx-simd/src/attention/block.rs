@@ -7,7 +7,7 @@ use std::ops::Range;
 use half::f16;
 use half::slice::HalfFloatSliceExt;
 
-use crate::isa::Lanes;
+use crate::floats::Value;
 use crate::memory::{LINE, Line, Piece, Shelf};
 
 /// Positions in a block.
@@ -49,24 +49,17 @@ pub struct KvBlock {
     memory: Piece,
 }
 
-/// Numbers of a [`KvFormat`]; any bytes are some.
-pub(super) trait KvValue: Copy + Default + Send + Sync {
+/// Numbers of a [`KvFormat`].
+pub(super) trait KvValue: Value {
     const FORMAT: KvFormat;
     /// Whether each position and head has a scale.
     const SCALED: bool = false;
-    /// As many as there are lanes.
-    fn load<L: Lanes>(lanes: L, from: &[Self]) -> L::V;
     /// Rounds to what can be kept, and says what one stands for.
     fn round(from: &[f32], to: &mut [Self]) -> f32;
 }
 
 impl KvValue for f32 {
     const FORMAT: KvFormat = KvFormat::F32;
-
-    #[inline(always)]
-    fn load<L: Lanes>(lanes: L, from: &[f32]) -> L::V {
-        lanes.load(from)
-    }
 
     fn round(from: &[f32], to: &mut [f32]) -> f32 {
         to.copy_from_slice(from);
@@ -76,12 +69,6 @@ impl KvValue for f32 {
 
 impl KvValue for f16 {
     const FORMAT: KvFormat = KvFormat::F16;
-
-    #[inline(always)]
-    fn load<L: Lanes>(lanes: L, from: &[f16]) -> L::V {
-        // SAFETY: a half is two bytes, without padding.
-        lanes.f16(unsafe { std::slice::from_raw_parts(from.as_ptr().cast(), 2 * from.len()) })
-    }
 
     fn round(from: &[f32], to: &mut [f16]) -> f32 {
         to.convert_from_f32_slice(from);
@@ -97,11 +84,6 @@ impl KvValue for f16 {
 impl KvValue for i8 {
     const FORMAT: KvFormat = KvFormat::Q8;
     const SCALED: bool = true;
-
-    #[inline(always)]
-    fn load<L: Lanes>(lanes: L, from: &[i8]) -> L::V {
-        lanes.i8(from)
-    }
 
     fn round(from: &[f32], to: &mut [i8]) -> f32 {
         let largest = from.iter().fold(0.0_f32, |largest, x| largest.max(x.abs())).min(f32::MAX);

@@ -203,6 +203,6 @@ impl<L: Lanes, T: KvValue> Block<'_, L, T> {
 #[inline(always)]
 fn ask_ahead<L: Lanes, T>(lanes: L, what: &[T]) {
     for part in what.chunks(LINE / size_of::<T>()) {
-        lanes.prefetch(&part[0]);
+        lanes.prefetch(part, 0);
     }
 }

@@ -37,6 +37,7 @@ impl<'a> Results<'a> {
 pub(super) fn merge<L: Lanes>(lanes: L, all: &mut [f32], later: &mut [f32], width: usize) {
     let (mut all, mut later) = (Results::new(all, width), Results::new(later, width));
     for query in 0..all.sums.len() {
+        // Ignores what is no number, as whose totals and sum are none already.
         let largest = all.largest[query].max(later.largest[query]);
         // Where nothing is visible, nothing is added; the smallest power of e is not zero.
         if later.largest[query] == f32::NEG_INFINITY {
@@ -96,6 +97,9 @@ impl<'a> Running<'a> {
             largest = lanes.max(largest, lanes.load(scores));
         }
         let largest = lanes.largest(largest);
+        if largest == f32::NEG_INFINITY && weigh_nothing(scores) {
+            return;
+        }
         let sums = &mut self.lanes[query * L::WIDTH..][..L::WIDTH];
         let mut sum = lanes.load(sums);
         // Where the largest stays, the factor would be exactly one.
@@ -127,5 +131,22 @@ impl<'a> Running<'a> {
         for (sum, of_lanes) in self.results.sums.iter_mut().zip(self.lanes.chunks_exact(L::WIDTH)) {
             *sum = lanes.sum(lanes.load(of_lanes));
         }
+        // The largest score does not always tell of one that was no number, but the sum does.
+        for (largest, sum) in self.results.largest.iter_mut().zip(self.results.sums.iter()) {
+            if sum.is_nan() {
+                *largest = f32::NAN;
+            }
+        }
     }
+}
+
+/// Where all scores so far are minus infinity, their differences from the largest would be none. False if that only seems
+/// so because one is not a number.
+#[cold]
+fn weigh_nothing(scores: &mut [f32; KEY_BLOCK]) -> bool {
+    let numbers = scores.iter().all(|score| !score.is_nan());
+    if numbers {
+        scores.fill(0.0);
+    }
+    numbers
 }

@@ -12,12 +12,12 @@ use std::io;
 
 use half::f16;
 
-use crate::matrix::Floats;
+use crate::floats::Floats;
 use crate::memory::{Arena, LINE, Line, Lines};
 use crate::pool::{Pool, VALUES_IN_PIECE};
 use crate::shared::SharedMut;
 
-pub use product::{PackedProduct, linear_packed};
+pub use product::linear_packed;
 
 /// Affine groups of values as files have them: `w = scale * q + bias`, one scale and bias for each `group` values of a row.
 #[derive(Clone, Copy, Debug)]
@@ -93,7 +93,9 @@ impl Packed {
 
     /// Writes the rows whose numbers are given, in that order, as f32: `[rows.len(), inner]`.
     pub fn unpack_rows(&self, pool: &Pool, rows: &[u32], to: &mut [f32]) {
+        let outputs = self.form.outputs;
         assert_eq!(to.len(), rows.len() * self.form.inner, "unpack_rows");
+        assert!(rows.iter().all(|row| (*row as usize) < outputs), "a row of {outputs}: {rows:?}");
         let to = SharedMut::new(to);
         let rows_in_piece = (VALUES_IN_PIECE / self.form.inner).max(1);
         pool.run(rows.len().div_ceil(rows_in_piece), |piece, _| {

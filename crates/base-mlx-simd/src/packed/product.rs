@@ -2,6 +2,7 @@
 //! does), and multiplied exactly.
 
 use super::{BLOCK, Cut, HALF, PANEL, Packed, head_bytes};
+use crate::Product;
 use crate::isa::Isa;
 use crate::memory::{LINE, Line};
 use crate::pool::{Pool, VALUES_IN_PIECE};
@@ -91,20 +92,12 @@ impl QuadKernel for Round<'_> {
     }
 }
 
-/// A product by one of some weights: `out[row, output] = x[row] · weight[output] + bias[output]`.
-pub struct PackedProduct<'a> {
-    pub weight: &'a Packed,
-    pub bias: Option<&'a [f32]>,
-    /// `[rows, outputs]`
-    pub out: &'a mut [f32],
-}
-
 /// The products of one x, `[rows, inner]`, by some weights. A row's results have the same bits in any company.
-pub fn linear_packed(pool: &Pool, isa: Isa, x: &[f32], products: Vec<PackedProduct>) {
+pub fn linear_packed(pool: &Pool, isa: Isa, x: &[f32], products: Vec<Product<Packed>>) {
     // Groups of one size share a rounded x.
     let mut rounded: Vec<(usize, Rounded)> = Vec::new();
     let mut bytes = 0;
-    for PackedProduct { weight, bias, out } in &products {
+    for Product { weight, bias, out } in &products {
         let [outputs, inner] = weight.shape();
         let rows = x.len() / inner;
         assert_eq!((x.len(), out.len()), (rows * inner, rows * outputs), "linear");
@@ -117,7 +110,7 @@ pub fn linear_packed(pool: &Pool, isa: Isa, x: &[f32], products: Vec<PackedProdu
     }
     let shared: Vec<_> = products
         .into_iter()
-        .map(|PackedProduct { weight, bias, out }| (weight, bias, SharedMut::new(out)))
+        .map(|Product { weight, bias, out }| (weight, bias, SharedMut::new(out)))
         .collect();
     let mut pieces = Vec::new();
     for (weight, bias, out) in &shared {

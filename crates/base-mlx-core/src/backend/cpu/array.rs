@@ -1,6 +1,6 @@
 use std::sync::Arc;
 
-use base_mlx_simd::{Floats, Packed};
+use base_mlx_simd::{Dense, Packed};
 use bytes::Bytes;
 
 use super::buffer::Buffer;
@@ -14,8 +14,9 @@ pub struct CpuArray(Values);
 enum Values {
     F32(Arc<Buffer>),
     U32(Arc<Vec<u32>>),
-    /// Parameters in the type and place that the checkpoint has them in, which may be a mapped file.
-    Stored(Dtype, Bytes),
+    Bytes(Bytes),
+    /// A matrix of floats, in an order of its own.
+    Dense(Arc<Dense>),
     /// A quantised matrix, with its scales.
     Packed(Arc<Packed>),
 }
@@ -30,17 +31,23 @@ impl CpuArray {
         match data.dtype {
             Dtype::F32 | Dtype::F16 | Dtype::BF16 => Self::f32(data.to_f32()),
             Dtype::U32 => Self(Values::U32(Arc::new(data.to_u32()))),
-            Dtype::U8 => Self::as_it_lies(data),
+            Dtype::U8 => Self(Values::Bytes(data.data)),
         }
     }
 
-    /// No copy, no conversion.
-    pub(super) fn as_it_lies(data: HostArray) -> Self {
-        Self(Values::Stored(data.dtype, data.data))
+    pub(super) fn dense(matrix: Dense) -> Self {
+        Self(Values::Dense(Arc::new(matrix)))
     }
 
     pub(super) fn packed(matrix: Packed) -> Self {
         Self(Values::Packed(Arc::new(matrix)))
+    }
+
+    pub(super) fn as_dense(&self) -> &Dense {
+        match &self.0 {
+            Values::Dense(matrix) => matrix,
+            _ => panic!("an array read as a matrix of floats"),
+        }
     }
 
     pub(super) fn as_packed(&self) -> &Packed {
@@ -65,12 +72,10 @@ impl CpuArray {
         match &self.0 {
             Values::F32(values) => HostArray::from_f32(&[values.len()], values),
             Values::U32(values) => HostArray::from_u32(&[values.len()], values),
-            Values::Stored(dtype, data) => HostArray {
-                dtype: *dtype,
-                shape: vec![data.len() / dtype.size()],
-                data: data.clone(),
-            },
-            Values::Packed(_) => panic!("a quantised matrix is not downloaded"),
+            Values::Bytes(data) => {
+                HostArray { dtype: Dtype::U8, shape: vec![data.len()], data: data.clone() }
+            }
+            Values::Dense(_) | Values::Packed(_) => panic!("a weight is not downloaded"),
         }
     }
 
@@ -78,8 +83,8 @@ impl CpuArray {
         match &self.0 {
             Values::F32(values) => values,
             Values::U32(_) => panic!("an array of U32 read as floats"),
-            Values::Packed(_) => panic!("a quantised matrix read as floats"),
-            Values::Stored(dtype, _) => panic!("stored {dtype} used as activations"),
+            Values::Bytes(_) => panic!("an array of U8 read as floats"),
+            Values::Dense(_) | Values::Packed(_) => panic!("a weight used as activations"),
         }
     }
 
@@ -87,17 +92,6 @@ impl CpuArray {
         match &self.0 {
             Values::U32(values) => values,
             _ => panic!("an array of floats read as U32"),
-        }
-    }
-
-    /// Parameters as little-endian floats.
-    pub(super) fn floats(&self) -> Floats<'_> {
-        match &self.0 {
-            Values::F32(values) => Floats::F32(bytemuck::cast_slice(&values[..])),
-            Values::Stored(Dtype::F32, data) => Floats::F32(data),
-            Values::Stored(Dtype::F16, data) => Floats::F16(data),
-            Values::Stored(Dtype::BF16, data) => Floats::BF16(data),
-            _ => panic!("an array of integers read as floats"),
         }
     }
 }

@@ -1,4 +1,4 @@
-use base_mlx_simd::{Matrix, PackedProduct};
+use base_mlx_simd::Product;
 
 use super::{CpuArray, CpuBackend};
 use crate::tensor::{Tensor, Weight};
@@ -11,23 +11,22 @@ pub(super) fn linears<const N: usize>(
     let rows = x.shape().elements() / x.width();
     let mut outs = layers.map(|(w, _)| backend.spare.buffer(rows * w.shape().dim(0)));
     let (pool, isa, floats) = (backend.pool(), backend.isa(), x.array().as_f32());
-    // Packed ones go together, as they read x in another form.
-    let mut products = Vec::with_capacity(N);
+    // Those of a kind share one fork of the threads; packed ones read x in another form.
+    let (mut dense, mut quantised) = (Vec::with_capacity(N), Vec::with_capacity(N));
     for ((w, bias), out) in layers.into_iter().zip(&mut outs) {
-        let (outputs, inner) = (w.shape().dim(0), w.shape().dim(1));
-        assert_eq!(x.width(), inner, "linear: x {:?}, w {:?}", x.shape(), w.shape());
+        assert_eq!(x.width(), w.shape().dim(1), "linear: x {:?}, w {:?}", x.shape(), w.shape());
         let bias = bias.map(|bias| bias.array().as_f32());
         match w {
             Weight::Dense { array, .. } => {
-                let matrix = Matrix::new(array.floats(), outputs, inner);
-                base_mlx_simd::linear(pool, isa, floats, &matrix, bias, out);
+                dense.push(Product { weight: array.as_dense(), bias, out });
             }
             Weight::Affine { packed, .. } => {
-                products.push(PackedProduct { weight: packed.as_packed(), bias, out });
+                quantised.push(Product { weight: packed.as_packed(), bias, out });
             }
         }
     }
-    base_mlx_simd::linear_packed(pool, isa, floats, products);
+    base_mlx_simd::linear(pool, isa, floats, dense);
+    base_mlx_simd::linear_packed(pool, isa, floats, quantised);
     outs.map(CpuArray::f32)
 }
 
@@ -37,12 +36,11 @@ pub(super) fn embed(
     tokens: &Tensor<CpuBackend>,
 ) -> CpuArray {
     let tokens = tokens.array().as_u32();
-    let (outputs, inner) = (table.shape().dim(0), table.shape().dim(1));
+    let inner = table.shape().dim(1);
     let mut out = backend.spare.buffer(tokens.len() * inner);
     match table {
         Weight::Dense { array, .. } => {
-            let matrix = Matrix::new(array.floats(), outputs, inner);
-            base_mlx_simd::unpack_rows(backend.pool(), backend.isa(), &matrix, tokens, &mut out);
+            array.as_dense().unpack_rows(backend.pool(), backend.isa(), tokens, &mut out);
         }
         Weight::Affine { packed, .. } => {
             packed.as_packed().unpack_rows(backend.pool(), tokens, &mut out);

@@ -1,6 +1,5 @@
 //! Computing on the CPU: eager, f32, threaded, with the kernels of `base-mlx-simd`. One file for each family of
-//! operations checks shapes and hands slices to the kernels. Quantised weights are laid out anew for these, others stay as
-//! they lie in the mapped file.
+//! operations checks shapes and hands slices to the kernels. Weights are laid out anew for these.
 
 mod array;
 mod attention;
@@ -16,7 +15,7 @@ pub use kv::CpuKv;
 
 use std::sync::Arc;
 
-use base_mlx_simd::{Affine, Arena, Floats, Isa, KEY_BLOCK, KvFormat, Packed, Pool};
+use base_mlx_simd::{Affine, Arena, Dense, Floats, Isa, KEY_BLOCK, KvFormat, Packed, Pool};
 
 use self::buffer::Spare;
 use self::kv::KvMemory;
@@ -102,9 +101,15 @@ impl Backend for CpuBackend {
 
     fn upload_weight(&self, data: HostWeight) -> Result<Weight<Self>, DeviceError> {
         let shape = Shape::new(&data.shape());
+        let [outputs, inner] = [shape.dim(0), shape.dim(1)];
+        let bytes = data.bytes();
+        let refused = |_| DeviceError::OutOfMemory { device: self.describe(), bytes };
         Ok(match data {
-            HostWeight::Dense(array) => Weight::Dense { array: CpuArray::as_it_lies(array), shape },
-            // Laid out anew, scales and biases among the values: all three are the one array.
+            HostWeight::Dense(array) => {
+                let dense = Dense::new(self.pool(), &self.arena, floats(&array), outputs, inner);
+                Weight::Dense { array: CpuArray::dense(dense.map_err(refused)?), shape }
+            }
+            // Scales and biases lie among the values: all three are the one array.
             HostWeight::Affine { packed, scales, biases, bits, group_size } => {
                 let affine = Affine {
                     packed: &packed.data,
@@ -113,12 +118,8 @@ impl Backend for CpuBackend {
                     bits,
                     group: group_size,
                 };
-                let [outputs, inner] = [shape.dim(0), shape.dim(1)];
                 let packed = Packed::new(self.pool(), &self.arena, &affine, outputs, inner);
-                let array = CpuArray::packed(packed.map_err(|_| DeviceError::OutOfMemory {
-                    device: self.describe(),
-                    bytes: outputs * inner / 8 * bits as usize,
-                })?);
+                let array = CpuArray::packed(packed.map_err(refused)?);
                 let (scales, biases) = (array.clone(), array.clone());
                 Weight::Affine { packed: array, scales, biases, bits, group_size, shape }
             }
@@ -216,6 +217,6 @@ fn floats(array: &HostArray) -> Floats<'_> {
         Dtype::F32 => Floats::F32(&array.data),
         Dtype::F16 => Floats::F16(&array.data),
         Dtype::BF16 => Floats::BF16(&array.data),
-        other => panic!("scales of {other}"),
+        other => panic!("weights of {other}"),
     }
 }
