@@ -9,14 +9,14 @@ use std::time::{Duration, Instant};
 use tokio::sync::mpsc::UnboundedSender;
 
 use super::answer::Answer;
-use super::compute::{Begun, LOGITS_ROWS, flatten};
+use super::compute::{Begun, flatten};
 use super::device::{RequestId, Runner};
-use super::draft::{DraftModel, Drafting, ModelDrafter, Timing, Verified, Wanted};
+use super::draft::{DraftModel, Drafting, ModelDrafter, Timing};
 use super::log::{Memory, RequestLog};
 use super::memory::Room;
 use super::pace::Pace;
 use super::prefix::{Keep, KeptId};
-use super::scheduler::{Limits, Outcome, Plan, PlannedSpan, Scheduler};
+use super::scheduler::{Limits, Outcome, Plan, Scheduler};
 use super::sequence::{Sequence, SequenceId};
 use super::{
     Draft, EngineOptions, Event, FinishReason, GenerateError, GenerateRequest, TokenLogprob,
@@ -100,7 +100,7 @@ pub(super) struct Choice<B: Backend> {
     pub(super) answer: Answer<Decoder>,
     pub(super) drafting: Option<Drafting>,
     /// Who drafts, if it is a model.
-    draft_model: Option<Arc<DraftModel<B>>>,
+    pub(super) draft_model: Option<Arc<DraftModel<B>>>,
     /// Of the prompt's tokens, until they are sent; `None` when nobody asked or they were sent.
     pub(super) prompt_scores: Option<Vec<TokenLogprob>>,
 }
@@ -143,118 +143,6 @@ impl<B: Backend> ModelRunner<B> {
             model: model.clone(),
             text,
             weight_bytes,
-        }
-    }
-
-    /// Gives the scheduler the drafts for the next step.
-    fn propose(&mut self) {
-        let rows = self.scheduler.answering().count();
-        let mut by_models: Vec<(SequenceId, usize)> = Vec::new();
-        let mut drafts = Vec::new();
-        for sequence in self.scheduler.answering() {
-            let Some(choice) = self.choices.get_mut(&sequence.id) else { continue };
-            let Some(drafting) = &mut choice.drafting else { continue };
-            let fixed = self.draft_tokens;
-            if drafting.by_model() {
-                // The token after the last draft is chosen too.
-                let may_come = sequence.max_tokens - sequence.answer().len();
-                let most = drafting.worth(&self.timing, rows, fixed).min(may_come - 1);
-                if most > 0 {
-                    by_models.push((sequence.id, most));
-                }
-            } else {
-                let draft = drafting.look_up(&sequence.tokens, &self.timing, rows, fixed);
-                drafts.push((sequence.id, draft));
-            }
-        }
-        for index in 0..self.drafters.len() {
-            drafts.extend(self.propose_by(index, &by_models));
-        }
-        for (id, draft) in drafts {
-            self.scheduler.draft(id, draft);
-        }
-    }
-
-    /// What one draft model makes of its sequences among `all`, each with how many tokens are wanted.
-    fn propose_by(
-        &mut self,
-        index: usize,
-        all: &[(SequenceId, usize)],
-    ) -> Vec<(SequenceId, Vec<TokenId>)> {
-        let began = Instant::now();
-        let step_tokens = self.beside_answers();
-        let drafter = &mut self.drafters[index];
-        let wanted: Vec<Wanted> = all
-            .iter()
-            .filter_map(|&(id, most)| {
-                let choice = &self.choices[&id];
-                choice.draft_model.as_ref().filter(|model| drafter.is_of(model))?;
-                let tokens = &self.scheduler.sequence(id)?.tokens[..];
-                Some(Wanted { id, tokens, params: &choice.params, history: &choice.history, most })
-            })
-            .collect();
-        if wanted.is_empty() {
-            return Vec::new();
-        }
-        let work = catch_unwind(AssertUnwindSafe(|| drafter.draft(&wanted, step_tokens)));
-        let ids: Vec<SequenceId> = wanted.iter().map(|wanted| wanted.id).collect();
-        let drafts = match flatten(work) {
-            Ok(drafts) => drafts.into_iter().map(|draft| self.known(draft)).collect::<Vec<_>>(),
-            Err(message) => {
-                // Without drafts the answers are the same.
-                tracing::warn!("drafting failed, the answers go on without: {message}");
-                for id in ids {
-                    if let Some(choice) = self.choices.get_mut(&id) {
-                        choice.drafting = None;
-                    }
-                }
-                self.drafters.remove(index);
-                return Vec::new();
-            }
-        };
-        let took = began.elapsed();
-        let tokens: usize = drafts.iter().map(Vec::len).sum();
-        if tokens > 0 {
-            self.timing.drafted(tokens, took);
-        }
-        for id in &ids {
-            let choice = self.choices.get_mut(id);
-            if let Some(drafting) = choice.and_then(|choice| choice.drafting.as_mut()) {
-                drafting.drafted(took / ids.len() as u32);
-            }
-        }
-        ids.into_iter().zip(drafts).collect()
-    }
-
-    /// Prompt tokens that a step may have beside the answers that run.
-    fn beside_answers(&self) -> usize {
-        let quiet = self.timing.quiet(self.scheduler.answering().count());
-        self.pace.beside_answers(quiet.unwrap_or(0.0))
-    }
-
-    /// A draft as far as this model has rows for its tokens.
-    fn known(&self, mut draft: Vec<TokenId>) -> Vec<TokenId> {
-        let known = draft.iter().take_while(|token| (**token as usize) < self.vocab_size).count();
-        draft.truncate(known);
-        draft
-    }
-
-    /// Takes note of what a step's drafts have come to.
-    fn judge_drafts(&mut self, plan: &Plan, outcomes: &[Outcome], took: Duration) {
-        let answers = || plan.spans.iter().filter(|span| span.is_answer());
-        let rows: usize = answers().map(|span| span.range.len()).sum();
-        if answers().count() == plan.spans.len() && rows <= LOGITS_ROWS {
-            self.timing.verified(rows, took);
-        }
-        let rows_without = answers().count();
-        for (span, outcome) in plan.spans.iter().zip(outcomes) {
-            let Some(choice) = self.choices.get_mut(&span.sequence) else { continue };
-            let Some(drafting) = &mut choice.drafting else { continue };
-            if span.is_answer() {
-                let (tokens, drafts) = (outcome.tokens.len(), span.range.len() - 1);
-                let verified = Verified { tokens, drafts, rows_without, took };
-                drafting.verified(&self.timing, verified);
-            }
         }
     }
 
@@ -336,6 +224,12 @@ impl<B: Backend> ModelRunner<B> {
             let _ = request.events.send(event);
         }
         request.log.write(outcome, request.usage, self.memory());
+    }
+
+    /// Prompt tokens that a step may have beside the answers that run.
+    pub(super) fn beside_answers(&self) -> usize {
+        let quiet = self.timing.quiet(self.scheduler.answering().count());
+        self.pace.beside_answers(quiet.unwrap_or(0.0))
     }
 
     /// Ends requests that have waited for too long.
@@ -458,11 +352,6 @@ impl<B: Backend> ModelRunner<B> {
                 self.fail(&begun.plan, &message);
             }
         }
-    }
-
-    fn drafts(&self, plan: &Plan) -> bool {
-        let of = |span: &PlannedSpan| self.choices.get(&span.sequence);
-        plan.spans.iter().filter_map(of).any(|choice| choice.drafting.is_some())
     }
 
     /// The step together with those that the device may have been at work on before it.

@@ -62,7 +62,8 @@ impl CpuArray {
         match &self.0 {
             Values::F32(values) => size_of_val(&values[..]),
             Values::U32(values) => size_of_val(&values[..]),
-            Values::Stored(_, data) => data.len(),
+            Values::Bytes(data) => data.len(),
+            Values::Dense(matrix) => matrix.bytes(),
             Values::Packed(matrix) => matrix.bytes(),
         }
     }

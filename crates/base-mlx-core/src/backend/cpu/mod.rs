@@ -102,7 +102,11 @@ impl Backend for CpuBackend {
     fn upload_weight(&self, data: HostWeight) -> Result<Weight<Self>, DeviceError> {
         let shape = Shape::new(&data.shape());
         let [outputs, inner] = [shape.dim(0), shape.dim(1)];
-        let bytes = data.bytes();
+        let bytes = match &data {
+            HostWeight::Dense(values) | HostWeight::Affine { packed: values, .. } => {
+                values.data.len()
+            }
+        };
         let refused = |_| DeviceError::OutOfMemory { device: self.describe(), bytes };
         Ok(match data {
             HostWeight::Dense(array) => {

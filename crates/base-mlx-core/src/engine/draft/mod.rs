@@ -7,9 +7,11 @@
 
 mod lookup;
 mod model;
+mod propose;
 mod worth;
 
-pub(super) use model::{DraftModel, ModelDrafter, Wanted};
+use self::model::Wanted;
+pub(super) use model::{DraftModel, ModelDrafter};
 
 use std::time::Duration;
 
