@@ -9,17 +9,13 @@ use std::sync::LazyLock;
 use std::time::Duration;
 
 use base_mlx_core::engine::{
-    Cached, Device, DeviceKind, DeviceOptions, Draft, Engine, EngineOptions, Event, FinishReason,
-    GenerateError, GenerateRequest, Generation, KvFormat, Uncached, Usage,
+    Draft, Engine, EngineOptions, Event, FinishReason, GenerateError, GenerateRequest, Generation,
+    KvFormat, Uncached,
 };
 use base_mlx_core::sample::SamplingParams;
 use base_mlx_core::text::AddSpecial;
+use support::answer::{Answer, DEVICE, fold, run};
 use support::test_models::test_model;
-
-static DEVICE: LazyLock<Device> = LazyLock::new(|| {
-    let kind = DeviceKind::Cpu;
-    Device::start(DeviceOptions { kind, ..DeviceOptions::default() }).unwrap()
-});
 
 /// Plenty of room: nobody waits and nobody is preempted.
 static SMOLLM2: LazyLock<Engine> = LazyLock::new(|| smollm2(EngineOptions::default()));
@@ -42,74 +38,6 @@ fn request(prompt: &str) -> GenerateRequest {
         draft: Draft::Nobody,
         streamed: true,
     }
-}
-
-/// An answer, folded: what each choice says with the log probabilities' bits, and why it ended.
-#[derive(Debug, Default)]
-struct Answer {
-    texts: Vec<String>,
-    logprobs: Vec<Vec<(u32, u32, usize)>>,
-    prompt_logprobs: Vec<u32>,
-    reasons: Vec<Option<FinishReason>>,
-    usage: Usage,
-    cached: Cached,
-}
-
-/// What of it was cached is nobody's affair but the clock's.
-impl PartialEq for Answer {
-    fn eq(&self, other: &Self) -> bool {
-        let usage = |answer: &Self| Usage { cached_tokens: 0, ..answer.usage };
-        let parts = |answer: &Self| (answer.texts.clone(), answer.logprobs.clone());
-        let ends = |answer: &Self| (answer.prompt_logprobs.clone(), answer.reasons.clone());
-        usage(self) == usage(other) && parts(self) == parts(other) && ends(self) == ends(other)
-    }
-}
-
-fn fold(mut generation: Generation) -> Answer {
-    let mut answer = Answer::default();
-    let mut ended = false;
-    while let Some(event) = generation.next_blocking() {
-        assert!(!ended, "{event:?} after the last event");
-        match event {
-            Event::Begun(cached) => answer.cached = cached,
-            Event::Text { choice, text, logprobs } => {
-                answer.grow(choice);
-                assert_eq!(answer.reasons[choice], None, "text after the end of its choice");
-                answer.texts[choice].push_str(&text);
-                let entries = logprobs.iter();
-                answer.logprobs[choice]
-                    .extend(entries.map(|e| (e.token, e.logprob.to_bits(), e.top.len())));
-            }
-            Event::Prompt { logprobs, .. } => {
-                answer.prompt_logprobs = logprobs.iter().map(|e| e.logprob.to_bits()).collect();
-            }
-            Event::Finish { choice, reason } => {
-                answer.grow(choice);
-                assert_eq!(answer.reasons[choice].replace(reason), None, "a choice ends once");
-            }
-            Event::Usage(usage) => {
-                assert_eq!(usage.cached_tokens, answer.cached.tokens);
-                answer.usage = usage;
-                ended = true;
-            }
-            Event::Error(error) => panic!("{error}"),
-        }
-    }
-    assert!(ended, "the stream broke off");
-    answer
-}
-
-impl Answer {
-    fn grow(&mut self, choice: usize) {
-        let choices = self.texts.len().max(choice + 1);
-        self.texts.resize_with(choices, String::new);
-        self.logprobs.resize_with(choices, Vec::new);
-        self.reasons.resize(choices, None);
-    }
-}
-
-fn run(engine: &Engine, request: GenerateRequest) -> Answer {
-    fold(engine.generate(request).unwrap())
 }
 
 /// Requests that differ in everything that decides about a token.

@@ -1,0 +1,194 @@
+//! Whatever is asked for together and in whatever company, an answer is the one that its request gets alone, from a cold
+//! cache and without drafts, to the last bit of its log probabilities.
+
+#![allow(clippy::unwrap_used, reason = "all of it is test code, its helpers too")]
+
+mod support;
+
+use std::collections::HashMap;
+use std::sync::LazyLock;
+
+use base_mlx_core::engine::{Draft, Engine, EngineOptions, GenerateRequest};
+use base_mlx_core::sample::SamplingParams;
+use base_mlx_core::text::AddSpecial;
+use support::answer::{Answer, DEVICE, fold, run};
+use support::dice::Dice;
+use support::test_models::test_model;
+
+/// Requests of each world, all at once.
+const COMPANY: usize = 16;
+const WORLDS: u64 = 130;
+/// Different requests; each is in several worlds.
+const REQUESTS: usize = 420;
+
+static DRAFT: LazyLock<Engine> = LazyLock::new(|| smollm2(EngineOptions::default()));
+
+fn smollm2(options: EngineOptions) -> Engine {
+    Engine::start(&test_model("smollm2.gguf"), "smollm2", &DEVICE, options).unwrap()
+}
+
+#[test]
+fn everything_composes() {
+    let first = std::env::var("BASE_MLX_SEED").ok().and_then(|seed| seed.parse().ok());
+    let (first, worlds) = first.map_or((1, WORLDS), |seed: u64| (seed, 1));
+    let kv_bytes_per_token = 30 * 3 * 2 * 64 * 2;
+    let cold = smollm2(EngineOptions { prefix_bytes: Some(0), ..EngineOptions::default() });
+    let engines = [
+        smollm2(EngineOptions::default()),
+        smollm2(EngineOptions { step_tokens: Some(13), parallel: 3, ..EngineOptions::default() }),
+        // Neither the company nor what it leaves behind has room for long.
+        smollm2(EngineOptions {
+            kv_bytes: Some(260 * kv_bytes_per_token),
+            draft_tokens: Some(3),
+            ..EngineOptions::default()
+        }),
+        smollm2(EngineOptions { draft_tokens: Some(5), parallel: 5, ..EngineOptions::default() }),
+    ];
+    let mut alone: HashMap<usize, Answer> = HashMap::new();
+    let mut seen = Seen::default();
+    for seed in first..first + worlds {
+        let mut dice = Dice(seed);
+        let engine = &engines[dice.below(engines.len())];
+        let numbers: Vec<usize> = (0..COMPANY).map(|_| dice.below(REQUESTS)).collect();
+        let mut running = Vec::new();
+        for &number in &numbers {
+            alone.entry(number).or_insert_with(|| run(&cold, request(number)));
+            let draft = match dice.below(3) {
+                0 => Draft::Nobody,
+                1 => Draft::PromptLookup,
+                _ => Draft::Model(DRAFT.clone()),
+            };
+            let background = dice.below(4) == 0;
+            let asked = GenerateRequest { draft, background, ..request(number) };
+            seen.add(&asked);
+            let mut generation = engine.generate(asked).unwrap();
+            // Some of the company leave, before they begin or in the middle of their answers.
+            if dice.below(5) == 0 {
+                for _ in 0..dice.below(4) {
+                    generation.next_blocking();
+                }
+                drop(generation);
+                seen.left += 1;
+            } else {
+                running.push((number, generation));
+            }
+        }
+        for (number, generation) in running {
+            let answer = fold(generation);
+            seen.cases += 1;
+            seen.warm += usize::from(answer.cached.tokens > 0);
+            assert_eq!(
+                answer,
+                alone[&number],
+                "request {number} of world {seed}; BASE_MLX_SEED={seed} replays it alone: {:?}",
+                request(number)
+            );
+        }
+    }
+    println!("{seen:?}");
+    assert!(worlds == 1 || seen.enough(), "something was hardly tried: {seen:?}");
+}
+
+/// What the dice showed.
+#[derive(Debug, Default)]
+struct Seen {
+    cases: usize,
+    warm: usize,
+    left: usize,
+    sampled: usize,
+    penalties: usize,
+    bias: usize,
+    logprobs: usize,
+    scored: usize,
+    stop: usize,
+    several: usize,
+    drafted: usize,
+    background: usize,
+}
+
+impl Seen {
+    fn add(&mut self, request: &GenerateRequest) {
+        let sampling = &request.sampling;
+        let penalties = sampling.repetition_penalty != 1.0 || sampling.frequency_penalty != 0.0;
+        self.sampled += usize::from(sampling.temperature > 0.0);
+        self.penalties += usize::from(penalties);
+        self.bias += usize::from(!sampling.logit_bias.is_empty());
+        self.logprobs += usize::from(sampling.logprobs.is_some());
+        self.scored += usize::from(request.score_prompt);
+        self.stop += usize::from(!request.stop.is_empty());
+        self.several += usize::from(request.choices > 1);
+        self.drafted += usize::from(!matches!(request.draft, Draft::Nobody));
+        self.background += usize::from(request.background);
+    }
+
+    fn enough(&self) -> bool {
+        let Self { cases, warm, left, .. } = *self;
+        let kinds = [
+            self.sampled,
+            self.penalties,
+            self.bias,
+            self.logprobs,
+            self.scored,
+            self.stop,
+            self.several,
+            self.drafted,
+            self.background,
+        ];
+        cases >= 1600 && warm > cases / 3 && left > 200 && kinds.into_iter().all(|n| n > 100)
+    }
+}
+
+/// One of them: the same for the same number.
+fn request(number: usize) -> GenerateRequest {
+    let mut dice = Dice(number as u64 ^ 0x5eed);
+    let systems = ["You are brief.", "You answer in rhymes.", ""];
+    let questions = [
+        "Name a colour.",
+        "Count: one, two, three, one, two, three, one, two,",
+        "Which river flows through Paris, and which through London?",
+        "Repeat after me: red green blue red green blue red",
+        "Why?",
+    ];
+    let mut text = String::new();
+    let system = systems[dice.below(systems.len())];
+    if !system.is_empty() {
+        text += &format!("<|im_start|>system\n{system}<|im_end|>\n");
+    }
+    for turn in 0..=dice.below(3) {
+        let question = questions[dice.below(questions.len())];
+        text += &format!("<|im_start|>user\n{question}<|im_end|>\n<|im_start|>assistant\n");
+        if turn > 0 {
+            text += "Yes.<|im_end|>\n";
+        }
+    }
+    let mut half = |value: f32, other: f32| if dice.below(2) == 0 { value } else { other };
+    let sampling = SamplingParams {
+        temperature: half(0.0, 0.9),
+        top_p: half(1.0, 0.8),
+        min_p: half(0.0, 0.02),
+        repetition_penalty: half(1.0, 1.2),
+        presence_penalty: half(0.0, 0.4),
+        frequency_penalty: half(0.0, 0.5),
+        ..SamplingParams::default()
+    };
+    let sampling = SamplingParams {
+        top_k: dice.one_of(&[0, 0, 5, 40]),
+        logit_bias: dice.one_of(&[&[][..], &[], &[(28, 4.0), (30, -100.0)]]).to_vec(),
+        logprobs: dice.one_of(&[None, Some(0), Some(3)]),
+        seed: dice.next(),
+        ..sampling
+    };
+    let stop = dice.one_of(&["", "", "two", " is", "e"]);
+    GenerateRequest {
+        prompt: DRAFT.text().tokenizer.encode(&text, AddSpecial::No),
+        choices: dice.one_of(&[1, 1, 1, 2, 3]),
+        sampling,
+        max_tokens: Some(dice.one_of(&[1, 2, 6, 12, 20])),
+        stop: if stop.is_empty() { Vec::new() } else { vec![stop.to_owned()] },
+        ignore_end: dice.below(3) == 0,
+        score_prompt: dice.below(6) == 0,
+        background: false,
+        draft: Draft::Nobody,
+        streamed: dice.below(2) == 0,
+    }
+}
