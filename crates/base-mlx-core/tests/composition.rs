@@ -17,7 +17,7 @@ use support::test_models::test_model;
 
 /// Requests of each world, all at once.
 const COMPANY: usize = 16;
-const WORLDS: u64 = 130;
+const WORLDS: u64 = 165;
 /// Different requests; each is in several worlds.
 const REQUESTS: usize = 420;
 
@@ -134,7 +134,7 @@ impl Seen {
             self.drafted,
             self.background,
         ];
-        cases >= 1600 && warm > cases / 3 && left > 200 && kinds.into_iter().all(|n| n > 100)
+        cases >= 2000 && warm > cases / 3 && left > 200 && kinds.into_iter().all(|n| n > 100)
     }
 }
 

@@ -14,7 +14,7 @@ use base_mlx_core::engine::{
 };
 use base_mlx_core::sample::SamplingParams;
 use base_mlx_core::text::AddSpecial;
-use support::answer::{Answer, DEVICE, fold, run};
+use support::answer::{Answer, DEVICE, fold, fold_begun, run};
 use support::test_models::test_model;
 
 /// Plenty of room: nobody waits and nobody is preempted.
@@ -274,14 +274,18 @@ fn the_background_lets_others_pass() {
     let alone = run(&engine, request("Name a colour."));
     let slow = GenerateRequest { background: true, max_tokens: Some(200), ..endless("Count.") };
     let mut background = engine.generate(slow.clone()).unwrap();
-    assert!(matches!(background.next_blocking(), Some(Event::Begun(_))));
+    let Some(Event::Begun(cached)) = background.next_blocking() else { panic!("it runs") };
     let mut waiting = engine.generate(slow.clone()).unwrap();
     assert_eq!(run(&engine, request("Name a colour.")), alone);
     // It has not even begun, though it came first.
     let begun = waiting.next_blocking();
     assert!(matches!(begun, Some(Event::Begun(_))), "{begun:?}");
     let cold = smollm2(EngineOptions { prefix_bytes: Some(0), ..EngineOptions::default() });
-    assert_eq!(fold(background).texts, run(&cold, slow).texts, "it goes on where it was");
+    assert_eq!(
+        fold_begun(cached, background).texts,
+        run(&cold, slow).texts,
+        "it goes on where it was"
+    );
 }
 
 #[test]

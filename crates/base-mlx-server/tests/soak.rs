@@ -4,13 +4,13 @@
 #![allow(clippy::unwrap_used, reason = "tests fail by panicking, and so do their helpers")]
 #![cfg(target_os = "linux")] // Where a process can ask how much memory it has.
 
+#[path = "../../base-mlx-core/tests/support/dice.rs"]
+mod dice;
 #[path = "contract/support.rs"]
 #[allow(dead_code, reason = "the contract's tests use the rest")]
 mod support;
 #[path = "../../base-mlx-core/tests/support/test_models.rs"]
 mod test_models;
-#[path = "../../base-mlx-core/tests/support/dice.rs"]
-mod dice;
 
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::{Duration, Instant};
@@ -85,8 +85,7 @@ fn visit(server: &TestServer, references: &[Vec<String>], dice: &mut Dice) -> bo
         // Something that nobody said before, so that something that is kept must go.
         0 => {
             let number = dice.next();
-            asked["messages"] =
-                json!([{ "role": "user", "content": format!("{number} is a number. ").repeat(12) }]);
+            asked["messages"] = json!([{ "role": "user", "content": format!("{number} is a number. ").repeat(12) }]);
             server.chat(asked).ok();
         }
         1 => {

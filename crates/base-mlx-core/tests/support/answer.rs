@@ -34,8 +34,13 @@ impl PartialEq for Answer {
     }
 }
 
-pub(crate) fn fold(mut generation: Generation) -> Answer {
-    let mut answer = Answer::default();
+pub(crate) fn fold(generation: Generation) -> Answer {
+    fold_begun(Cached::default(), generation)
+}
+
+/// The rest of one whose first event was taken.
+pub(crate) fn fold_begun(cached: Cached, mut generation: Generation) -> Answer {
+    let mut answer = Answer { cached, ..Answer::default() };
     let mut ended = false;
     while let Some(event) = generation.next_blocking() {
         assert!(!ended, "{event:?} after the last event");
