@@ -12,10 +12,9 @@ impl Pace {
         Self { seconds_per_token: 0.0 }
     }
 
-    /// Takes note of a step with so many tokens of prompts, which would have taken `quiet` seconds without them. Steps with
-    /// few of them say nothing.
+    /// Takes note of a step with so many tokens of prompts, which would have taken `quiet` seconds without them.
     pub(super) fn measured(&mut self, prompt_tokens: usize, took: Duration, quiet: f64) {
-        if prompt_tokens < LEAST_TOKENS {
+        if prompt_tokens == 0 {
             return;
         }
         let now = (took.as_secs_f64() - quiet).max(0.0) / prompt_tokens as f64;
@@ -125,9 +124,9 @@ mod tests {
     }
 
     #[test]
-    fn prompts_always_move_and_single_tokens_are_no_measure() {
+    fn prompts_always_move() {
         let mut pace = Pace::new();
-        pace.measured(1, Duration::from_secs(1), 0.0);
+        pace.measured(0, Duration::from_secs(1), 0.0);
         assert_eq!(pace.beside_answers(0.02), FIRST_TOKENS);
         pace.measured(60, Duration::from_secs(60), 0.0);
         assert_eq!(pace.beside_answers(0.02), LEAST_TOKENS);

@@ -107,8 +107,12 @@ fn attend<T: KvValue>(
     let work = keys * heads * head_dim * 2;
     let pieces = (work / WORK_IN_PIECE).clamp(1, pool.threads() * PIECES_FOR_A_THREAD);
     let out = SharedMut::new(out);
-    let segments: usize = tiles.iter().map(|tile| tile.segments().len()).sum();
-    if tiles.len() >= pool.threads() * ITEMS_FOR_A_THREAD || segments == tiles.len() {
+    let lengths = || tiles.iter().map(|tile| tile.segments().len());
+    let segments: usize = lengths().sum();
+    // One long past among short ones would be some threads' work alone.
+    let longest = lengths().max().unwrap_or(0);
+    let even = longest * pool.threads() * ITEMS_FOR_A_THREAD <= segments;
+    if tiles.len() >= pool.threads() * ITEMS_FOR_A_THREAD && even || segments == tiles.len() {
         pool.run(pieces.min(tiles.len()), |piece, scratch| {
             for tile in share(&tiles, piece, pieces.min(tiles.len())) {
                 isa.run(Whole { tile, q, scratch, out: &out });
@@ -116,7 +120,7 @@ fn attend<T: KvValue>(
         });
         return;
     }
-    // Few tiles of a long past: threads share their segments.
+    // Few tiles, or few of a long past: threads share their segments.
     let mut results = Vec::with_capacity(segments);
     let mut floats = 0;
     for tile in &tiles {

@@ -29,19 +29,24 @@ pub(super) fn measure(
         let ends = EndOnDrop(&end);
         let mut streams = Vec::new();
         for number in 0..arguments.streams {
-            let mut answer = engine.generate(request(engine, 32, context, number)?)?;
             let end = &end;
+            // One answer after another, for what is slow about a long one is not the prompt beside it.
             let listen = move || {
-                let mut texts = Vec::new();
+                let mut answers = Vec::new();
                 while !end.load(Ordering::Relaxed) {
-                    match answer.next_blocking() {
-                        Some(Event::Text { .. }) => texts.push(Instant::now()),
-                        Some(Event::Error(error)) => return Err(error),
-                        Some(_) => {}
-                        None => break,
+                    let mut answer = engine.generate(request(engine, 32, ANSWER, number)?)?;
+                    let mut texts = Vec::new();
+                    while !end.load(Ordering::Relaxed) {
+                        match answer.next_blocking() {
+                            Some(Event::Text { .. }) => texts.push(Instant::now()),
+                            Some(Event::Error(error)) => return Err(error.into()),
+                            Some(_) => {}
+                            None => break,
+                        }
                     }
+                    answers.push(texts);
                 }
-                Ok(texts)
+                anyhow::Ok(answers)
             };
             streams.push(std::thread::Builder::new().spawn_scoped(scope, listen)?);
         }
@@ -61,10 +66,10 @@ pub(super) fn measure(
         drop(ends);
         let mut gaps = Gaps { quiet: Vec::new(), mixed: Vec::new(), reading: read - begun };
         for stream in streams {
-            let texts = stream.join();
-            let texts =
-                texts.map_err(|_| anyhow::anyhow!("a thread that listened broke off"))??;
-            for pair in texts.windows(2) {
+            let answers = stream
+                .join()
+                .map_err(|_| anyhow::anyhow!("a thread that listened broke off"))??;
+            for pair in answers.iter().flat_map(|texts| texts.windows(2)) {
                 let gap = (pair[1] - pair[0]).as_secs_f64() * 1000.0;
                 if pair[0] >= from && pair[1] <= begun {
                     gaps.quiet.push(gap);
@@ -115,5 +120,7 @@ fn at(gaps: &mut [f64], part: f64) -> Result<f64> {
     gap.copied().context("the answers were over too soon\nhint: a longer context (--ctx)")
 }
 
+/// Tokens of each answer.
+const ANSWER: usize = 256;
 const WARM_UP: Duration = Duration::from_secs(2);
 const QUIET: Duration = Duration::from_secs(4);
