@@ -24,13 +24,14 @@ impl Pace {
         };
     }
 
-    /// Prompt tokens that running answers can wait for, whose step takes `quiet` seconds without.
+    /// Prompt tokens that running answers can wait for, beyond the one that each prompt has in any case; without them a step
+    /// takes `quiet` seconds. Far into a long prompt a step reads all that is before, however few its tokens are.
     pub(super) fn beside_answers(&self, quiet: f64) -> usize {
         if self.seconds_per_token == 0.0 || quiet == 0.0 {
             return FIRST_TOKENS;
         }
         let fit = WAIT * quiet / self.seconds_per_token;
-        (fit as usize).max(LEAST_TOKENS)
+        fit as usize
     }
 }
 
@@ -39,8 +40,6 @@ impl Pace {
 const WAIT: f64 = 1.25;
 /// The first guess.
 const FIRST_TOKENS: usize = 32;
-/// With fewer the weights are read for almost nothing, and prompts would never end.
-const LEAST_TOKENS: usize = 8;
 /// How much the newest step counts.
 const WEIGHT: f64 = 0.3;
 
@@ -124,12 +123,12 @@ mod tests {
     }
 
     #[test]
-    fn prompts_always_move() {
+    fn slow_prompts_wait_for_answers() {
         let mut pace = Pace::new();
         pace.measured(0, Duration::from_secs(1), 0.0);
         assert_eq!(pace.beside_answers(0.02), FIRST_TOKENS);
         pace.measured(60, Duration::from_secs(60), 0.0);
-        assert_eq!(pace.beside_answers(0.02), LEAST_TOKENS);
+        assert_eq!(pace.beside_answers(0.02), 0);
     }
 
     #[test]
