@@ -572,6 +572,25 @@ fn close(what: &str, expected: &[f32], isas: &[Isa], kernel: impl Fn(Isa, &mut [
     }
 }
 
+#[test]
+#[should_panic(expected = "one x, by weights of different inner sizes")]
+fn one_x_is_not_multiplied_by_weights_of_different_inner_sizes() {
+    let pool = Pool::new(1);
+    let of = |inner: usize| {
+        let (bits, group, packed) = (4, 32, vec![1; 2 * inner / 2]);
+        let ones = stored(&vec![1.0; 2 * inner / group], 0);
+        let (scales, biases) = (ones.clone(), ones);
+        Groups { outputs: 2, inner, bits, group, packed, dtype: 0, scales, biases }.packed(&pool)
+    };
+    let (narrow, wide) = (of(32), of(64));
+    let (mut two, mut one) = ([0.0; 4], [0.0; 2]);
+    let products = vec![
+        Product { weight: &narrow, bias: None, out: &mut two },
+        Product { weight: &wide, bias: None, out: &mut one },
+    ];
+    linear_packed(&pool, Isa::best(), &[1.0; 64], products);
+}
+
 /// A random matrix of a random type.
 struct Plain {
     outputs: usize,

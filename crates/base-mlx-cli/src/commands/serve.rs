@@ -33,7 +33,7 @@ pub(crate) struct Arguments {
     /// Most answers computed at once, for each model; more wait [default: 8]
     #[arg(long, env = "BASE_MLX_PARALLEL", value_name = "N", value_parser = count)]
     parallel: Option<usize>,
-    /// Most answers that wait for their turn, for each model; what comes on top gets status 429 [default: 512]
+    /// Most answers that wait for their turn, for each model; what comes on top gets status 429 [default: 1024]
     #[arg(long, env = "BASE_MLX_QUEUE", value_name = "N")]
     queue: Option<usize>,
     /// How long a request may wait for its turn before it gets status 429 [default: no limit]

@@ -88,7 +88,7 @@ impl Default for EngineOptions {
             kv_bytes: None,
             prefix_bytes: None,
             draft_tokens: None,
-            queue: 512,
+            queue: 1024,
             max_wait: None,
             kv_format: None,
         }

@@ -15,6 +15,8 @@ use crate::shared::SharedMut;
 /// The products of one x, `[rows, inner]`, by some weights. A row's results have the same bits in any company.
 pub fn linear(pool: &Pool, isa: Isa, x: &[f32], products: Vec<Product<Dense>>) {
     let mut bytes = 0;
+    let inners = || products.iter().map(|product| product.weight.shape()[1]);
+    assert!(inners().min() == inners().max(), "one x, by weights of different inner sizes");
     for Product { weight, bias, out } in &products {
         let [outputs, inner] = weight.shape();
         let rows = x.len() / inner;

@@ -97,6 +97,8 @@ pub fn linear_packed(pool: &Pool, isa: Isa, x: &[f32], products: Vec<Product<Pac
     // Groups of one size share a rounded x.
     let mut rounded: Vec<(usize, Rounded)> = Vec::new();
     let mut bytes = 0;
+    let inners = || products.iter().map(|product| product.weight.shape()[1]);
+    assert!(inners().min() == inners().max(), "one x, by weights of different inner sizes");
     for Product { weight, bias, out } in &products {
         let [outputs, inner] = weight.shape();
         let rows = x.len() / inner;

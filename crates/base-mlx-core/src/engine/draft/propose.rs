@@ -73,7 +73,8 @@ impl<B: Backend> ModelRunner<B> {
                         choice.drafting = None;
                     }
                 }
-                self.drafters.remove(index);
+                // What it was computing is lost, and others may still count on its number.
+                self.drafters[index].clear();
                 return Vec::new();
             }
         };
