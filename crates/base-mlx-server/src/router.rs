@@ -13,7 +13,7 @@ use crate::error::ApiError;
 use crate::guard::cors::{self, Origins};
 use crate::guard::host::{self, Hosts};
 use crate::guard::key::{self, Keys};
-use crate::routes::{chat_completions, completions, health, models};
+use crate::routes::{chat_completions, completions, health, metrics, models};
 
 pub(crate) fn router(app: Arc<App>) -> Router {
     let hosts = Arc::new(Hosts::new(&app.options.host, &app.options.allow_hosts));
@@ -21,6 +21,7 @@ pub(crate) fn router(app: Arc<App>) -> Router {
     let keys = Keys(app.options.api_keys.clone());
     Router::new()
         .route("/health", get(health::show))
+        .route("/metrics", get(metrics::show))
         .route("/v1/chat/completions", post(chat_completions::create))
         .route("/v1/completions", post(completions::create))
         .route("/v1/models", get(models::list))

@@ -15,6 +15,7 @@ use tower::util::MapRequest;
 use crate::App;
 use crate::models::Models;
 use crate::options::ServerOptions;
+use crate::routes::metrics;
 use crate::router::{router, without_spare_slashes};
 use crate::running::Gate;
 
@@ -67,6 +68,7 @@ impl Server {
                 _ => ServeError::Listen { address, source },
             }
         })?;
+        metrics::install();
         let models = Models::new(store, device, &options);
         let gate = Gate::new(options.max_requests);
         Ok(Self { listener, address, app: Arc::new(App { options, models, gate }) })
@@ -103,6 +105,7 @@ impl Server {
             served = serving => served.map_err(ServeError::Stopped),
             () = closing => Ok(()),
             () = unloading => unreachable!("it never returns"),
+            () = metrics::keep_up() => unreachable!("it never returns"),
         }
     }
 }

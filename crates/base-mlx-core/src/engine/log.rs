@@ -55,7 +55,12 @@ impl RequestLog {
         self.first_token.get_or_insert_with(Instant::now);
     }
 
-    /// Writes the line. `outcome` is `done`, `cancelled` or `failed`.
+    /// Seconds; `None` if there was none.
+    pub(super) fn time_to_first_token(&self) -> Option<f64> {
+        self.first_token.map(|at| (at - self.submitted).as_secs_f64())
+    }
+
+    /// Writes the line. `outcome` is `done`, `cancelled`, `failed`, `sent away` or `refused`.
     pub(super) fn write(self, outcome: &str, usage: Usage, after: Memory) {
         let end = Instant::now();
         let started = self.started.unwrap_or(end);

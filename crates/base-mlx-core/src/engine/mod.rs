@@ -13,6 +13,7 @@ mod event;
 mod generation;
 mod log;
 mod memory;
+mod metrics;
 mod pace;
 mod prefix;
 mod request;

@@ -14,6 +14,7 @@ use super::device::{RequestId, Runner};
 use super::draft::{DraftModel, Drafting, ModelDrafter, Timing};
 use super::log::{Memory, RequestLog};
 use super::memory::Room;
+use super::metrics::Metrics;
 use super::pace::Pace;
 use super::prefix::{Keep, KeptId};
 use super::scheduler::{Limits, Outcome, Plan, Scheduler};
@@ -51,6 +52,7 @@ pub(super) struct ModelRunner<B: Backend> {
     pub(super) backend: B,
     pub(super) model: Arc<dyn LanguageModel<B>>,
     pub(super) name: String,
+    pub(super) metrics: Metrics,
     pub(super) text: Arc<Text>,
     pub(super) layers: Vec<LayerSpec>,
     pub(super) weight_bytes: usize,
@@ -118,6 +120,7 @@ impl<B: Backend> ModelRunner<B> {
         let NewRunner { model, name, text, weight_bytes, limits, options } = new;
         let DraftModel { backend, model, layers, vocab_size, room } = model;
         Self {
+            metrics: Metrics::new(&name),
             name,
             room: room.clone(),
             kv_bytes_per_token: layers.iter().map(|&layer| backend.kv_bytes(layer)).sum(),
@@ -212,7 +215,12 @@ impl<B: Backend> ModelRunner<B> {
     }
 
     /// Forgets a request and what is left of its sequences, writes its log line and sends its last event.
-    fn end(&mut self, id: RequestId, outcome: &str, last: impl FnOnce(&Request) -> Option<Event>) {
+    fn end(
+        &mut self,
+        id: RequestId,
+        outcome: &'static str,
+        last: impl FnOnce(&Request) -> Option<Event>,
+    ) {
         let Some(request) = self.requests.remove(&id) else { return };
         for sequence in &request.sequences {
             let keep = self.scheduler.cancel(*sequence).flatten();
@@ -223,6 +231,7 @@ impl<B: Backend> ModelRunner<B> {
         if let Some(event) = last(&request) {
             let _ = request.events.send(event);
         }
+        self.metrics.ended(outcome, request.usage, &request.log);
         request.log.write(outcome, request.usage, self.memory());
     }
 
@@ -250,6 +259,7 @@ impl<B: Backend> ModelRunner<B> {
         self.scheduler.set_kv_tokens(self.room.positions());
         self.scheduler.set_beside_answers(self.beside_answers());
         let plan = self.scheduler.plan();
+        self.metrics.preempted.increment(plan.dropped.len() as u64);
         for dropped in &plan.dropped {
             self.retire(dropped.id, dropped.keep);
         }
@@ -260,6 +270,7 @@ impl<B: Backend> ModelRunner<B> {
                 continue;
             };
             if request.log.started() {
+                self.metrics.begun(cached);
                 request.usage.cached_tokens = cached.tokens;
                 let _ = request.events.send(Event::Begun(cached));
             }
@@ -288,6 +299,7 @@ impl<B: Backend> ModelRunner<B> {
 
     pub(super) fn drop_evicted(&mut self) {
         for id in self.scheduler.take_evicted() {
+            self.metrics.evicted.increment(1);
             self.retired.extend(self.kept.remove(&id));
         }
     }
@@ -368,6 +380,18 @@ impl<B: Backend> ModelRunner<B> {
         }
     }
 
+    /// Says how things stand.
+    fn gauge(&self) {
+        let bytes = |positions: usize| (positions as f64) * self.kv_bytes_per_token as f64;
+        let scheduler = &self.scheduler;
+        self.metrics.running.set(scheduler.running() as f64);
+        self.metrics.waiting.set(scheduler.waiting() as f64);
+        self.metrics.kv.set(bytes(scheduler.held()));
+        self.metrics.kv_budget.set(bytes(scheduler.kv_tokens()));
+        self.metrics.prefix.set(bytes(scheduler.kept().positions()));
+        self.metrics.prefix_budget.set(bytes(scheduler.kept_tokens()));
+    }
+
     fn memory(&self) -> Memory {
         let counted = || self.weight_bytes + self.scheduler.held() * self.kv_bytes_per_token;
         Memory {
@@ -399,6 +423,9 @@ impl<B: Backend> Runner for ModelRunner<B> {
         let waiting = self.scheduler.waiting();
         if waiting + request.choices > self.queue + self.scheduler.free_places() {
             let _ = events.send(Event::Error(GenerateError::QueueFull { waiting }));
+            let usage = Usage { prompt_tokens: request.prompt.len(), ..Usage::default() };
+            self.metrics.ended("refused", usage, &log);
+            log.write("refused", usage, self.memory());
             return;
         }
         let usage = Usage { prompt_tokens: request.prompt.len(), ..Usage::default() };
@@ -439,11 +466,13 @@ impl<B: Backend> Runner for ModelRunner<B> {
             entry.sequences.push(sequence);
         }
         self.requests.insert(id, entry);
+        self.gauge();
     }
 
     fn cancel(&mut self, request: RequestId) {
         self.end(request, "cancelled", |_| None);
         self.drop_retired();
+        self.gauge();
     }
 
     fn is_idle(&self) -> bool {
@@ -456,6 +485,7 @@ impl<B: Backend> Runner for ModelRunner<B> {
             None => self.advance(),
         }
         self.drop_retired();
+        self.gauge();
     }
 
     fn settle(&mut self) {
@@ -463,6 +493,7 @@ impl<B: Backend> Runner for ModelRunner<B> {
         self.scheduler.set_kv_tokens(self.room.positions());
         self.drop_evicted();
         self.drop_retired();
+        self.gauge();
     }
 
     fn stop(&mut self) {

@@ -4,6 +4,7 @@ mod cached;
 pub(crate) mod chat_completions;
 pub(crate) mod completions;
 pub(crate) mod health;
+pub(crate) mod metrics;
 pub(crate) mod models;
 
 use std::sync::Arc;

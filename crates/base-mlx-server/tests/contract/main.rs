@@ -12,6 +12,7 @@ mod first_space;
 mod limits;
 mod logprobs;
 mod memory;
+mod metrics;
 mod messages;
 mod prefix;
 mod sampling;

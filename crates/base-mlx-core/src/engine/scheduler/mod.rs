@@ -223,6 +223,16 @@ impl Scheduler {
         self.running.values().filter(|sequence| sequence.behind() == 1 && sequence.max_tokens > 0)
     }
 
+    /// Most positions of all caches together.
+    pub fn kv_tokens(&self) -> usize {
+        self.limits.kv_tokens
+    }
+
+    /// Most positions of kept ones beside those that run.
+    pub fn kept_tokens(&self) -> usize {
+        self.limits.kept_tokens.min(self.limits.kv_tokens.saturating_sub(self.reserved()))
+    }
+
     /// How many more sequences could run.
     pub fn free_places(&self) -> usize {
         self.limits.running - self.running.len()
