@@ -15,8 +15,8 @@ use tower::util::MapRequest;
 use crate::App;
 use crate::models::Models;
 use crate::options::ServerOptions;
-use crate::routes::metrics;
 use crate::router::{router, without_spare_slashes};
+use crate::routes::metrics;
 use crate::running::Gate;
 
 /// A server that has its port and does not answer yet.

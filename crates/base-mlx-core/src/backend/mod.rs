@@ -55,6 +55,8 @@ pub trait Backend: Clone + Send + Sync + 'static {
     fn new_kv(&self, layers: &[LayerSpec]) -> Result<Self::Kv, DeviceError>;
     /// Bytes that such a layer remembers of a token.
     fn kv_bytes(&self, layer: LayerSpec) -> usize;
+    /// Names what the bytes of [`KvCache::save`] mean, and everything beside the model that they depend on.
+    fn kv_identity(&self) -> String;
     /// Forks of a cache for such layers share memory in blocks of so many positions; `None` if one that is written to copies
     /// all of it.
     fn kv_block(&self, _layers: &[LayerSpec]) -> Option<usize> {
@@ -225,6 +227,19 @@ pub trait KvCache: Send {
     fn share(&mut self, _from: &Self, _len: usize) {}
     /// Bytes held, shared ones included.
     fn bytes(&self) -> usize;
+    /// Positions `KV_CHUNK * chunk..KV_CHUNK * (chunk + 1)`, all of which are there, as [`KvCache::restore`] reads them.
+    fn save(&self, chunk: usize) -> Result<Vec<u8>, DeviceError>;
+    /// Appends what another cache for the same layers, whose backend has the same [`Backend::kv_identity`], has saved. The
+    /// length must be a multiple of [`KV_CHUNK`]. Fails without a change if it is not of the right size.
+    fn restore(&mut self, saved: &[u8]) -> Result<(), DeviceError>;
+}
+
+/// Positions that are saved together: whole blocks of every backend.
+pub const KV_CHUNK: usize = 256;
+
+/// What [`KvCache::restore`] says of bytes that are not a chunk.
+fn not_a_chunk(bytes: usize, expected: usize) -> DeviceError {
+    DeviceError::Failed(format!("{bytes} bytes of saved keys and values, expected {expected}"))
 }
 
 /// What a device can fail at.

@@ -2,7 +2,10 @@
 
 use std::sync::Arc;
 
-use super::{Attend, Backend, Batch, DeviceError, KvCache, KvFormat, LayerSpec, Qkv, Rope, Span};
+use super::{
+    Attend, Backend, Batch, DeviceError, KV_CHUNK, KvCache, KvFormat, LayerSpec, Qkv, Rope, Span,
+    not_a_chunk,
+};
 use crate::tensor::{Dtype, HostArray, HostWeight, Shape, Tensor, Weight};
 
 #[derive(Clone, Copy, Debug, Default)]
@@ -82,6 +85,36 @@ impl KvCache for ReferenceKv {
         Self { layers: self.layers.clone() }
     }
 
+    fn save(&self, chunk: usize) -> Result<Vec<u8>, DeviceError> {
+        let mut saved: Vec<u8> = Vec::new();
+        for layer in &self.layers {
+            let range = KV_CHUNK * chunk * layer.width()..KV_CHUNK * (chunk + 1) * layer.width();
+            for values in [&layer.keys[range.clone()], &layer.values[range]] {
+                saved.extend_from_slice(bytemuck::cast_slice(values));
+            }
+        }
+        Ok(saved)
+    }
+
+    fn restore(&mut self, saved: &[u8]) -> Result<(), DeviceError> {
+        let bytes = |layer: &Layer| KV_CHUNK * layer.width() * size_of::<f32>();
+        let expected = self.layers.iter().map(|layer| 2 * bytes(layer)).sum();
+        if saved.len() != expected {
+            return Err(not_a_chunk(saved.len(), expected));
+        }
+        let mut rest = saved;
+        for layer in &mut self.layers {
+            let bytes = bytes(layer);
+            for values in [&mut layer.keys, &mut layer.values] {
+                let (these, others) = rest.split_at(bytes);
+                let floats = these.chunks_exact(size_of::<f32>());
+                values.extend(floats.map(bytemuck::pod_read_unaligned::<f32>));
+                rest = others;
+            }
+        }
+        Ok(())
+    }
+
     fn bytes(&self) -> usize {
         let values = self.layers.iter().map(|layer| layer.keys.len() + layer.values.len());
         values.sum::<usize>() * size_of::<f32>()
@@ -134,6 +167,10 @@ impl Backend for ReferenceBackend {
             ReferenceArray::F32(values) => HostArray::from_f32(&[values.len()], values),
             ReferenceArray::U32(values) => HostArray::from_u32(&[values.len()], values),
         })
+    }
+
+    fn kv_identity(&self) -> String {
+        "reference f32".to_owned()
     }
 
     fn kv_bytes(&self, LayerSpec { kv_heads, head_dim }: LayerSpec) -> usize {

@@ -55,7 +55,11 @@ impl Metrics {
 
     /// A prompt begins to be computed.
     pub(super) fn begun(&self, cached: Cached) {
-        if cached.tokens > 0 { self.hits.increment(1) } else { self.misses.increment(1) }
+        if cached.tokens > 0 {
+            self.hits.increment(1)
+        } else {
+            self.misses.increment(1)
+        }
         self.prompt_tokens.increment(cached.prompt_tokens as u64);
         self.cached_tokens.increment(cached.tokens as u64);
     }

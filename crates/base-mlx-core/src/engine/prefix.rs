@@ -97,7 +97,12 @@ impl PrefixIndex {
     }
 
     pub fn contains(&self, id: KeptId) -> bool {
-        self.entries.values().any(|entry| entry.id == id)
+        self.tokens(id).is_some()
+    }
+
+    /// The tokens of an entry.
+    pub fn tokens(&self, id: KeptId) -> Option<&[TokenId]> {
+        self.entries.iter().find(|(_, entry)| entry.id == id).map(|(tokens, _)| &tokens[..])
     }
 
     /// Enters the tokens of a cache. `None` if an entry begins with all of them, so that it need not be kept. An entry that

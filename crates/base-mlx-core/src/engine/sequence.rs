@@ -29,6 +29,10 @@ pub struct Sequence {
     pub(super) scored: usize,
     /// The kept cache that it began with, and how many positions of it.
     pub(super) kept: Option<(KeptId, usize)>,
+    /// So many positions at its beginning lie on disk.
+    pub stored: usize,
+    /// So many of these are on their way into its cache, and nothing of it is computed until they have come.
+    pub(super) fetching: Option<usize>,
     /// What its first step found done; `None` before it.
     pub(super) cached: Option<Cached>,
 }
@@ -72,6 +76,8 @@ impl Sequence {
             score_prompt: false,
             scored: 0,
             kept: None,
+            stored: 0,
+            fetching: None,
             cached: None,
         }
     }
@@ -88,6 +94,13 @@ impl Sequence {
     /// Tokens that are not in the cache. 1 while an answer is being made: the last token chosen.
     pub fn behind(&self) -> usize {
         self.tokens.len() - self.computed
+    }
+
+    /// Takes note of what was found done before its first step, the first time.
+    pub(super) fn found(&mut self, why: Uncached) {
+        let tokens = self.computed.min(self.fork_len());
+        let found = Cached { tokens, prompt_tokens: self.prompt_len, why };
+        self.cached.get_or_insert(found);
     }
 
     /// Where a sibling's cache is forked: every sibling computes the last prompt token itself, whose row it needs.

@@ -15,6 +15,10 @@ use super::sequence::{Sequence, SequenceId};
 use crate::TokenId;
 
 const VOCAB: u64 = 24;
+/// What lies on disk comes in pieces of so many tokens.
+const STORED_TOKENS: usize = 4;
+/// Most steps that it is on its way.
+const LONGEST_FETCH: usize = 9;
 const END: TokenId = 0;
 
 #[test]
@@ -49,6 +53,10 @@ struct Seen {
     hits: usize,
     hits_in_the_middle: usize,
     evicted: usize,
+    fetched: usize,
+    fetched_in_part: usize,
+    fetched_for_nothing: usize,
+    steps_without_spans: usize,
     drafts_accepted: usize,
     drafts_rejected: usize,
     scored: usize,
@@ -69,6 +77,10 @@ impl Seen {
         self.hits += other.hits;
         self.hits_in_the_middle += other.hits_in_the_middle;
         self.evicted += other.evicted;
+        self.fetched += other.fetched;
+        self.fetched_in_part += other.fetched_in_part;
+        self.fetched_for_nothing += other.fetched_for_nothing;
+        self.steps_without_spans += other.steps_without_spans;
         self.drafts_accepted += other.drafts_accepted;
         self.drafts_rejected += other.drafts_rejected;
         self.scored += other.scored;
@@ -85,7 +97,9 @@ impl Seen {
         let ahead = [self.ahead, self.ahead_for_nothing];
         let kept = [self.kept, self.hits, self.hits_in_the_middle, self.evicted];
         let kept = kept.into_iter().chain([self.preempted_and_kept]);
-        rare.into_iter().chain(common).chain(ahead).chain(kept).all(|times| times > 100)
+        let disk = [self.fetched, self.fetched_in_part, self.fetched_for_nothing];
+        let disk = disk.into_iter().chain([self.steps_without_spans]);
+        rare.into_iter().chain(common).chain(ahead).chain(kept).chain(disk).all(|times| times > 100)
     }
 }
 
@@ -96,6 +110,10 @@ struct World {
     /// What the runner holds for each sequence.
     caches: BTreeMap<SequenceId, Cache>,
     kept: BTreeMap<KeptId, Cache>,
+    /// What lies on disk, by its tokens.
+    disk: BTreeMap<Vec<TokenId>, Vec<u64>>,
+    /// What is on its way from there: when it will be there, and how many positions were asked for.
+    fetching: BTreeMap<SequenceId, (usize, usize)>,
     arrivals: Vec<Arrival>,
     live: BTreeMap<SequenceId, Expected>,
     seen: Seen,
@@ -172,6 +190,7 @@ impl World {
             block: dice.one_of(&[None, Some(1), Some(4), Some(32)]),
         };
         let longest = limits.longest();
+        let mut disk = BTreeMap::new();
         let mut arrivals: Vec<Arrival> = Vec::new();
         let (mut step, mut next_id) = (0, 0);
         for group in 0..dice.below(12) + 1 {
@@ -185,6 +204,14 @@ impl World {
                 let len = earlier.tokens.len().min(longest);
                 let part = if dice.below(2) == 0 { len } else { dice.below(len + 1) };
                 prompt.splice(..0, earlier.tokens[..part].iter().copied());
+            }
+            if dice.below(3) == 0 {
+                // An earlier process has left something.
+                let len = dice.below(prompt.len() + 1) / STORED_TOKENS * STORED_TOKENS;
+                let mut hash = None;
+                let hashes =
+                    prompt[..len].iter().map(|&token| *hash.insert(next_hash(hash, token)));
+                disk.insert(prompt[..len].to_vec(), hashes.collect());
             }
             let choices = dice.one_of(&[1, 1, 1, 2, 3, 5]);
             let max_tokens = dice.one_of(&[0, 1, 2, 10, 40, 1000]);
@@ -212,6 +239,8 @@ impl World {
             scheduler: Scheduler::new(limits),
             caches: BTreeMap::new(),
             kept: BTreeMap::new(),
+            disk,
+            fetching: BTreeMap::new(),
             arrivals,
             live: BTreeMap::new(),
             seen: Seen::default(),
@@ -223,10 +252,13 @@ impl World {
         let all = || self.arrivals.iter().flat_map(|arrival| &arrival.sequences);
         let work: usize = all().map(|(_, expected)| expected.tokens.len() + 2).sum();
         let last = self.arrivals.last().map_or(0, |arrival| arrival.step);
+        // Each sequence is fetched once at most.
+        let fetching = all().count() * LONGEST_FETCH;
         for step in 0.. {
-            assert!(step <= last + work, "not done after {step} steps");
+            assert!(step <= last + work + fetching, "not done after {step} steps");
             self.arrive(step);
             self.cancel(step);
+            self.fetched(step);
             self.scheduler.check_integrity();
             if self.scheduler.is_idle() && self.arrivals.is_empty() {
                 break;
@@ -236,7 +268,19 @@ impl World {
             self.scheduler.set_beside_answers(step * 7 % 23);
             let plan = self.scheduler.plan();
             self.scheduler.check_integrity();
-            assert_eq!(plan.spans.is_empty(), self.scheduler.is_idle(), "an idle step");
+            for dropped in &plan.dropped {
+                let given_up = self.fetching.remove(&dropped.id).is_some();
+                assert!(given_up != self.caches.contains_key(&dropped.id), "nothing was dropped");
+            }
+            for fetch in &plan.fetches {
+                let due = step + 1 + self.dice.below(LONGEST_FETCH);
+                let before = self.fetching.insert(fetch.sequence, (due, fetch.len));
+                assert_eq!(before, None, "fetched twice at once");
+            }
+            let idle = self.scheduler.running() == self.fetching.len();
+            assert_eq!(plan.spans.is_empty(), idle, "an idle step");
+            self.seen.steps_without_spans +=
+                usize::from(plan.spans.is_empty() && !self.fetching.is_empty());
             self.check_fairness(&plan);
             let outcomes = self.compute(&plan);
             self.settle(plan, outcomes);
@@ -256,8 +300,36 @@ impl World {
         }
     }
 
+    /// Puts what has come from disk into caches: all of it, a part, or nothing.
+    fn fetched(&mut self, step: usize) {
+        let due =
+            |&(&id, &(at, len)): &(&SequenceId, &(usize, usize))| (at <= step).then_some((id, len));
+        let due: Vec<_> = self.fetching.iter().filter_map(|entry| due(&entry)).collect();
+        for (id, len) in due {
+            self.fetching.remove(&id);
+            let got = self.dice.one_of(&[len, len, len / 2, 0]);
+            self.seen.fetched += usize::from(got == len);
+            self.seen.fetched_in_part += usize::from(0 < got && got < len);
+            self.seen.fetched_for_nothing += usize::from(got == 0);
+            let tokens = &self.scheduler.sequence(id).unwrap().tokens;
+            let hashes = self.stored(tokens);
+            let mut cache = Cache::new(self.limits.block);
+            hashes[..got].iter().for_each(|&hash| cache.push(hash));
+            self.caches.insert(id, cache);
+            assert!(self.scheduler.fetched(id, got));
+            assert!(!self.scheduler.fetched(id, got), "fetched twice");
+        }
+    }
+
+    /// The longest beginning of some tokens that lies on disk.
+    fn stored(&self, tokens: &[TokenId]) -> Vec<u64> {
+        let beginnings = self.disk.iter().filter(|(stored, _)| tokens.starts_with(stored));
+        beginnings.map(|(_, hashes)| hashes.clone()).max_by_key(Vec::len).unwrap_or_default()
+    }
+
     /// A sequence is gone, and its cache with it, unless it is to be kept.
     fn retire(&mut self, id: SequenceId, keep: Option<Keep>) {
+        self.fetching.remove(&id);
         let cache = self.caches.remove(&id);
         let Some(Keep { id, len, shares }) = keep else { return };
         let mut cache = cache.expect("what is kept was computed");
@@ -267,6 +339,14 @@ impl World {
             let other = &self.kept[&other];
             assert!(other.positions().take(len).eq(cache.positions().take(len)));
             cache.share(other, len);
+        }
+        // It may be evicted already.
+        if let Some(tokens) = self.scheduler.kept().tokens(id)
+            && self.dice.below(2) == 0
+        {
+            let stored = len / STORED_TOKENS * STORED_TOKENS;
+            let hashes = cache.positions().take(stored).collect();
+            self.disk.insert(tokens[..stored].to_vec(), hashes);
         }
         self.kept.insert(id, cache);
         self.seen.kept += 1;
@@ -296,7 +376,8 @@ impl World {
 
     fn arrive(&mut self, step: usize) {
         while self.arrivals.first().is_some_and(|arrival| arrival.step <= step) {
-            for (sequence, expected) in self.arrivals.remove(0).sequences {
+            for (mut sequence, expected) in self.arrivals.remove(0).sequences {
+                sequence.stored = self.stored(&sequence.tokens).len();
                 let (id, prompt) = (sequence.id, sequence.prompt_len);
                 let longest = self.limits.longest();
                 let fits = prompt + sequence.max_tokens.min(1) <= longest;
@@ -363,7 +444,8 @@ impl World {
 
     /// Every answer that runs gets a token in every step, and the prompt that came first gets half of what is left.
     fn check_fairness(&mut self, plan: &Plan) {
-        assert_eq!(plan.spans.len(), self.scheduler.running(), "someone stands still");
+        let computing = self.scheduler.running() - self.fetching.len();
+        assert_eq!(plan.spans.len(), computing, "someone stands still");
         let place = |id: SequenceId| (self.scheduler.sequence(id).unwrap().background, id);
         let last = plan.spans.last().map(|span| place(span.sequence));
         // With a kept cache to begin with it may fit again at once.
@@ -391,7 +473,6 @@ impl World {
     /// The runner.
     fn compute(&mut self, plan: &Plan) -> Vec<Outcome> {
         for dropped in &plan.dropped {
-            assert!(self.caches.contains_key(&dropped.id), "only what has a cache is dropped");
             self.retire(dropped.id, dropped.keep);
             self.seen.preempted += 1;
             self.seen.preempted_and_kept += usize::from(dropped.keep.is_some());

@@ -1,7 +1,7 @@
 //! One table of rows for every operation, which any backend can be asked to compute.
 
 use base_mlx_core::backend::{
-    Attend, Backend, Batch, KvCache, LayerSpec, Qkv, ReferenceBackend, Rope, Span,
+    Attend, Backend, Batch, KV_CHUNK, KvCache, LayerSpec, Qkv, ReferenceBackend, Rope, Span,
 };
 use base_mlx_core::tensor::{Dtype, HostArray, HostWeight, Shape, Tensor, Weight};
 
@@ -20,7 +20,7 @@ pub(crate) fn far_from_reference<B: Backend>(
 
 /// One row for each thing that has gone wrong somewhere, or could.
 pub(crate) fn table() -> Vec<Case> {
-    use Act::{Fork, Step, Truncate};
+    use Act::{Fork, Reload, Step, Truncate};
     use Dtype::{BF16, F16, F32};
     let mut table = Vec::new();
     for (dtype, inner) in [(F32, 64), (F16, 77), (BF16, 129), (F32, 1)] {
@@ -87,6 +87,17 @@ pub(crate) fn table() -> Vec<Case> {
                 Step(&[(3, 1), (0, 2)]),
                 Fork(3),
                 Step(&[(4, 40), (3, 1)]),
+            ],
+        ),
+        (
+            shape(6, 2, 64),
+            &[
+                Step(&[(0, 600), (1, 256)]),
+                Reload(0),
+                Reload(1),
+                Step(&[(1, 1), (0, 70)]),
+                Fork(0),
+                Step(&[(0, 1), (3, 2), (1, 40)]),
             ],
         ),
     ] {
@@ -171,6 +182,8 @@ pub(crate) enum Act {
     Fork(usize),
     /// The sequence forgets all from this position on.
     Truncate(usize, usize),
+    /// The sequence's whole chunks are saved, and a new cache is made of them; what is no whole chunk is forgotten.
+    Reload(usize),
 }
 
 impl Case {
@@ -269,13 +282,17 @@ pub(crate) struct Sequence<B: Backend> {
     dice: Dice,
 }
 
+impl AttendShape {
+    fn new_kv<B: Backend>(&self, backend: &B) -> B::Kv {
+        let layer = LayerSpec { kv_heads: self.kv_heads, head_dim: self.head_dim };
+        backend.new_kv(&[layer]).unwrap()
+    }
+}
+
 impl<B: Backend> Attention<B> {
     pub(crate) fn new(backend: &B, shape: AttendShape, seed: u64, activations: Dtype) -> Self {
-        let layer = LayerSpec { kv_heads: shape.kv_heads, head_dim: shape.head_dim };
-        let sequence = |index| {
-            let kv = backend.new_kv(&[layer]).unwrap();
-            Sequence { kv, dice: Dice(seed * 100 + index) }
-        };
+        let sequence =
+            |index| Sequence { kv: shape.new_kv(backend), dice: Dice(seed * 100 + index) };
         Self { shape, activations, sequences: (0..3).map(sequence).collect() }
     }
 
@@ -289,6 +306,17 @@ impl<B: Backend> Attention<B> {
             }
             Act::Truncate(sequence, len) => {
                 assert_eq!(self.sequences[sequence].kv.truncate(len), len);
+            }
+            Act::Reload(sequence) => {
+                let kv = &mut self.sequences[sequence].kv;
+                let chunks = kv.len() / KV_CHUNK;
+                let saved: Vec<_> = (0..chunks).map(|chunk| kv.save(chunk).unwrap()).collect();
+                *kv = self.shape.new_kv(backend);
+                for saved in &saved {
+                    assert!(kv.restore(&saved[1..]).is_err(), "a part of a chunk");
+                    kv.restore(saved).unwrap();
+                }
+                assert_eq!(kv.len(), KV_CHUNK * chunks);
             }
         }
         Vec::new()

@@ -32,7 +32,8 @@ fn metrics_count_hits_misses_and_evictions_and_know_the_budget() {
         String::from_utf8(reply.body.clone()).unwrap()
     };
     let ask = |text: &str| {
-        let body = json!({ "model": model, "messages": user(text), "max_tokens": 4, "temperature": 0 });
+        let body =
+            json!({ "model": model, "messages": user(text), "max_tokens": 4, "temperature": 0 });
         server.chat(body).ok()["usage"].clone()
     };
     let usage = ask("Which river flows through Paris?");

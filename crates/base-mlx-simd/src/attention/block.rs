@@ -178,6 +178,23 @@ impl KvBlock {
         Ok(copy)
     }
 
+    /// All of it, as [`KvBlock::fill`] takes it.
+    pub fn bytes(&self) -> &[u8] {
+        let lines: &[Line] = &self.memory;
+        // SAFETY: a line is 64 bytes without padding.
+        unsafe { std::slice::from_raw_parts(lines.as_ptr().cast(), size_of_val(lines)) }
+    }
+
+    /// Makes it what another block of the same shape and format was; panics if that had another size.
+    pub fn fill(&mut self, bytes: &[u8]) {
+        let lines: &mut [Line] = &mut self.memory;
+        assert_eq!(bytes.len(), size_of_val(lines), "bytes of a block");
+        // SAFETY: as above, and any bytes are a line.
+        let to: &mut [u8] =
+            unsafe { std::slice::from_raw_parts_mut(lines.as_mut_ptr().cast(), bytes.len()) };
+        to.copy_from_slice(bytes);
+    }
+
     /// Keeps positions from `place` on: `[positions, kv_heads, head_dim]` each.
     pub fn write(&mut self, place: usize, keys: &[f32], values: &[f32]) {
         let width = self.of.kv_heads * self.of.head_dim;

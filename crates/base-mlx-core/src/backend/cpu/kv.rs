@@ -2,7 +2,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 
 use base_mlx_simd::{KEY_BLOCK, KvBlock, KvBlocks, KvFormat};
 
-use crate::backend::{KvCache, LayerSpec};
+use crate::backend::{DeviceError, KV_CHUNK, KvCache, LayerSpec, not_a_chunk};
 
 /// Keys and values in blocks of [`KEY_BLOCK`] positions. A fork shares all blocks; who writes to a shared one copies
 /// it first.
@@ -58,8 +58,44 @@ impl KvCache for CpuKv {
         }
     }
 
+    fn save(&self, chunk: usize) -> Result<Vec<u8>, DeviceError> {
+        let blocks = KV_CHUNK / KEY_BLOCK * chunk..KV_CHUNK / KEY_BLOCK * (chunk + 1);
+        let mut saved = Vec::with_capacity(self.chunk_bytes());
+        for layer in &self.0 {
+            for block in &layer.blocks[blocks.clone()] {
+                saved.extend_from_slice(block.bytes());
+            }
+        }
+        Ok(saved)
+    }
+
+    fn restore(&mut self, saved: &[u8]) -> Result<(), DeviceError> {
+        if saved.len() != self.chunk_bytes() {
+            return Err(not_a_chunk(saved.len(), self.chunk_bytes()));
+        }
+        let mut rest = saved;
+        for layer in &mut self.0 {
+            for _ in 0..KV_CHUNK / KEY_BLOCK {
+                let (bytes, others) = rest.split_at(layer.from.bytes());
+                let mut block = layer.from.block().expect(NO_MEMORY);
+                block.fill(bytes);
+                layer.blocks.push(Arc::new(block));
+                rest = others;
+            }
+            layer.len += KV_CHUNK;
+        }
+        Ok(())
+    }
+
     fn bytes(&self) -> usize {
         self.0.iter().map(|layer| layer.blocks.len() * layer.from.bytes()).sum()
+    }
+}
+
+impl CpuKv {
+    /// Of a chunk as it is saved.
+    fn chunk_bytes(&self) -> usize {
+        self.0.iter().map(|layer| KV_CHUNK / KEY_BLOCK * layer.from.bytes()).sum()
     }
 }
 

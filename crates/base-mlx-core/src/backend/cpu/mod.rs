@@ -144,6 +144,11 @@ impl Backend for CpuBackend {
         Ok(self.kv.cache(layers))
     }
 
+    fn kv_identity(&self) -> String {
+        // All instruction sets and numbers of threads give the same bits.
+        format!("cpu {} in blocks of {KEY_BLOCK}", self.kv.format)
+    }
+
     fn kv_bytes(&self, layer: LayerSpec) -> usize {
         self.kv.blocks(layer).bytes().div_ceil(KEY_BLOCK)
     }

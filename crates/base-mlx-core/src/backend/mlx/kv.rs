@@ -1,8 +1,8 @@
-use base_mlx_sys::{Array, Dtype};
+use base_mlx_sys::{self as mlx, Array, Dtype};
 
-use super::device::built;
+use super::device::{built, failed};
 use super::paged::Paged;
-use crate::backend::{KvCache, LayerSpec};
+use crate::backend::{DeviceError, KV_CHUNK, KvCache, LayerSpec, not_a_chunk};
 
 /// One sequence's keys and values: arrays that grow, or, where own kernels read them, blocks.
 pub struct MlxKv(pub(super) Store);
@@ -40,6 +40,20 @@ impl KvCache for MlxKv {
         }
     }
 
+    fn save(&self, chunk: usize) -> Result<Vec<u8>, DeviceError> {
+        match &self.0 {
+            Store::Growing(kv) => kv.save(chunk),
+            Store::Paged(kv) => kv.save(chunk),
+        }
+    }
+
+    fn restore(&mut self, saved: &[u8]) -> Result<(), DeviceError> {
+        match &mut self.0 {
+            Store::Growing(kv) => kv.restore(saved),
+            Store::Paged(kv) => kv.restore(saved),
+        }
+    }
+
     fn bytes(&self) -> usize {
         match &self.0 {
             Store::Growing(kv) => kv.bytes(),
@@ -53,6 +67,7 @@ impl KvCache for MlxKv {
 #[derive(Clone)]
 pub(super) struct Growing {
     layers: Vec<Layer>,
+    dtype: Dtype,
 }
 
 #[derive(Clone)]
@@ -65,9 +80,9 @@ pub(super) struct Layer {
 }
 
 impl Growing {
-    pub(super) fn new(layers: &[LayerSpec]) -> Self {
+    pub(super) fn new(layers: &[LayerSpec], dtype: Dtype) -> Self {
         let layer = |&spec| Layer { spec, len: 0, capacity: 0, arrays: None };
-        Self { layers: layers.iter().map(layer).collect() }
+        Self { layers: layers.iter().map(layer).collect(), dtype }
     }
 
     pub(super) fn layer(&mut self, layer: usize) -> &mut Layer {
@@ -86,6 +101,46 @@ impl Growing {
             }
         }
         self.len()
+    }
+
+    fn save(&self, chunk: usize) -> Result<Vec<u8>, DeviceError> {
+        let mut saved = Vec::new();
+        for layer in &self.layers {
+            let LayerSpec { kv_heads, head_dim } = layer.spec;
+            let arrays = layer.arrays.as_ref().expect("a whole chunk was appended");
+            let (start, stop) = (KV_CHUNK * chunk, KV_CHUNK * (chunk + 1));
+            for array in arrays {
+                let part = array.slice(&[0, 0, start, 0], &[1, kv_heads, stop, head_dim]);
+                saved.extend(part.and_then(|part| part.to_bytes()).map_err(failed)?);
+            }
+        }
+        Ok(saved)
+    }
+
+    fn restore(&mut self, saved: &[u8]) -> Result<(), DeviceError> {
+        let bytes = |layer: &Layer| {
+            KV_CHUNK * layer.spec.kv_heads * layer.spec.head_dim * self.dtype.size()
+        };
+        let expected = self.layers.iter().map(|layer| 2 * bytes(layer)).sum();
+        if saved.len() != expected {
+            return Err(not_a_chunk(saved.len(), expected));
+        }
+        let sizes: Vec<usize> = self.layers.iter().map(bytes).collect();
+        let mut rest = saved;
+        let mut new = Vec::with_capacity(2 * self.layers.len());
+        for (layer, bytes) in self.layers.iter_mut().zip(sizes) {
+            let LayerSpec { kv_heads, head_dim } = layer.spec;
+            let mut next = || {
+                let (these, others) = rest.split_at(bytes);
+                rest = others;
+                Array::from_bytes(these, &[1, kv_heads, KV_CHUNK, head_dim], self.dtype)
+            };
+            let [keys, values] = [next().map_err(failed)?, next().map_err(failed)?];
+            layer.append(&keys, &values);
+            new.extend(layer.arrays.iter().flatten().cloned());
+        }
+        // Now, and not with the first step that reads it.
+        mlx::async_eval(&new.iter().collect::<Vec<_>>()).map_err(failed)
     }
 
     fn bytes(&self) -> usize {

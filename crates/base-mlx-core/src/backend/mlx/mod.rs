@@ -182,13 +182,18 @@ impl Backend for MlxBackend {
     fn new_kv(&self, layers: &[LayerSpec]) -> Result<MlxKv, DeviceError> {
         Ok(MlxKv(match self.kv_block(layers) {
             Some(_) => Store::Paged(Paged::new(layers, mlx_dtype(self.dtype))),
-            None => Store::Growing(Growing::new(layers)),
+            None => Store::Growing(Growing::new(layers, mlx_dtype(self.dtype))),
         }))
     }
 
     fn kv_block(&self, layers: &[LayerSpec]) -> Option<usize> {
         let kernels = self.device.kernels.as_ref().filter(|kernels| kernels.can_attend(layers));
         (self.dtype != Dtype::F32).then_some(kernels?).map(|_| BLOCK)
+    }
+
+    fn kv_identity(&self) -> String {
+        let kernels = if self.device.kernels.is_some() { "own" } else { "stock" };
+        format!("{} {} with {kernels} kernels", self.describe(), self.dtype)
     }
 
     fn kv_bytes(&self, LayerSpec { kv_heads, head_dim }: LayerSpec) -> usize {

@@ -12,7 +12,7 @@ use super::device::{Device, built, copied, failed};
 use super::kernels::{Float, Heads, Kernel, Kernels, PLACE_WARPS};
 use super::kv::Store;
 use super::linear::Product;
-use crate::backend::{Attend, DeviceError, LayerSpec, Qkv, Rope, Span};
+use crate::backend::{Attend, DeviceError, KV_CHUNK, LayerSpec, Qkv, Rope, Span, not_a_chunk};
 
 /// One sequence's blocks.
 pub(super) struct Paged {
@@ -66,6 +66,30 @@ impl Paged {
         self.blocks[..blocks].clone_from_slice(&from.blocks[..blocks]);
     }
 
+    pub(super) fn save(&self, chunk: usize) -> Result<Vec<u8>, DeviceError> {
+        // Kernels write into blocks behind MLX's back.
+        mlx::synchronize().map_err(failed)?;
+        let mut saved = Vec::new();
+        for block in &self.blocks[KV_CHUNK / BLOCK * chunk..KV_CHUNK / BLOCK * (chunk + 1)] {
+            saved.extend(block.array.to_bytes().map_err(failed)?);
+        }
+        Ok(saved)
+    }
+
+    pub(super) fn restore(&mut self, saved: &[u8]) -> Result<(), DeviceError> {
+        let BlockLayout { dtype, elements, .. } = *self.layout;
+        let expected = KV_CHUNK / BLOCK * elements * dtype.size();
+        if saved.len() != expected {
+            return Err(not_a_chunk(saved.len(), expected));
+        }
+        for bytes in saved.chunks_exact(elements * dtype.size()) {
+            let host = Array::from_bytes(bytes, &[elements], dtype).map_err(failed)?;
+            self.blocks.push(Arc::new(Block::copy_of(&host)?));
+        }
+        self.len += KV_CHUNK;
+        Ok(())
+    }
+
     pub(super) fn bytes(&self) -> usize {
         self.blocks.iter().map(|block| block.array.nbytes()).sum()
     }
@@ -92,9 +116,13 @@ impl Block {
         Self::of(Array::cuda_empty(&[layout.elements], layout.dtype).map_err(failed)?)
     }
 
-    /// In MLX's order of work: after what was started to write the old one, before what will write the new one.
     fn copied(&self) -> Result<Self, DeviceError> {
-        let copy = copied(&self.array).map_err(failed)?;
+        Self::copy_of(&self.array)
+    }
+
+    /// In MLX's order of work: after what was started to write the old one, before what will write the new one.
+    fn copy_of(array: &Array) -> Result<Self, DeviceError> {
+        let copy = copied(array).map_err(failed)?;
         mlx::async_eval(&[&copy]).map_err(failed)?;
         Self::of(copy)
     }

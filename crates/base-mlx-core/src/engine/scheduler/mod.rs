@@ -10,7 +10,7 @@ use std::collections::BTreeMap;
 use self::plan::{advance, span};
 use self::room::Admission;
 use super::prefix::{Keep, KeptId, PrefixIndex};
-use super::sequence::{Sequence, SequenceId};
+use super::sequence::{Sequence, SequenceId, Uncached};
 use crate::TokenId;
 
 /// Decides, step by step, which sequence computes which of its positions. Pure arithmetic: it holds no tensor, clock or
@@ -18,7 +18,7 @@ use crate::TokenId;
 ///
 /// The rules:
 /// - There is no prefill and no decoding, only sequences whose cursor is behind their tokens by many or by one.
-/// - Every running sequence computes at least one position in every step, so an answer that runs gets a token in every
+/// - Every running sequence that is not being fetched computes at least one position in every step, so an answer that runs gets a token in every
 ///   step, however long the prompts beside it are. There are never more running sequences than `step_tokens`.
 /// - What is left of `step_tokens` goes to drafts and to sequences that are further behind, prompts for short. While
 ///   there are such, drafts get at most half. Of the rest, half goes to the prompt that came first, so that a long one
@@ -34,6 +34,8 @@ use crate::TokenId;
 ///   preempted, so something always moves.
 /// - Sequences of the background come behind all others: they are admitted last, get what others leave of a step, and are
 ///   preempted when another needs their place or their room.
+/// - A sequence of which more lies on disk than is kept begins with that. It has its place and its room while it is fetched,
+///   and computes nothing.
 /// - Siblings start from a fork of the first of them that has computed the prompt but for its last token. It waits there
 ///   for one step if siblings can be admitted, so that they choose their first tokens together.
 pub struct Scheduler {
@@ -128,20 +130,33 @@ impl Scheduler {
         true
     }
 
-    /// Decides the next step. An empty plan means that nothing is left to do.
+    /// Decides the next step. Without a span in it nothing is left to do, or nothing until something is fetched.
     pub fn plan(&mut self) -> Plan {
         let mut dropped = self.make_room();
-        let Admission { forks, held } = self.admit(&mut dropped);
+        let Admission { forks, held, fetches } = self.admit(&mut dropped);
         let shares = self.share(&held);
         let spans = self
             .running
             .iter_mut()
+            .filter(|(_, sequence)| sequence.fetching.is_none())
             .map(|(arrival, sequence)| {
                 let end = sequence.computed + shares[arrival];
                 span(sequence, end, forks.get(arrival).copied())
             })
             .collect();
-        Plan { spans, dropped }
+        Plan { spans, dropped, fetches }
+    }
+
+    /// The first `len` positions of a running sequence are in its cache now, perhaps fewer than it was waiting for. False if it
+    /// waits for none.
+    pub fn fetched(&mut self, id: SequenceId, len: usize) -> bool {
+        let mut running = self.running.values_mut();
+        let Some(sequence) = running.find(|sequence| sequence.id == id) else { return false };
+        let Some(expected) = sequence.fetching.take() else { return false };
+        assert!(len <= expected, "more was fetched than was asked for");
+        (sequence.computed, sequence.stored) = (len, len);
+        sequence.found(Uncached::New);
+        true
     }
 
     /// The plan after `plan`, before it is known what `plan` chooses: every sequence gets one token and goes on. `None`
@@ -177,7 +192,7 @@ impl Scheduler {
                 }
             })
         });
-        Some(Plan { spans: spans.collect::<Option<_>>()?, dropped: Vec::new() })
+        Some(Plan { spans: spans.collect::<Option<_>>()?, ..Plan::default() })
     }
 
     /// Takes what came out of a plan, one outcome for each span. A sequence that was cancelled since is skipped.
@@ -288,14 +303,15 @@ impl Scheduler {
     /// How many positions each running sequence computes: at least one, `step_tokens` in all at most. Cuts the drafts to
     /// what was granted.
     fn share(&mut self, held: &[u64]) -> BTreeMap<u64, usize> {
-        let mut left = self.limits.step_tokens - self.running.len();
         let mut kv_left = self.limits.kv_tokens.saturating_sub(self.held());
         let longest = self.limits.longest();
+        let computing = || self.running.iter().filter(|(_, sequence)| sequence.fetching.is_none());
         let mut shares: BTreeMap<u64, usize> =
-            self.running.keys().map(|&arrival| (arrival, 1)).collect();
+            computing().map(|(&arrival, _)| (arrival, 1)).collect();
+        let mut left = self.limits.step_tokens - shares.len();
 
         let mut prompts: Vec<(u64, usize)> = Vec::new();
-        for (&arrival, sequence) in &self.running {
+        for (&arrival, sequence) in computing() {
             // No member of a held group has come as far as where it is forked.
             let waits = held.contains(&sequence.group);
             let end = if waits { sequence.fork_len() } else { sequence.tokens.len() };
@@ -317,7 +333,8 @@ impl Scheduler {
             };
             sequence.draft.truncate(granted);
             let drafts = sequence.draft.len();
-            *shares.get_mut(arrival).expect("every running sequence has a share") += drafts;
+            let Some(share) = shares.get_mut(arrival) else { continue };
+            *share += drafts;
             for_drafts -= drafts;
             kv_left -= drafts;
             left -= drafts;
@@ -329,7 +346,7 @@ impl Scheduler {
         let half = left.div_ceil(2);
         let mut grant = |(arrival, need): &mut (u64, usize), most: usize| {
             let tokens = (*need).min(most).min(left);
-            *shares.get_mut(arrival).expect("every running sequence has a share") += tokens;
+            *shares.get_mut(arrival).expect("every prompt has a share") += tokens;
             *need -= tokens;
             left -= tokens;
         };

@@ -24,7 +24,7 @@ pub struct Limits {
 }
 
 /// What one step computes. The runner carries it out in this order:
-/// 1. it drops the caches of `dropped`,
+/// 1. it drops the caches of `dropped`, gives up what it fetches for them, and begins to fetch `fetches`,
 /// 2. it truncates the cache of every span to `range.start`, which is where rejected drafts disappear,
 /// 3. it makes the forks,
 /// 4. it drops the kept caches that `take_evicted` names,
@@ -37,6 +37,15 @@ pub struct Plan {
     pub spans: Vec<PlannedSpan>,
     /// Sequences that were preempted.
     pub dropped: Vec<Dropped>,
+    /// Sequences that begin with what lies on disk: to be told to `fetched` when it is there.
+    pub fetches: Vec<Fetch>,
+}
+
+/// A sequence whose cache begins with `len` positions from disk.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Fetch {
+    pub sequence: SequenceId,
+    pub len: usize,
 }
 
 /// A sequence that waits again, without its cache.

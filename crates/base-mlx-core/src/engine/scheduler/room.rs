@@ -2,10 +2,10 @@
 
 use std::collections::BTreeMap;
 
-use super::plan::{Dropped, Fork, Source};
+use super::plan::{Dropped, Fetch, Fork, Source};
 use super::{BACKGROUND, Scheduler};
 use crate::engine::prefix::Keep;
-use crate::engine::sequence::{Cached, Sequence, Uncached};
+use crate::engine::sequence::{Sequence, Uncached};
 
 impl Scheduler {
     /// Positions that are or may soon be in running sequences' caches and in no kept one. A prompt counts in full from the
@@ -76,6 +76,8 @@ impl Scheduler {
     fn wait_again(&mut self, arrival: u64, mut sequence: Sequence, keep: Option<Keep>) -> Dropped {
         let id = sequence.id;
         (sequence.computed, sequence.kept) = (0, None);
+        // What was on disk may be gone, and may be kept by then.
+        (sequence.stored, sequence.fetching) = (0, None);
         sequence.draft.clear();
         self.waiting.insert(arrival, sequence);
         Dropped { id, keep }
@@ -148,24 +150,30 @@ impl Scheduler {
             return match siblings.find(|other| other.computed >= len) {
                 Some(other) => {
                     let fork = Fork { from: Source::Sequence(other.id), len };
-                    Start::Now(Begins { fork: Some(fork), why: Uncached::New })
+                    Start::Now(Begins { fork: Some(fork), why: Uncached::New, fetch: None })
                 }
                 None => Start::Later,
             };
         }
-        let nothing = |why| Start::Now(Begins { fork: None, why });
+        let nothing = |why| Start::Now(Begins { fork: None, why, fetch: None });
         if self.limits.kept_tokens == 0 {
             return nothing(Uncached::Off);
         }
         if sequence.score_prompt && sequence.scored < len {
             return nothing(Uncached::Scored);
         }
-        let Some(found) = self.kept.find(&sequence.tokens) else { return nothing(Uncached::New) };
-        let why = if found.differs { Uncached::Differs } else { Uncached::New };
+        let found = self.kept.find(&sequence.tokens);
         // The last token's row is what the first token is chosen from.
+        let stored = sequence.stored.min(sequence.tokens.len() - 1);
+        if stored > found.map_or(0, |found| found.len) {
+            let begins = Begins { fork: None, why: Uncached::New, fetch: Some(stored) };
+            return Start::Now(begins);
+        }
+        let Some(found) = found else { return nothing(Uncached::New) };
+        let why = if found.differs { Uncached::Differs } else { Uncached::New };
         let len = found.len.min(sequence.tokens.len() - 1);
         let fork = (len > 0).then_some(Fork { from: Source::Kept(found.id), len });
-        Start::Now(Begins { fork, why })
+        Start::Now(Begins { fork, why, fetch: None })
     }
 
     /// Evicts kept caches until a sequence of so many tokens fits into `room` beside the others, perhaps without the one that
@@ -188,8 +196,8 @@ impl Scheduler {
             return None;
         }
         Some(match start {
-            Start::Now(Begins { fork: Some(Fork { from: Source::Kept(_), .. }), why }) => {
-                Start::Now(Begins { fork: None, why })
+            Start::Now(Begins { fork: Some(Fork { from: Source::Kept(_), .. }), why, .. }) => {
+                Start::Now(Begins { fork: None, why, fetch: None })
             }
             start => start,
         })
@@ -197,7 +205,7 @@ impl Scheduler {
 
     fn begin(&mut self, arrival: u64, begins: Begins, admission: &mut Admission) {
         let mut sequence = self.waiting.remove(&arrival).expect("it was found there");
-        let Begins { fork, why } = begins;
+        let Begins { fork, why, fetch } = begins;
         if let Some(fork) = fork {
             sequence.computed = fork.len;
             match fork.from {
@@ -206,9 +214,13 @@ impl Scheduler {
             }
             admission.forks.insert(arrival, fork);
         }
-        let tokens = sequence.computed.min(sequence.fork_len());
-        let found = Cached { tokens, prompt_tokens: sequence.prompt_len, why };
-        sequence.cached.get_or_insert(found);
+        match fetch {
+            Some(len) => {
+                sequence.fetching = Some(len);
+                admission.fetches.push(Fetch { sequence: sequence.id, len });
+            }
+            None => sequence.found(why),
+        }
         self.running.insert(arrival, sequence);
     }
 }
@@ -222,6 +234,7 @@ pub(super) struct Admission {
     pub(super) forks: BTreeMap<u64, Fork>,
     /// Groups with a member that waits for a running member's prompt.
     pub(super) held: Vec<u64>,
+    pub(super) fetches: Vec<Fetch>,
 }
 
 #[derive(Clone, Copy)]
@@ -235,4 +248,6 @@ enum Start {
 struct Begins {
     fork: Option<Fork>,
     why: Uncached,
+    /// So many positions come from disk.
+    fetch: Option<usize>,
 }
