@@ -102,6 +102,8 @@ pub(crate) struct ConfigFile {
     pub(crate) kv_cache_type: Option<KvName>,
     pub(crate) memory_gb: Option<Gigabytes>,
     pub(crate) prefix_cache_gb: Option<Gigabytes>,
+    pub(crate) kv_disk: Option<PathBuf>,
+    pub(crate) kv_disk_gb: Option<Gigabytes>,
     pub(crate) keep_alive: Option<u64>,
     pub(crate) queue: Option<usize>,
     pub(crate) max_wait_ms: Option<u64>,
@@ -325,6 +327,8 @@ mod tests {
             stock-kernels = true
             memory-gb = 8
             prefix-cache-gb = 1.5
+            kv-disk = "/kv"
+            kv-disk-gb = 2
             keep-alive = 600
             queue = 7
             max-wait-ms = 8
@@ -353,6 +357,8 @@ mod tests {
             kv_cache_type: Some(KvName::Q8),
             memory_gb: Some(Gigabytes(8.0)),
             prefix_cache_gb: Some(Gigabytes(1.5)),
+            kv_disk: Some("/kv".into()),
+            kv_disk_gb: Some(Gigabytes(2.0)),
             keep_alive: Some(600),
             queue: Some(7),
             max_wait_ms: Some(8),

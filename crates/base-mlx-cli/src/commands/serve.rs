@@ -4,13 +4,13 @@ use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
-use base_mlx_core::engine::Device;
+use base_mlx_core::engine::{Device, KvDisk};
 use base_mlx_core::store::{DEFAULT_MODEL, ModelDir, Store, StoreError};
 use base_mlx_server::{DraftName, Server, ServerOptions};
 use clap::Args;
 use tokio::signal::unix::{Signal, SignalKind, signal};
 
-use crate::config::{Compute, ConfigFile, Count, LogFormat, api_key, count};
+use crate::config::{Compute, ConfigFile, Count, Gigabytes, LogFormat, api_key, count};
 use crate::models;
 
 /// Serve models over the OpenAI API
@@ -39,6 +39,12 @@ pub(crate) struct Arguments {
     /// How long a request may wait for its turn before it gets status 429 [default: no limit]
     #[arg(long, env = "BASE_MLX_MAX_WAIT_MS", value_name = "MS")]
     max_wait_ms: Option<u64>,
+    /// A folder where what earlier prompts have left behind outlives its place in memory, and this process
+    #[arg(long, env = "BASE_MLX_KV_DISK", value_name = "FOLDER")]
+    kv_disk: Option<PathBuf>,
+    /// Most space for it [default: 10]
+    #[arg(long, env = "BASE_MLX_KV_DISK_GB", value_name = "GB")]
+    kv_disk_gb: Option<Gigabytes>,
     /// How long a model stays in memory after its last use [default: until another needs the room]
     #[arg(long, env = "BASE_MLX_KEEP_ALIVE", value_name = "SECONDS")]
     keep_alive: Option<u64>,
@@ -121,6 +127,10 @@ impl Arguments {
         }
         if let Some(seconds) = self.grace.or(file.grace) {
             options.grace = Duration::from_secs(seconds);
+        }
+        if let Some(folder) = self.kv_disk.as_ref().or(file.kv_disk.as_ref()) {
+            let most = self.kv_disk_gb.or(file.kv_disk_gb).map_or(10 << 30, Gigabytes::bytes);
+            options.engine.kv_disk = Some(KvDisk::open(folder, most as u64)?);
         }
         if let Some(queue) = self.queue.or(file.queue) {
             options.engine.queue = queue;

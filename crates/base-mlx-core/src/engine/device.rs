@@ -104,8 +104,15 @@ pub(super) struct RunnerId(u64);
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub(super) struct RequestId(pub(super) u64);
 
+/// Lets a model know that something has come for it from another thread.
+pub(super) type Waker = Arc<dyn Fn() + Send + Sync>;
+
 /// A model as the device thread drives it.
 pub(super) trait Runner: Send {
+    /// It was added to its device: this is how other threads can call `wake`.
+    fn added(&mut self, _: Waker) {}
+    /// Takes what has come for it.
+    fn wake(&mut self) {}
     fn submit(&mut self, request: RequestId, submission: Submission);
     /// Ends a request without further events. Unknown and finished ones are ignored.
     fn cancel(&mut self, request: RequestId);
@@ -123,6 +130,7 @@ enum Command {
     Remove(RunnerId),
     Submit(RunnerId, RequestId, Box<Submission>),
     Cancel(RunnerId, RequestId),
+    Wake(RunnerId),
     Settle(Sender<()>),
     Stop,
 }
@@ -149,8 +157,12 @@ impl DeviceThread {
         Ok(Self { commands, next_id: Arc::default(), join: Arc::new(Mutex::new(Some(join))) })
     }
 
-    pub(super) fn add(&self, runner: Box<dyn Runner>) -> Arc<Port> {
+    pub(super) fn add(&self, mut runner: Box<dyn Runner>) -> Arc<Port> {
         let id = RunnerId(self.next());
+        let commands = self.commands.clone();
+        runner.added(Arc::new(move || {
+            let _ = commands.send(Command::Wake(id));
+        }));
         // A send fails only after `stop`; what is submitted then sees its event channel close.
         let _ = self.commands.send(Command::Add(id, runner));
         Arc::new(Port { thread: self.clone(), runner: id })
@@ -271,6 +283,7 @@ impl Loop {
                 }
             }
             Command::Cancel(id, request) => self.drive(id, |runner| runner.cancel(request)),
+            Command::Wake(id) => self.drive(id, |runner| runner.wake()),
             Command::Settle(done) => {
                 for id in self.ids(|_| true) {
                     self.drive(id, |runner| runner.settle());

@@ -99,6 +99,13 @@ const PREFIX_BUDGET: &str = "base_mlx_prefix_cache_budget_bytes";
 const HITS: &str = "base_mlx_prefix_cache_hits_total";
 const MISSES: &str = "base_mlx_prefix_cache_misses_total";
 const EVICTED: &str = "base_mlx_prefix_cache_evictions_total";
+/// Of the folder of all models.
+pub(super) const DISK: &str = "base_mlx_kv_disk_bytes";
+pub(super) const DISK_BUDGET: &str = "base_mlx_kv_disk_budget_bytes";
+pub(super) const DISK_READS: &str = "base_mlx_kv_disk_reads_total";
+pub(super) const DISK_WRITES: &str = "base_mlx_kv_disk_writes_total";
+pub(super) const DISK_EVICTIONS: &str = "base_mlx_kv_disk_evictions_total";
+pub(super) const DISK_FAILURES: &str = "base_mlx_kv_disk_failures_total";
 
 fn describe() {
     describe_counter!(REQUESTS, "Requests by outcome: done, cancelled, failed, sent away, refused");
@@ -116,4 +123,10 @@ fn describe() {
     describe_counter!(HITS, "Prompts that began like something kept");
     describe_counter!(MISSES, "Prompts that did not");
     describe_counter!(EVICTED, "Kept caches that made room for others");
+    describe_gauge!(DISK, Unit::Bytes, "Keys and values on disk, of all models");
+    describe_gauge!(DISK_BUDGET, Unit::Bytes, "Most that these may have");
+    describe_counter!(DISK_READS, "Chunks of 256 positions read from disk");
+    describe_counter!(DISK_WRITES, "Chunks written");
+    describe_counter!(DISK_EVICTIONS, "Chunks that made room for others");
+    describe_counter!(DISK_FAILURES, "Files that could not be read or written");
 }

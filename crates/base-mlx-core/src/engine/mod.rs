@@ -8,6 +8,7 @@ mod answer;
 mod compute;
 mod defaults;
 mod device;
+mod disk;
 mod draft;
 mod event;
 mod generation;
@@ -24,10 +25,12 @@ mod sequence;
 mod simulation;
 mod start;
 mod stop;
+mod stored;
 
 pub use crate::backend::KvFormat;
 pub use defaults::SamplingDefaults;
 pub use device::Device;
+pub use disk::{KvDisk, KvDiskError};
 pub use draft::Draft;
 pub use event::{Event, FinishReason, GenerateError, TokenLogprob, TopLogprob, Usage};
 pub use generation::Generation;
@@ -78,6 +81,8 @@ pub struct EngineOptions {
     pub max_wait: Option<Duration>,
     /// What keys and values are kept as; `None` is what suits the device.
     pub kv_format: Option<KvFormat>,
+    /// Where they outlive their place in memory.
+    pub kv_disk: Option<KvDisk>,
 }
 
 impl Default for EngineOptions {
@@ -92,6 +97,7 @@ impl Default for EngineOptions {
             queue: 1024,
             max_wait: None,
             kv_format: None,
+            kv_disk: None,
         }
     }
 }

@@ -12,6 +12,11 @@ impl Pace {
         Self { seconds_per_token: 0.0 }
     }
 
+    /// Seconds for one more token of a prompt in a step; 0 until one was measured.
+    pub(super) fn seconds_per_token(&self) -> f64 {
+        self.seconds_per_token
+    }
+
     /// Takes note of a step with so many tokens of prompts, which would have taken `quiet` seconds without them.
     pub(super) fn measured(&mut self, prompt_tokens: usize, took: Duration, quiet: f64) {
         if prompt_tokens == 0 {

@@ -10,7 +10,7 @@ use tokio::sync::mpsc::UnboundedSender;
 
 use super::answer::Answer;
 use super::compute::{Begun, flatten};
-use super::device::{RequestId, Runner};
+use super::device::{RequestId, Runner, Waker};
 use super::draft::{DraftModel, Drafting, ModelDrafter, Timing};
 use super::log::{Memory, RequestLog};
 use super::memory::Room;
@@ -19,6 +19,7 @@ use super::pace::Pace;
 use super::prefix::{Keep, KeptId};
 use super::scheduler::{Limits, Outcome, Plan, Scheduler};
 use super::sequence::{Sequence, SequenceId};
+use super::stored::Stored;
 use super::{
     Draft, EngineOptions, Event, FinishReason, GenerateError, GenerateRequest, TokenLogprob,
     TopLogprob, Usage,
@@ -46,6 +47,7 @@ pub(super) struct NewRunner<'a, B: Backend> {
     pub(super) weight_bytes: usize,
     pub(super) limits: Limits,
     pub(super) options: EngineOptions,
+    pub(super) stored: Option<Stored<B>>,
 }
 
 pub(super) struct ModelRunner<B: Backend> {
@@ -84,6 +86,10 @@ pub(super) struct ModelRunner<B: Backend> {
     pub(super) retired: Vec<B::Kv>,
     /// Numbers of tokens that are still to be tried before the first request.
     pub(super) warm_ups: Vec<usize>,
+    /// What lies on disk, if anything is to.
+    pub(super) stored: Option<Stored<B>>,
+    /// There is nothing to compute until something arrives, though sequences run.
+    stalled: bool,
 }
 
 /// All steps since the last one that was read.
@@ -117,7 +123,7 @@ pub(super) struct Request {
 
 impl<B: Backend> ModelRunner<B> {
     pub(super) fn new(new: NewRunner<B>) -> Self {
-        let NewRunner { model, name, text, weight_bytes, limits, options } = new;
+        let NewRunner { model, name, text, weight_bytes, limits, options, stored } = new;
         let DraftModel { backend, model, layers, vocab_size, room } = model;
         Self {
             metrics: Metrics::new(&name),
@@ -146,6 +152,8 @@ impl<B: Backend> ModelRunner<B> {
             model: model.clone(),
             text,
             weight_bytes,
+            stored,
+            stalled: false,
         }
     }
 
@@ -209,6 +217,9 @@ impl<B: Backend> ModelRunner<B> {
         // Nobody knows what the device has left in caches. If memory was short, the next step is to have what this one had.
         self.scheduler.forget_kept();
         self.kept.clear();
+        if let Some(stored) = &mut self.stored {
+            stored.forget_kept();
+        }
         self.unread = None;
         self.retired.clear();
         self.backend.clear_cache();
@@ -263,6 +274,7 @@ impl<B: Backend> ModelRunner<B> {
         for dropped in &plan.dropped {
             self.retire(dropped.id, dropped.keep);
         }
+        self.fetch(&plan);
         for span in &plan.spans {
             let request = self.choices[&span.sequence].request;
             let cached = self.scheduler.sequence(span.sequence).and_then(|planned| planned.cached);
@@ -283,6 +295,9 @@ impl<B: Backend> ModelRunner<B> {
         for drafter in &mut self.drafters {
             drafter.retire(id);
         }
+        if let Some(stored) = &mut self.stored {
+            stored.give_up(id);
+        }
         let Some(cache) = self.caches.remove(&id) else { return };
         if let Some(Keep { id, len, shares }) = keep {
             let mut kept = cache.fork();
@@ -293,19 +308,22 @@ impl<B: Backend> ModelRunner<B> {
                 kept.share(other, len);
             }
             self.retired.extend(self.kept.insert(id, kept));
+            self.note_kept(id);
         }
         self.retired.push(cache);
     }
 
     pub(super) fn drop_evicted(&mut self) {
-        for id in self.scheduler.take_evicted() {
-            self.metrics.evicted.increment(1);
+        let evicted = self.scheduler.take_evicted();
+        self.metrics.evicted.increment(evicted.len() as u64);
+        self.write_before_they_go(&evicted);
+        for id in evicted {
             self.retired.extend(self.kept.remove(&id));
         }
     }
 
     fn drop_retired(&mut self) {
-        if self.unread.is_some() && self.scheduler.is_idle() {
+        if self.unread.is_some() && (self.scheduler.is_idle() || self.stalled) {
             self.backend.finish();
             self.unread = None;
         }
@@ -320,6 +338,10 @@ impl<B: Backend> ModelRunner<B> {
             Some(begun) => begun,
             None => {
                 let plan = self.next_plan();
+                if plan.spans.is_empty() {
+                    self.stalled = self.stored.as_ref().is_some_and(Stored::is_fetching);
+                    return;
+                }
                 match self.begin(plan, None) {
                     Ok(begun) => begun,
                     Err(failed) => return self.fail(&failed.plan, &failed.message),
@@ -409,6 +431,17 @@ impl<B: Backend> Drop for ModelRunner<B> {
 }
 
 impl<B: Backend> Runner for ModelRunner<B> {
+    fn added(&mut self, waker: Waker) {
+        if let Some(stored) = &mut self.stored {
+            stored.woken_by(waker);
+        }
+    }
+
+    fn wake(&mut self) {
+        self.take_in();
+        self.stalled = false;
+    }
+
     fn submit(&mut self, id: RequestId, submission: Submission) {
         let Submission { request, draft_model, events, mut log } = submission;
         let draft_model: Option<Arc<DraftModel<B>>> = draft_model
@@ -431,6 +464,8 @@ impl<B: Backend> Runner for ModelRunner<B> {
         let usage = Usage { prompt_tokens: request.prompt.len(), ..Usage::default() };
         let mut entry = Request { events, sequences: Vec::new(), usage, log };
         let history = History::new(&request.prompt);
+        let stored_tokens = self.stored(&request.prompt);
+        self.stalled = false;
         for index in 0..request.choices.max(1) {
             let sequence = SequenceId(self.next_sequence);
             self.next_sequence += 1;
@@ -442,6 +477,7 @@ impl<B: Backend> Runner for ModelRunner<B> {
                 let logprob = Logprob { logprob: f32::NAN, top: Vec::new() };
                 vec![token_logprob(&self.text, request.prompt[0], logprob)]
             });
+            submitted.stored = stored_tokens;
             self.scheduler.submit(submitted).expect("the door refused what can never run");
             let end_tokens = match request.ignore_end {
                 true => Vec::new(),
@@ -471,19 +507,24 @@ impl<B: Backend> Runner for ModelRunner<B> {
 
     fn cancel(&mut self, request: RequestId) {
         self.end(request, "cancelled", |_| None);
+        self.stalled = false;
         self.drop_retired();
         self.gauge();
     }
 
     fn is_idle(&self) -> bool {
-        self.scheduler.is_idle() && self.warm_ups.is_empty() && self.ahead.is_none()
+        let computes = !(self.scheduler.is_idle() || self.stalled);
+        let writes = self.stored.as_ref().is_some_and(Stored::can_write);
+        !computes && !writes && self.warm_ups.is_empty() && self.ahead.is_none()
     }
 
     fn step(&mut self) {
         match self.warm_ups.pop() {
             Some(rows) => self.warm_up(rows),
+            None if self.ahead.is_none() && (self.scheduler.is_idle() || self.stalled) => {}
             None => self.advance(),
         }
+        self.write_one();
         self.drop_retired();
         self.gauge();
     }
@@ -501,8 +542,12 @@ impl<B: Backend> Runner for ModelRunner<B> {
         for request in requests {
             self.end(request, "cancelled", |_| Some(Event::Error(GenerateError::ShuttingDown)));
         }
+        self.write_the_rest(LAST_WRITES);
     }
 }
+
+/// How long the end may take for what is still to be written to disk.
+const LAST_WRITES: Duration = Duration::from_secs(5);
 
 /// Numbers of tokens that a step can have. A prompt has as many as it likes, however few sequences run.
 fn possible(warm_ups: &[usize], limits: &Limits) -> Vec<usize> {

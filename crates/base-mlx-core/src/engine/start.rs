@@ -11,6 +11,7 @@ use super::draft::DraftModel;
 use super::memory::Wish;
 use super::runner::{ModelRunner, NewRunner};
 use super::scheduler::Limits;
+use super::stored::Stored;
 use super::{Engine, EngineOptions, ModelInfo, SamplingDefaults};
 use crate::backend::{Backend, CpuBackend, DeviceError, MlxBackend, MlxDevice, MlxOptions};
 use crate::models;
@@ -197,6 +198,10 @@ fn load<B: Backend>(
         block: backend.kv_block(&model.layers()),
         context: info.context,
     };
+    let stored = options.kv_disk.as_ref().map(|disk| {
+        let how = format!("{} {layers:?}", backend.kv_identity());
+        Stored::new(disk.clone(), disk.model_key(path, how))
+    });
     let model = Arc::new(DraftModel {
         layers,
         room,
@@ -213,6 +218,7 @@ fn load<B: Backend>(
         weight_bytes: on_disk as usize,
         limits,
         options,
+        stored,
     });
     Ok(Loaded { runner: Box::new(runner), draft_model, text, info })
 }

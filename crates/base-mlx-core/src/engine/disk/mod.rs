@@ -1,0 +1,370 @@
+//! Keys and values on disk, so that they outlive their place in memory and the process. They lie there in chunks of
+//! [`KV_CHUNK`] positions, each a file under `kv/` that is named after the model and all tokens up to the chunk's end:
+//! conversations that begin alike share files, and a longer one adds to a shorter one's. `index.redb` says which there
+//! are and when they were used last.
+//!
+//! Nothing here is more than a cache. A file that is not what its name says is worth one line in the log, and the same
+//! positions are computed again.
+
+mod blob;
+mod digest;
+mod entries;
+mod index;
+mod key;
+
+use std::fmt;
+use std::io;
+use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::mpsc::{Receiver, Sender, channel, sync_channel};
+use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
+use std::thread::JoinHandle;
+use std::time::{Duration, Instant};
+
+use metrics::{counter, gauge};
+
+use self::entries::Entries;
+use self::index::Index;
+pub(super) use self::key::Key;
+use super::device::Waker;
+use super::metrics as names;
+use crate::backend::KV_CHUNK;
+
+/// A folder for keys and values. Clones share it; the files stay when the last one goes.
+#[derive(Clone)]
+pub struct KvDisk(Arc<Disk>);
+
+/// Why a folder cannot hold keys and values.
+#[derive(Debug, thiserror::Error)]
+pub enum KvDiskError {
+    #[error(
+        "the folder {path} for keys and values is in use by another process\n\
+         hint: give each process a folder of its own"
+    )]
+    InUse { path: PathBuf },
+    #[error("cannot {action} {path}")]
+    Io { action: &'static str, path: PathBuf, source: io::Error },
+}
+
+struct Disk {
+    shared: Arc<Shared>,
+    /// `None` when they are to end.
+    threads: Option<Threads>,
+    /// Chunks that are to be written or are being written.
+    writing: Arc<AtomicUsize>,
+}
+
+struct Threads {
+    writes: Sender<Order>,
+    reads: Sender<Read>,
+    joins: [JoinHandle<()>; 2],
+}
+
+struct Shared {
+    folder: PathBuf,
+    /// Most bytes of all files together.
+    cap: u64,
+    index: Index,
+    entries: Mutex<Entries>,
+}
+
+/// For the thread that writes.
+enum Order {
+    Write {
+        key: Key,
+        depth: u32,
+        bytes: Vec<u8>,
+        waker: Waker,
+    },
+    /// A file is not what its name says.
+    Forget(Key),
+    /// Answers when all orders before it are carried out, and on disk.
+    Flush(Sender<()>),
+}
+
+/// For the thread that reads.
+struct Read {
+    keys: Vec<Key>,
+    to: std::sync::mpsc::SyncSender<Vec<u8>>,
+    waker: Waker,
+}
+
+impl KvDisk {
+    /// Takes a folder, which is created if need be, for at most so many bytes. What another process has left there is used;
+    /// what is broken is thrown away.
+    pub fn open(folder: &Path, bytes: u64) -> Result<Self, KvDiskError> {
+        let (index, rows) = Index::open(folder)?;
+        let (entries, lost) = reconcile(folder, rows)?;
+        let shared = Arc::new(Shared {
+            folder: folder.to_owned(),
+            cap: bytes,
+            index,
+            entries: Mutex::new(entries),
+        });
+        shared.note(shared.index.change(&lost, &[]), "drop what is not there from");
+        shared.make_room(0);
+        shared.gauge();
+        let writing = Arc::new(AtomicUsize::new(0));
+        let (writes, orders) = channel();
+        let (reads, wanted) = channel();
+        let writer = {
+            let (shared, writing) = (Arc::clone(&shared), Arc::clone(&writing));
+            move || shared.write_all(&orders, &writing)
+        };
+        let reader = {
+            let (shared, writes) = (Arc::clone(&shared), writes.clone());
+            move || shared.read_all(&wanted, &writes)
+        };
+        let joins = [spawn("kv-disk-write", writer)?, spawn("kv-disk-read", reader)?];
+        let threads = Some(Threads { writes, reads, joins });
+        Ok(Self(Arc::new(Disk { shared, threads, writing })))
+    }
+
+    /// The key of all chunks of the model in these files, whose keys and values are saved as `how` says. It takes as long as
+    /// reading the files, the first time; until then the key is not there.
+    pub(super) fn model_key(&self, path: &Path, how: String) -> Arc<OnceLock<Key>> {
+        let key = Arc::new(OnceLock::new());
+        let (disk, path, found) = (self.clone(), path.to_owned(), Arc::clone(&key));
+        let digest = move || match digest::of_model(&path, &disk.0.shared.index) {
+            Ok(digest) => {
+                let _ = found.set(Key::of_model(&digest, &how));
+            }
+            Err(error) => {
+                tracing::warn!("no keys and values on disk for {}: {error}", path.display());
+            }
+        };
+        // Without a thread for it nothing is ever found.
+        if let Err(error) = spawn("kv-disk-digest", digest) {
+            tracing::warn!("no keys and values on disk: {error}");
+        }
+        key
+    }
+
+    /// How many of these chunks, which follow each other, are there. They count as used.
+    pub(super) fn find(&self, keys: &[Key]) -> usize {
+        let mut entries = self.0.shared.entries();
+        let there = keys.iter().take_while(|key| entries.contains(key)).count();
+        entries.touch(&keys[..there]);
+        there
+    }
+
+    /// Which of these chunks are not there.
+    pub(super) fn missing(&self, keys: &[Key]) -> Vec<usize> {
+        let entries = self.0.shared.entries();
+        (0..keys.len()).filter(|&chunk| !entries.contains(&keys[chunk])).collect()
+    }
+
+    /// Whether a chunk may come to be written: each that waits takes memory.
+    pub(super) fn can_write(&self) -> bool {
+        self.0.writing.load(Ordering::Acquire) < MOST_WAITING
+    }
+
+    /// Writes a chunk, the `depth`th of its sequence, in time; wakes when it is done.
+    pub(super) fn write(&self, key: Key, depth: usize, bytes: Vec<u8>, waker: Waker) {
+        self.0.writing.fetch_add(1, Ordering::AcqRel);
+        self.0.order(Order::Write { key, depth: depth as u32, bytes, waker });
+    }
+
+    /// Reads chunks one after the other, and wakes after each. The channel ends after the last one, or early.
+    pub(super) fn read(&self, keys: Vec<Key>, waker: Waker) -> Receiver<Vec<u8>> {
+        // One is read while another is taken in.
+        let (to, chunks) = sync_channel(1);
+        if let Some(threads) = &self.0.threads {
+            let _ = threads.reads.send(Read { keys, to, waker });
+        }
+        chunks
+    }
+
+    /// Waits, but not for longer than this, until everything that was to be written is on disk.
+    pub(super) fn flush(&self, longest: Duration) {
+        let (done, wait) = channel();
+        self.0.order(Order::Flush(done));
+        let _ = wait.recv_timeout(longest);
+    }
+}
+
+impl fmt::Debug for KvDisk {
+    fn fmt(&self, f: &mut fmt::Formatter) -> fmt::Result {
+        f.debug_tuple("KvDisk").field(&self.0.shared.folder).finish()
+    }
+}
+
+impl Disk {
+    fn order(&self, order: Order) {
+        if let Some(threads) = &self.threads {
+            let _ = threads.writes.send(order);
+        }
+    }
+}
+
+impl Drop for Disk {
+    fn drop(&mut self) {
+        let Some(Threads { writes, reads, joins: [writer, reader] }) = self.threads.take() else {
+            return;
+        };
+        // The reader has orders for the writer.
+        drop(reads);
+        let _ = reader.join();
+        drop(writes);
+        let _ = writer.join();
+    }
+}
+
+impl Shared {
+    fn write_all(&self, orders: &Receiver<Order>, writing: &AtomicUsize) {
+        for order in orders {
+            match order {
+                Order::Write { key, depth, bytes, waker } => {
+                    self.write(key, depth, &bytes);
+                    drop(bytes);
+                    writing.fetch_sub(1, Ordering::AcqRel);
+                    waker();
+                }
+                Order::Forget(key) => {
+                    self.entries().remove(&key);
+                    self.note(self.index.change(&[key], &[]), "take a chunk out of");
+                    blob::remove(&self.folder, &key);
+                }
+                Order::Flush(done) => {
+                    self.persist_uses();
+                    let _ = done.send(());
+                }
+            }
+            self.gauge();
+        }
+        self.persist_uses();
+    }
+
+    fn write(&self, key: Key, depth: u32, bytes: &[u8]) {
+        let size = blob::size(bytes);
+        if self.entries().contains(&key) || !self.make_room(size) {
+            return;
+        }
+        let written = blob::write(&self.folder, &key, bytes);
+        if !self.note(written, "write keys and values into") {
+            blob::remove(&self.folder, &key);
+            return;
+        }
+        let entry = self.entries().insert(key, size, depth);
+        let mut rows = self.entries().take_touched();
+        rows.push((key, entry));
+        self.note(self.index.change(&[], &rows), "enter a chunk into");
+        counter!(names::DISK_WRITES).increment(1);
+    }
+
+    /// Drops what was not used for longest until a file of this size fits; false if it never will.
+    fn make_room(&self, size: u64) -> bool {
+        // The index counts too.
+        let cap = self.cap.saturating_sub(self.index.bytes());
+        let Some(cap) = cap.checked_sub(size) else { return false };
+        let dropped = self.entries().evict_down_to(cap);
+        if !dropped.is_empty() {
+            // A file without an entry is dropped when the folder is opened; an entry without a file costs a failed read.
+            self.note(self.index.change(&dropped, &[]), "take chunks out of");
+            dropped.iter().for_each(|key| blob::remove(&self.folder, key));
+            counter!(names::DISK_EVICTIONS).increment(dropped.len() as u64);
+        }
+        true
+    }
+
+    fn persist_uses(&self) {
+        let rows = self.entries().take_touched();
+        self.note(self.index.change(&[], &rows), "write to");
+    }
+
+    fn read_all(&self, wanted: &Receiver<Read>, writes: &Sender<Order>) {
+        for Read { keys, to, waker } in wanted {
+            for key in keys {
+                let began = Instant::now();
+                match blob::read(&self.folder, &key) {
+                    Ok(bytes) => {
+                        let ms = began.elapsed().as_millis() as u64;
+                        tracing::debug!(bytes = bytes.len(), ms, "keys and values read");
+                        counter!(names::DISK_READS).increment(1);
+                        // Whoever wanted it may have gone.
+                        if to.send(bytes).is_err() {
+                            break;
+                        }
+                        waker();
+                    }
+                    Err(error) => {
+                        let path = blob::path(&self.folder, &key);
+                        tracing::warn!("{} is ignored: {error}", path.display());
+                        counter!(names::DISK_FAILURES).increment(1);
+                        let _ = writes.send(Order::Forget(key));
+                        break;
+                    }
+                }
+            }
+            drop(to);
+            waker();
+        }
+    }
+
+    /// Says in the log what went wrong; whether nothing did.
+    fn note<T, E: fmt::Display>(&self, result: Result<T, E>, action: &str) -> bool {
+        if let Err(error) = &result {
+            tracing::warn!("cannot {action} {}: {error}", self.folder.display());
+            counter!(names::DISK_FAILURES).increment(1);
+        }
+        result.is_ok()
+    }
+
+    fn gauge(&self) {
+        gauge!(names::DISK).set((self.entries().bytes() + self.index.bytes()) as f64);
+        gauge!(names::DISK_BUDGET).set(self.cap as f64);
+    }
+
+    fn entries(&self) -> MutexGuard<'_, Entries> {
+        // A panic elsewhere cannot leave the list half changed.
+        self.entries.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// Entries whose files are there, and the keys of the others. Files of ours without an entry are removed.
+fn reconcile(
+    folder: &Path,
+    rows: Vec<(Key, entries::Entry)>,
+) -> Result<(Entries, Vec<Key>), KvDiskError> {
+    let files = blob::list(folder)?;
+    let mut entries = Entries::default();
+    let mut lost = Vec::new();
+    for (key, entry) in rows {
+        match files.get(&key) {
+            Some(&size) if size == entry.bytes => entries.restore(key, entry),
+            found => {
+                let path = blob::path(folder, &key);
+                let size = found.map_or("no".to_owned(), u64::to_string);
+                let expected = entry.bytes;
+                tracing::warn!("{}: {size} bytes of {expected}, ignored", path.display());
+                lost.push(key);
+            }
+        }
+    }
+    for key in files.keys().filter(|key| !entries.contains(key)) {
+        blob::remove(folder, key);
+    }
+    Ok((entries, lost))
+}
+
+fn spawn(name: &str, work: impl FnOnce() + Send + 'static) -> Result<JoinHandle<()>, KvDiskError> {
+    let spawned = std::thread::Builder::new().name(name.to_owned()).spawn(work);
+    spawned.map_err(|source| KvDiskError::Io {
+        action: "start a thread for",
+        path: PathBuf::from(name),
+        source,
+    })
+}
+
+/// Chunks that wait to be written, at most.
+const MOST_WAITING: usize = 2;
+
+/// The keys of the whole chunks of a sequence.
+pub(super) fn keys(model: &Key, tokens: &[crate::TokenId]) -> Vec<Key> {
+    let mut key = *model;
+    let next = |chunk: &[crate::TokenId]| {
+        key = key.then(chunk);
+        key
+    };
+    tokens.chunks_exact(KV_CHUNK).map(next).collect()
+}
