@@ -6,6 +6,7 @@ mod bench;
 mod chat;
 mod config;
 mod device;
+mod disk;
 mod models;
 mod process;
 mod run;

@@ -103,7 +103,6 @@ impl KvDisk {
         });
         shared.note(shared.index.change(&lost, &[]), "drop what is not there from");
         shared.make_room(0);
-        shared.gauge();
         let writing = Arc::new(AtomicUsize::new(0));
         let (writes, orders) = channel();
         let (reads, wanted) = channel();
@@ -142,6 +141,7 @@ impl KvDisk {
 
     /// How many of these chunks, which follow each other, are there. They count as used.
     pub(super) fn find(&self, keys: &[Key]) -> usize {
+        self.0.shared.gauge();
         let mut entries = self.0.shared.entries();
         let there = keys.iter().take_while(|key| entries.contains(key)).count();
         entries.touch(&keys[..there]);
@@ -254,8 +254,9 @@ impl Shared {
 
     /// Drops what was not used for longest until a file of this size fits; false if it never will.
     fn make_room(&self, size: u64) -> bool {
-        // The index counts too.
-        let cap = self.cap.saturating_sub(self.index.bytes());
+        // The index counts too, and grows with the change.
+        let index = (2 * self.index.bytes()).max(SMALLEST_INDEX);
+        let cap = self.cap.saturating_sub(index);
         let Some(cap) = cap.checked_sub(size) else { return false };
         let dropped = self.entries().evict_down_to(cap);
         if !dropped.is_empty() {
@@ -356,6 +357,8 @@ fn spawn(name: &str, work: impl FnOnce() + Send + 'static) -> Result<JoinHandle<
     })
 }
 
+/// Bytes that are set aside for the index in any case.
+const SMALLEST_INDEX: u64 = 1 << 20;
 /// Chunks that wait to be written, at most.
 const MOST_WAITING: usize = 2;
 
@@ -367,4 +370,109 @@ pub(super) fn keys(model: &Key, tokens: &[crate::TokenId]) -> Vec<Key> {
         key
     };
     tokens.chunks_exact(KV_CHUNK).map(next).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// Writes chunks of a conversation and waits until they are on disk.
+    fn write(disk: &KvDisk, keys: &[Key], bytes: usize) {
+        for (depth, key) in keys.iter().enumerate() {
+            while !disk.can_write() {
+                std::thread::yield_now();
+            }
+            disk.write(*key, depth, vec![depth as u8; bytes], Arc::new(|| {}));
+        }
+        disk.flush(Duration::from_secs(10));
+    }
+
+    fn read(disk: &KvDisk, keys: &[Key]) -> Vec<Vec<u8>> {
+        disk.read(keys.to_vec(), Arc::new(|| {})).iter().collect()
+    }
+
+    fn on_disk(folder: &Path) -> u64 {
+        let blobs: u64 = blob::list(folder).unwrap().values().sum();
+        blobs + std::fs::metadata(folder.join("index.redb")).unwrap().len()
+    }
+
+    fn conversation(number: u32, chunks: usize) -> Vec<Key> {
+        keys(&Key([3; 32]), &vec![number; chunks * KV_CHUNK + 7])
+    }
+
+    #[test]
+    fn the_cap_holds_and_the_longest_unused_makes_room() {
+        let folder = tempfile::tempdir().unwrap();
+        let cap = 3 << 20;
+        let [a, b, c] = [1, 2, 3].map(|number| conversation(number, 5));
+        let disk = KvDisk::open(folder.path(), cap).unwrap();
+        write(&disk, &a, 150_000);
+        write(&disk, &b, 150_000);
+        assert_eq!((disk.find(&b), disk.find(&a)), (5, 5));
+        write(&disk, &c, 150_000);
+        assert!(on_disk(folder.path()) <= cap, "{}", on_disk(folder.path()));
+        assert_eq!((disk.find(&a), disk.find(&c)), (5, 5), "b was not used for longest");
+        assert!(disk.find(&b) < 5);
+        assert!(disk.missing(&a).is_empty());
+        let too_large = conversation(4, 1);
+        write(&disk, &too_large, 3 << 20);
+        assert_eq!((disk.find(&too_large), disk.find(&a)), (0, 5));
+        drop(disk);
+
+        // What was used last is known to the next process, which has less room.
+        let disk = KvDisk::open(folder.path(), 2_000_000).unwrap();
+        assert!(on_disk(folder.path()) <= 2_000_000);
+        assert_eq!((disk.find(&a), disk.find(&c)), (5, 0));
+        assert_eq!(read(&disk, &a)[4], vec![4; 150_000]);
+    }
+
+    #[test]
+    fn a_conversation_is_found_as_far_as_it_is_the_same() {
+        let folder = tempfile::tempdir().unwrap();
+        let disk = KvDisk::open(folder.path(), 10 << 20).unwrap();
+        let mut tokens = vec![5; 4 * KV_CHUNK];
+        let model = Key([3; 32]);
+        write(&disk, &keys(&model, &tokens), 100);
+        tokens[2 * KV_CHUNK + 9] = 6;
+        assert_eq!(disk.find(&keys(&model, &tokens)), 2);
+        assert_eq!(disk.missing(&keys(&model, &tokens)), [2, 3]);
+        assert_eq!(disk.find(&keys(&Key([4; 32]), &tokens)), 0, "another model's");
+    }
+
+    #[test]
+    fn a_file_that_is_gone_ends_the_reading_and_is_forgotten() {
+        let folder = tempfile::tempdir().unwrap();
+        let disk = KvDisk::open(folder.path(), 10 << 20).unwrap();
+        let all = conversation(1, 3);
+        write(&disk, &all, 100);
+        blob::remove(folder.path(), &all[1]);
+        assert_eq!(read(&disk, &all), [vec![0; 100]]);
+        disk.flush(Duration::from_secs(10));
+        assert_eq!(disk.find(&all), 1);
+        assert!(matches!(KvDisk::open(folder.path(), 1), Err(KvDiskError::InUse { .. })));
+    }
+
+    #[test]
+    fn a_model_has_another_key_when_a_file_of_it_changes() {
+        let folder = tempfile::tempdir().unwrap();
+        let model = tempfile::tempdir().unwrap();
+        std::fs::write(model.path().join("config.json"), "{}").unwrap();
+        std::fs::write(model.path().join("model.safetensors"), "weights").unwrap();
+        let disk = KvDisk::open(folder.path(), 10 << 20).unwrap();
+        let key = |how: &str| {
+            let key = disk.model_key(model.path(), how.to_owned());
+            while key.get().is_none() {
+                std::thread::yield_now();
+            }
+            *key.get().unwrap()
+        };
+        let first = key("f16");
+        assert_eq!(key("f16"), first);
+        assert_ne!(key("q8_0"), first);
+        std::fs::write(model.path().join("chat_template.jinja"), "{{ messages }}").unwrap();
+        let second = key("f16");
+        assert_ne!(second, first);
+        std::fs::write(model.path().join("model.safetensors"), "WEIGHTS").unwrap();
+        assert_ne!(key("f16"), second);
+    }
 }
