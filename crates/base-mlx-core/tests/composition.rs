@@ -8,7 +8,8 @@ mod support;
 use std::collections::HashMap;
 use std::sync::LazyLock;
 
-use base_mlx_core::engine::{Draft, Engine, EngineOptions, GenerateRequest};
+use base_mlx_core::backend::KV_CHUNK;
+use base_mlx_core::engine::{Draft, Engine, EngineOptions, GenerateRequest, KvDisk};
 use base_mlx_core::sample::SamplingParams;
 use base_mlx_core::text::AddSpecial;
 use support::answer::{Answer, DEVICE, fold, run};
@@ -20,6 +21,8 @@ const COMPANY: usize = 16;
 const WORLDS: u64 = 165;
 /// Different requests; each is in several worlds.
 const REQUESTS: usize = 420;
+/// Tokens that only prompts with a long beginning have, more than what is kept on disk together.
+const LONG_PROMPT: usize = 270;
 
 static DRAFT: LazyLock<Engine> = LazyLock::new(|| smollm2(EngineOptions::default()));
 
@@ -38,21 +41,38 @@ fn everything_composes() {
         smollm2(EngineOptions { step_tokens: Some(13), parallel: 3, ..EngineOptions::default() }),
         // Neither the company nor what it leaves behind has room for long.
         smollm2(EngineOptions {
-            kv_bytes: Some(260 * kv_bytes_per_token),
+            kv_bytes: Some(500 * kv_bytes_per_token),
             draft_tokens: Some(3),
             ..EngineOptions::default()
         }),
         smollm2(EngineOptions { draft_tokens: Some(5), parallel: 5, ..EngineOptions::default() }),
     ];
+    let folder = tempfile::tempdir().unwrap();
+    let disk = KvDisk::open(folder.path(), 1 << 30).unwrap();
     let mut alone: HashMap<usize, Answer> = HashMap::new();
     let mut seen = Seen::default();
     for seed in first..first + worlds {
         let mut dice = Dice(seed);
-        let engine = &engines[dice.below(engines.len())];
         let numbers: Vec<usize> = (0..COMPANY).map(|_| dice.below(REQUESTS)).collect();
+        let fresh;
+        let engine = match engines.get(dice.below(engines.len() + 1)) {
+            Some(engine) => engine,
+            None => {
+                // It knows nothing but what others have left on disk.
+                let kv_disk = Some(disk.clone());
+                fresh = smollm2(EngineOptions { kv_disk, ..EngineOptions::default() });
+                let long = |number: &&usize| request(**number).prompt.len() > LONG_PROMPT;
+                if let Some(&number) = numbers.iter().find(long) {
+                    let answer = run(&fresh, request(number));
+                    seen.from_disk += usize::from(answer.cached.tokens >= KV_CHUNK);
+                    assert_eq!(answer, *alone_of(&mut alone, &cold, number), "request {number}");
+                }
+                &fresh
+            }
+        };
         let mut running = Vec::new();
         for &number in &numbers {
-            alone.entry(number).or_insert_with(|| run(&cold, request(number)));
+            alone_of(&mut alone, &cold, number);
             let draft = match dice.below(3) {
                 0 => Draft::Nobody,
                 1 => Draft::PromptLookup,
@@ -89,12 +109,18 @@ fn everything_composes() {
     assert!(worlds == 1 || seen.enough(), "something was hardly tried: {seen:?}");
 }
 
+/// What a request gives alone.
+fn alone_of<'a>(known: &'a mut HashMap<usize, Answer>, cold: &Engine, number: usize) -> &'a Answer {
+    known.entry(number).or_insert_with(|| run(cold, request(number)))
+}
+
 /// What the dice showed.
 #[derive(Debug, Default)]
 struct Seen {
     cases: usize,
     warm: usize,
     left: usize,
+    from_disk: usize,
     sampled: usize,
     penalties: usize,
     bias: usize,
@@ -122,7 +148,7 @@ impl Seen {
     }
 
     fn enough(&self) -> bool {
-        let Self { cases, warm, left, .. } = *self;
+        let Self { cases, warm, left, from_disk, .. } = *self;
         let kinds = [
             self.sampled,
             self.penalties,
@@ -134,7 +160,12 @@ impl Seen {
             self.drafted,
             self.background,
         ];
-        cases >= 2000 && warm > cases / 3 && left > 200 && kinds.into_iter().all(|n| n > 100)
+        let disk = from_disk >= 5;
+        cases >= 2000
+            && warm > cases / 3
+            && left > 200
+            && disk
+            && kinds.into_iter().all(|n| n > 100)
     }
 }
 
@@ -150,6 +181,11 @@ fn request(number: usize) -> GenerateRequest {
         "Why?",
     ];
     let mut text = String::new();
+    if dice.below(12) == 0 {
+        let number = dice.below(2);
+        let line = |i: usize| format!("Rule {i} of {number}: say {}. ", i * 37 % 11);
+        text += &(0..22).map(line).collect::<String>();
+    }
     let system = systems[dice.below(systems.len())];
     if !system.is_empty() {
         text += &format!("<|im_start|>system\n{system}<|im_end|>\n");
