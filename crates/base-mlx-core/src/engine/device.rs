@@ -7,9 +7,10 @@ use std::any::Any;
 use std::collections::BTreeMap;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::mpsc::{Receiver, Sender, TryRecvError, channel};
+use std::sync::mpsc::{Receiver, RecvTimeoutError, Sender, TryRecvError, channel};
 use std::sync::{Arc, Mutex};
 use std::thread::JoinHandle;
+use std::time::{Duration, Instant};
 
 use super::memory::Ledger;
 use super::runner::Submission;
@@ -35,10 +36,10 @@ impl Device {
         let ledger = Arc::new(Ledger::new());
         let thread = DeviceThread::spawn(ledger.clone(), move || {
             let opened = AnyBackend::open(&options);
-            let works = opened.is_ok();
+            let backend = opened.as_ref().ok().map(|opened| opened.backend.clone());
             // Nobody waits for it only if the process is ending.
             let _ = sender.send(opened);
-            works
+            backend.map(|backend| Box::new(move || backend.free_bytes()) as FreeBytes)
         });
         let cannot = |why: String| DeviceError::Failed(format!("cannot start a thread: {why}"));
         let thread = thread.map_err(|error| cannot(error.to_string()))?;
@@ -143,15 +144,16 @@ pub(super) struct DeviceThread {
 }
 
 impl DeviceThread {
-    /// `open` runs on the new thread, which ends at once if it says false.
+    /// `open` runs on the new thread, which ends at once if it opens nothing.
     fn spawn(
         ledger: Arc<Ledger>,
-        open: impl FnOnce() -> bool + Send + 'static,
+        open: impl FnOnce() -> Option<FreeBytes> + Send + 'static,
     ) -> std::io::Result<Self> {
         let (commands, receiver) = channel();
         let join = std::thread::Builder::new().name("device".to_owned()).spawn(move || {
-            if open() {
-                Loop { commands: receiver, runners: BTreeMap::new(), ledger }.run();
+            if let Some(free) = open() {
+                let (runners, looked) = (BTreeMap::new(), Instant::now());
+                Loop { commands: receiver, runners, ledger, free, looked }.run();
             }
         })?;
         Ok(Self { commands, next_id: Arc::default(), join: Arc::new(Mutex::new(Some(join))) })
@@ -232,11 +234,21 @@ struct Loop {
     commands: Receiver<Command>,
     runners: BTreeMap<RunnerId, Box<dyn Runner>>,
     ledger: Arc<Ledger>,
+    free: FreeBytes,
+    /// When the system was last asked for it.
+    looked: Instant,
 }
+
+/// How much memory the system has left, where it says so.
+type FreeBytes = Box<dyn Fn() -> Option<usize>>;
+
+/// How often the system is asked for it.
+const LOOK: Duration = Duration::from_secs(1);
 
 impl Loop {
     fn run(mut self) {
         while self.take_commands() {
+            self.look_at_memory();
             let busy: Vec<RunnerId> = self.ids(|runner| !runner.is_idle());
             for id in busy {
                 self.drive(id, |runner| runner.step());
@@ -247,12 +259,35 @@ impl Loop {
         }
     }
 
+    /// Lets models give back what they can spare when the system is short of memory.
+    fn look_at_memory(&mut self) {
+        if self.runners.is_empty() || self.looked.elapsed() < LOOK {
+            return;
+        }
+        self.looked = Instant::now();
+        if let Some(free) = (self.free)()
+            && self.ledger.observe(free, 0)
+        {
+            tracing::debug!(free_mb = free >> 20, "short of memory, budgets are smaller");
+            self.settle();
+        }
+    }
+
+    fn settle(&mut self) {
+        for id in self.ids(|_| true) {
+            self.drive(id, |runner| runner.settle());
+        }
+    }
+
     /// Takes what has arrived; sleeps only when there is nothing to compute. False when the device is to end.
     fn take_commands(&mut self) -> bool {
         if self.runners.values().all(|runner| runner.is_idle()) {
-            match self.commands.recv() {
-                Ok(Command::Stop) | Err(_) => return false,
+            // What is kept must go when others need the memory, requests or not.
+            let longest = if self.runners.is_empty() { Duration::MAX } else { LOOK };
+            match self.commands.recv_timeout(longest) {
+                Ok(Command::Stop) | Err(RecvTimeoutError::Disconnected) => return false,
                 Ok(command) => self.apply(command),
+                Err(RecvTimeoutError::Timeout) => {}
             }
         }
         loop {
@@ -285,9 +320,7 @@ impl Loop {
             Command::Cancel(id, request) => self.drive(id, |runner| runner.cancel(request)),
             Command::Wake(id) => self.drive(id, |runner| runner.wake()),
             Command::Settle(done) => {
-                for id in self.ids(|_| true) {
-                    self.drive(id, |runner| runner.settle());
-                }
+                self.settle();
                 let _ = done.send(());
             }
             Command::Stop => unreachable!("taken by the caller"),
@@ -355,6 +388,10 @@ mod tests {
         fn stop(&mut self) {}
     }
 
+    fn with_models() -> DeviceThread {
+        DeviceThread::spawn(Arc::new(Ledger::new()), || Some(Box::new(|| None))).unwrap()
+    }
+
     fn ask(port: &Port) -> Result<UnboundedReceiver<Event>, GenerateError> {
         let (events, receiver) = unbounded_channel();
         let request = GenerateRequest {
@@ -376,7 +413,7 @@ mod tests {
 
     #[test]
     fn a_model_that_panics_takes_only_itself_along() {
-        let thread = DeviceThread::spawn(Arc::new(Ledger::new()), || true).unwrap();
+        let thread = with_models();
         let broken = thread.add(Box::new(Fake { waiting: Vec::new(), panics: true }));
         let sound = thread.add(Box::new(Fake { waiting: Vec::new(), panics: false }));
         assert_eq!(ask(&broken).unwrap().blocking_recv(), None);
@@ -386,7 +423,7 @@ mod tests {
 
     #[test]
     fn a_stopped_device_takes_no_more() {
-        let thread = DeviceThread::spawn(Arc::new(Ledger::new()), || true).unwrap();
+        let thread = with_models();
         let port = thread.add(Box::new(Fake { waiting: Vec::new(), panics: false }));
         assert!(thread.is_running());
         thread.stop();

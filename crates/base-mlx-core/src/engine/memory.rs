@@ -1,7 +1,7 @@
 //! The memory that all models of a device share: weights, what a step needs, keys and values. A model is let in only if
 //! there is room for it, and is promised room for one conversation of a length that it keeps to. What nobody was promised
-//! is shared as budgets for keys and values, anew when a model comes or goes. Nobody goes beyond a budget, and the sum of
-//! all is no more than there is.
+//! is shared as budgets for keys and values, anew when a model comes or goes, or when the system runs short of memory. Nobody
+//! goes beyond a budget, and the sum of all is no more than there is.
 
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError, Weak};
@@ -12,6 +12,8 @@ use crate::weights::NoRoom;
 pub(super) struct Ledger {
     /// Bytes that all models together may have. Not set if nobody knows how much there is.
     ceiling: OnceLock<usize>,
+    /// Bytes of it that budgets leave alone because the system is short of memory.
+    withheld: AtomicUsize,
     rooms: Mutex<Vec<Weak<Room>>>,
 }
 
@@ -19,6 +21,8 @@ pub(super) struct Ledger {
 #[derive(Debug)]
 pub(super) struct Room {
     wish: Wish,
+    /// [`Wish::fixed`], or what it has turned out to be.
+    fixed: AtomicUsize,
     /// Positions that were promised: the longest conversation.
     promised: usize,
     /// Positions of keys and values that it may have, at least those.
@@ -46,9 +50,12 @@ impl Wish {
     }
 }
 
+/// The system is short of memory when less than this is free.
+const RESERVE: usize = 256 << 20;
+
 impl Ledger {
     pub(super) fn new() -> Self {
-        Self { ceiling: OnceLock::new(), rooms: Mutex::default() }
+        Self { ceiling: OnceLock::new(), withheld: AtomicUsize::new(0), rooms: Mutex::default() }
     }
 
     /// Once, before anybody enters.
@@ -79,6 +86,7 @@ impl Ledger {
         }
         let room = Arc::new(Room {
             wish,
+            fixed: AtomicUsize::new(wish.fixed),
             promised,
             budget: AtomicUsize::new(wish.most),
             drafting: AtomicUsize::new(0),
@@ -86,6 +94,39 @@ impl Ledger {
         rooms.push(Arc::downgrade(&room));
         self.share(&mut rooms);
         Ok(room)
+    }
+
+    /// A model's weights and what its steps need have turned out to be so many bytes. Fails if there is no room for them.
+    pub(super) fn weigh(&self, room: &Room, fixed: usize) -> Result<(), NoRoom> {
+        let mut rooms = self.rooms();
+        let before = room.fixed.swap(fixed, Ordering::Relaxed);
+        if let Some(ceiling) = self.ceiling() {
+            let all: usize = rooms.iter().filter_map(Weak::upgrade).map(|room| room.least()).sum();
+            if all > ceiling {
+                let needed = room.least();
+                room.fixed.store(before, Ordering::Relaxed);
+                return Err(NoRoom { needed, ceiling, free: ceiling.saturating_sub(all - needed) });
+            }
+        }
+        self.share(&mut rooms);
+        Ok(())
+    }
+
+    /// Takes note of how many bytes the system has left, and of how many are wanted now. When they are few, budgets become
+    /// smaller by what is missing, though no smaller than what was promised, and larger again when there is enough. Whether
+    /// they became smaller.
+    pub(super) fn observe(&self, free: usize, wanted: usize) -> bool {
+        let Some(ceiling) = self.ceiling() else { return false };
+        let reserve = RESERVE.min(ceiling / 8);
+        let before = self.withheld.load(Ordering::Relaxed);
+        let missing = reserve.saturating_add(wanted).saturating_sub(free);
+        let spare = free.saturating_sub(2 * reserve);
+        let now = (before + missing).min(ceiling).saturating_sub(spare);
+        if now != before {
+            self.withheld.store(now, Ordering::Relaxed);
+            self.settle();
+        }
+        now > before
     }
 
     /// Makes the budgets anew, after a model has gone.
@@ -102,7 +143,7 @@ impl Ledger {
         let wanted = |room: &Arc<Room>| room.wish.most.saturating_sub(room.promised);
         let beyond = all.iter().map(|room| room.wish.position.saturating_mul(wanted(room)));
         let beyond = beyond.fold(0, usize::saturating_add);
-        let left = ceiling.saturating_sub(promised);
+        let left = ceiling.saturating_sub(promised + self.withheld.load(Ordering::Relaxed));
         let part = if beyond <= left { 1.0 } else { left as f64 / beyond as f64 };
         for room in &all {
             let budget = room.promised + (wanted(room) as f64 * part) as usize;
@@ -130,7 +171,8 @@ impl Room {
 
     /// Bytes that it has in any case.
     fn least(&self) -> usize {
-        self.wish.bytes(self.promised)
+        let fixed = self.fixed.load(Ordering::Relaxed);
+        Wish { fixed, ..self.wish }.bytes(self.promised)
     }
 
     /// A drafter that held `before` positions wants to hold `now`; false if that is more than what may be beside the longest
@@ -201,6 +243,42 @@ mod tests {
         assert!(!ledger.enter(Wish { fixed: 400 << 20, ..WISH }).unwrap_err().could_fit());
         drop(first);
         assert!(ledger.enter(wish).is_ok());
+    }
+
+    #[test]
+    fn budgets_shrink_while_the_system_is_short_of_memory_and_recover() {
+        let ledger = with_ceiling(8000);
+        let wish = Wish { most: 100_000, ..WISH };
+        let room = ledger.enter(wish).unwrap();
+        assert_eq!(room.positions(), 3950);
+        // Enough is an eighth of the ceiling.
+        assert!(!ledger.observe(1500, 0));
+        assert_eq!(room.positions(), 3950);
+        assert!(ledger.observe(400, 0));
+        assert_eq!(room.positions(), 3650, "600 bytes were missing");
+        assert!(ledger.observe(900, 0));
+        assert_eq!(room.positions(), 3600);
+        assert!(!ledger.observe(1500, 0), "neither short nor plenty");
+        assert_eq!(room.positions(), 3600);
+        assert!(!ledger.observe(2300, 0));
+        assert_eq!(room.positions(), 3750);
+        (0..20).for_each(|_| assert!(ledger.observe(0, 0) || room.positions() == 10));
+        assert_eq!(room.positions(), 10, "what was promised stays");
+        ledger.observe(usize::MAX, 0);
+        assert_eq!(room.positions(), 3950);
+        assert!(ledger.observe(2000, 1500));
+        assert!(room.positions() < 3710, "somebody wants more than there is");
+    }
+
+    #[test]
+    fn a_model_that_is_heavier_than_its_file_pays_for_it() {
+        let ledger = with_ceiling(1000);
+        let [first, second] = [ledger.enter(WISH).unwrap(), ledger.enter(WISH).unwrap()];
+        ledger.weigh(&first, 300).unwrap();
+        assert_eq!((first.positions(), second.positions()), (150, 150));
+        let refused = ledger.weigh(&second, 700).unwrap_err();
+        assert_eq!((refused.needed, refused.free), (720, 680));
+        assert_eq!((first.positions(), second.positions()), (150, 150));
     }
 
     #[test]

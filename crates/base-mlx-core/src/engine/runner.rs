@@ -534,6 +534,7 @@ impl<B: Backend> Runner for ModelRunner<B> {
         self.scheduler.set_kv_tokens(self.room.positions());
         self.drop_evicted();
         self.drop_retired();
+        self.backend.clear_cache();
         self.gauge();
     }
 

@@ -16,7 +16,7 @@ use super::{Engine, EngineOptions, ModelInfo, SamplingDefaults};
 use crate::backend::{Backend, CpuBackend, DeviceError, MlxBackend, MlxDevice, MlxOptions};
 use crate::models;
 use crate::text::Text;
-use crate::weights::{Checkpoint, Config, LoadError};
+use crate::weights::{Checkpoint, Config, LoadError, NoRoom};
 
 /// How a device is set up.
 #[derive(Clone, Debug, Default)]
@@ -166,6 +166,18 @@ fn load<B: Backend>(
     let fixed = on_disk as usize + workspace;
     let wish = Wish { fixed, position, context: context.min(most), most };
     let ledger = device.ledger();
+    if let Some(ceiling) = ledger.ceiling()
+        && let Some(free) = device.backend().free_bytes()
+        && free < fixed
+    {
+        // What others have kept may be enough, if not all that they were promised.
+        ledger.observe(free, fixed);
+        device.thread().settle();
+        let free = device.backend().free_bytes().unwrap_or(free);
+        if free < fixed {
+            return Err(NoRoom { needed: fixed, ceiling, free }.into());
+        }
+    }
     let room = ledger.enter(wish).or_else(|_| {
         // Some model may be about to leave.
         device.thread().settle();
@@ -180,6 +192,8 @@ fn load<B: Backend>(
         (text.join().unwrap_or_else(|panic| resume_unwind(panic)), model)
     });
     let (text, model) = (Arc::new(text?), model?);
+    // Some formats take more memory than their files.
+    ledger.weigh(&room, workspace + model.step_bytes().max(on_disk as usize))?;
     let info = ModelInfo {
         name: name.to_owned(),
         family: config.model_type()?.to_owned(),
