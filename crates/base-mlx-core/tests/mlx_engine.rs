@@ -158,7 +158,8 @@ fn rows_of_every_kind_share_a_batch_without_a_trace() {
         for (number, generation) in running.into_iter().enumerate() {
             let found = fold(generation);
             assert_eq!(found.1, alone[number].1, "request {number}");
-            assert!(nearly_equal(&found.0, &alone[number].0), "request {number}: {found:?}");
+            let expected = &alone[number].0;
+            assert!(nearly_equal(&found.0, expected), "request {number}: {found:?}, {expected:?}");
         }
     }
 }

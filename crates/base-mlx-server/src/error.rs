@@ -23,7 +23,7 @@ pub(crate) enum ApiError {
     )]
     ContextLength { param: &'static str, prompt: usize, context: usize },
     #[error("the model `{model}` {}", is_absent(.model, *.in_catalogue, .closest))]
-    ModelNotFound { model: String, in_catalogue: bool, closest: Vec<String> },
+    ModelNotFound { param: &'static str, model: String, in_catalogue: bool, closest: Vec<String> },
     /// The model is there, and is of a kind that cannot do this.
     #[error("{message}")]
     ModelUnsuitable { message: String },
@@ -138,9 +138,8 @@ impl ApiError {
             Self::Invalid { param, .. } => param.as_deref(),
             Self::Unsupported { param, .. } => Some(param),
             Self::ContextLength { param, .. } => Some(param),
-            Self::ModelNotFound { .. }
-            | Self::ModelUnsuitable { .. }
-            | Self::ModelDamaged { .. } => Some("model"),
+            Self::ModelNotFound { param, .. } => Some(param),
+            Self::ModelUnsuitable { .. } | Self::ModelDamaged { .. } => Some("model"),
             _ => None,
         }
     }
@@ -219,6 +218,7 @@ mod tests {
             ApiError::Invalid { param: None, message: "wrong".into() },
             ApiError::unsupported("tools", "no"),
             ApiError::ModelNotFound {
+                param: "model",
                 model: "a\"\n\u{7}".into(),
                 in_catalogue: false,
                 closest: vec!["b".into()],
@@ -249,6 +249,7 @@ mod tests {
     #[test]
     fn an_unknown_model_comes_with_the_closest_names() {
         let error = ApiError::ModelNotFound {
+            param: "model",
             model: "smolm2".into(),
             in_catalogue: false,
             closest: vec!["smollm2".into(), "smollm3".into()],

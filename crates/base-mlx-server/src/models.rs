@@ -157,7 +157,7 @@ impl Models {
         running: &mut Running,
     ) -> Result<(Arc<Model>, String), ApiError> {
         let directory = match (name, &self.default) {
-            (Some(name), _) => self.find(name).await?,
+            (Some(name), _) => self.find("model", name).await?,
             (None, Some(default)) => default.clone(),
             (None, None) => {
                 let message = "`model` is missing, and the server has no model of its own";
@@ -184,7 +184,7 @@ impl Models {
             DraftName::PromptLookup => return Ok(Draft::PromptLookup),
             DraftName::Model(name) => name,
         };
-        let directory = self.find(&name).await?;
+        let directory = self.find("draft_model", &name).await?;
         if own && directory.path == model.directory.path {
             return Ok(Draft::Nobody);
         }
@@ -210,7 +210,7 @@ impl Models {
 
     /// The model of that name, which need not be loaded.
     pub(crate) async fn show(self: &Arc<Self>, name: &str) -> Result<Listed, ApiError> {
-        let directory = self.find(name).await?;
+        let directory = self.find("model", name).await?;
         let models = Arc::clone(self);
         let name = name.to_owned();
         blocking(move || models.listed(name, directory.path, directory.bytes)).await
@@ -222,7 +222,7 @@ impl Models {
         name: &str,
         stay: LoadRequest,
     ) -> Result<(), ApiError> {
-        let directory = self.find(name).await?;
+        let directory = self.find("model", name).await?;
         let model = self.load(directory).await?;
         if let Some(after) = stay.keep_alive {
             model.keep_for(after.0);
@@ -246,7 +246,7 @@ impl Models {
         names
     }
 
-    async fn find(self: &Arc<Self>, name: &str) -> Result<ModelDir, ApiError> {
+    async fn find(self: &Arc<Self>, param: &'static str, name: &str) -> Result<ModelDir, ApiError> {
         if let Some(default) = self.default.as_ref().filter(|default| default.name == name) {
             return Ok(default.clone());
         }
@@ -258,7 +258,7 @@ impl Models {
         match blocking(move || store.find_installed(&asked)).await? {
             Ok(directory) => Ok(directory),
             Err(StoreError::NotFound { name: model, in_catalogue, closest }) => {
-                Err(ApiError::ModelNotFound { model, in_catalogue, closest })
+                Err(ApiError::ModelNotFound { param, model, in_catalogue, closest })
             }
             Err(error) => {
                 // What it says may be a path.
@@ -340,7 +340,7 @@ impl Models {
 
     /// Takes a model out of memory; answers that it is giving go on. False if it was not there.
     pub(crate) async fn unload(self: &Arc<Self>, name: &str) -> Result<bool, ApiError> {
-        let directory = self.find(name).await?;
+        let directory = self.find("model", name).await?;
         let mut slots = self.slots();
         let there = matches!(slots.get(&directory.path), Some(Slot::Ready(_)));
         if there {

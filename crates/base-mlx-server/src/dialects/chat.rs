@@ -15,6 +15,8 @@ pub(crate) struct Chat {
     pub logprobs: bool,
     /// Was the usage asked for at the end of the stream?
     pub include_usage: bool,
+    /// Did it come behind all others?
+    pub background: bool,
 }
 
 impl Chat {
@@ -54,7 +56,7 @@ impl Dialect for Chat {
             model: &self.header.model,
             choices: choices.collect(),
             usage: answer.usage.into(),
-            service_tier: "default",
+            service_tier: if self.background { "flex" } else { "default" },
             system_fingerprint: FINGERPRINT,
         };
         serde_json::to_string(&completion).expect("a completion has string keys only")
@@ -166,7 +168,7 @@ mod tests {
 
     fn chat(include_usage: bool) -> Chat {
         let header = Header { id: "chatcmpl-1".into(), created: 5, model: "m".into() };
-        Chat { header, choices: 2, logprobs: false, include_usage }
+        Chat { header, choices: 2, logprobs: false, include_usage, background: false }
     }
 
     fn value(text: String) -> Value {

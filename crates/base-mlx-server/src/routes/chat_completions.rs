@@ -41,6 +41,7 @@ pub(crate) async fn create(
         choices,
         logprobs: chat.logprobs.is_some(),
         include_usage: parameters.include_usage,
+        background,
     };
     let continues = chat.conversation.continues;
     let chat = Arc::new(chat);
