@@ -201,6 +201,10 @@ pub(crate) enum KvName {
     #[serde(rename = "q8_0")]
     #[value(name = "q8_0")]
     Q8,
+    /// 4-bit integers: a third of the memory of f16
+    #[serde(rename = "q4_0")]
+    #[value(name = "q4_0")]
+    Q4,
 }
 
 impl KvName {
@@ -209,6 +213,7 @@ impl KvName {
             Self::F32 => KvFormat::F32,
             Self::F16 => KvFormat::F16,
             Self::Q8 => KvFormat::Q8,
+            Self::Q4 => KvFormat::Q4,
         }
     }
 }

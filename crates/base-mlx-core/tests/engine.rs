@@ -76,9 +76,11 @@ fn mixed_requests() -> Vec<GenerateRequest> {
 
 #[test]
 fn whatever_the_company_and_the_room_an_answer_is_that_of_running_alone() {
-    for kv_format in [KvFormat::F16, KvFormat::Q8] {
-        // Of a token: 30 layers, 3 heads of 64, keys and values; and for each 8-bit head an f32.
-        let bytes = 30 * 3 * 2 * if kv_format == KvFormat::F16 { 64 * 2 } else { 64 + 4 };
+    // Bytes of a head's keys or values: in 8 bits with an f32; in 4 with three f16 to 32 numbers of both, and the first of 32
+    // keys in f16 too.
+    for (kv_format, bytes) in [(KvFormat::F16, 128), (KvFormat::Q8, 64 + 4), (KvFormat::Q4, 40)] {
+        // Of a token: 30 layers, 3 heads of 64, keys and values.
+        let bytes = 30 * 3 * 2 * bytes;
         answers_do_not_depend_on_company(
             EngineOptions { kv_format: Some(kv_format), ..EngineOptions::default() },
             bytes,

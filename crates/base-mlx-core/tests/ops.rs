@@ -26,7 +26,8 @@ fn every_backend_agrees_with_the_reference_on_every_row_of_the_table() {
 
 #[test]
 fn rounded_keys_and_values_are_hardly_farther_from_the_reference() {
-    for (format, tolerance) in [(KvFormat::F16, 1.0 / 256.0), (KvFormat::Q8, 1.0 / 16.0)] {
+    let formats = [(KvFormat::F16, 1.0 / 256.0), (KvFormat::Q8, 1.0 / 16.0), (KvFormat::Q4, 1.0)];
+    for (format, tolerance) in formats {
         let attend = |case: &Case| matches!(case, Case::Attend { .. });
         for (seed, case) in table().into_iter().enumerate().filter(|(_, case)| attend(case)) {
             for (name, backend) in cpus() {
@@ -64,9 +65,12 @@ fn a_row_of_a_norm_has_the_same_bits_alone_and_in_company() {
 #[test]
 fn a_prompt_has_the_same_bits_whole_and_in_chunks() {
     for (name, backend) in cpus() {
-        for (window, format) in
-            [(None, KvFormat::F16), (Some(37), KvFormat::Q8), (Some(190), KvFormat::F32)]
-        {
+        for (window, format) in [
+            (None, KvFormat::F16),
+            (Some(37), KvFormat::Q8),
+            (Some(190), KvFormat::F32),
+            (None, KvFormat::Q4),
+        ] {
             let backend = backend.with_kv(format);
             let shape = AttendShape { heads: 9, kv_heads: 3, head_dim: 40, window };
             let whole = Attention::new(&backend, shape, 5, F32).prompt(&backend, 405, 405);

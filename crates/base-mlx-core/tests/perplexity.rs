@@ -1,4 +1,5 @@
-//! What rounding costs: the perplexity of a text on the CPU, beside that of the plain reference on the same file.
+//! What rounding costs: the perplexity of a text on the CPU, beside that of the plain reference on the same file, or of the
+//! CPU with plain keys and values.
 
 #![allow(clippy::unwrap_used, reason = "all of it is test code, its helpers too")]
 
@@ -12,28 +13,40 @@ use base_mlx_core::text::{AddSpecial, Text};
 use base_mlx_core::weights::Checkpoint;
 use support::test_models::test_model;
 
-/// The largest difference, as a part of the reference's.
-const TOLERANCE: f64 = 0.005;
-
 const TEXT: &str = include_str!("golden/perplexity/tides.txt");
 
 #[test]
-fn rounding_costs_smollm2_next_to_nothing() {
-    let checkpoint = Checkpoint::open(&test_model("smollm2.gguf")).unwrap();
+fn rounding_costs_smollm2_next_to_nothing_and_in_four_bits_little() {
+    let formats = [(KvFormat::F16, 0.005), (KvFormat::Q8, 0.005), (KvFormat::Q4, 0.08)];
+    rounding_costs("smollm2.gguf", &ReferenceBackend, &formats);
+}
+
+/// Whose keys have biases far larger than what tells one from another: with 4-bit keys as they are it would be two thirds.
+/// The plain reference would take minutes.
+#[test]
+fn rounding_costs_qwen_little() {
+    let formats = [(KvFormat::F16, 0.005), (KvFormat::Q8, 0.08), (KvFormat::Q4, 0.1)];
+    let exact = CpuBackend::new(usize::MAX).with_kv(KvFormat::F32);
+    rounding_costs("qwen2.5-coder-0.5b.gguf", &exact, &formats);
+}
+
+/// Less than such a part of the exact perplexity.
+fn rounding_costs<B: Backend>(model: &str, exact: &B, formats: &[(KvFormat, f64)]) {
+    let checkpoint = Checkpoint::open(&test_model(model)).unwrap();
     let tokens = Text::load(&checkpoint).unwrap().tokenizer.encode(TEXT, AddSpecial::Yes);
-    let exact = perplexity(&ReferenceBackend, &checkpoint, &tokens);
+    let exact = perplexity(exact, &checkpoint, &tokens);
     let mut far = Vec::new();
-    for format in [KvFormat::F16, KvFormat::Q8] {
-        let cpu = CpuBackend::new(usize::MAX).with_kv(format);
+    for (format, most) in formats {
+        let cpu = CpuBackend::new(usize::MAX).with_kv(*format);
         let rounded = perplexity(&cpu, &checkpoint, &tokens);
         let part = rounded / exact - 1.0;
         let percent = part * 100.0;
         let tokens = tokens.len();
         let what = format!(
-            "{tokens} tokens: {exact:.4} exactly, {rounded:.4} on the CPU with keys and values as {format}, {percent:+.3} %"
+            "{model}, {tokens} tokens: {exact:.4} exactly, {rounded:.4} on the CPU with keys and values as {format}, {percent:+.3} %"
         );
         println!("{what}");
-        far.extend((part.abs() >= TOLERANCE).then_some(what));
+        far.extend((part.abs() >= *most).then_some(what));
     }
     assert!(far.is_empty(), "{far:#?}");
 }

@@ -37,7 +37,7 @@ fn main() {
             "{:>4} {:>6} {:>6} {:>10} {:>10} {:>8}",
             "kv", "rows", "keys", "us", "GFLOP/s", "GB/s"
         );
-        for format in [KvFormat::F32, KvFormat::F16, KvFormat::Q8] {
+        for format in [KvFormat::F32, KvFormat::F16, KvFormat::Q8, KvFormat::Q4] {
             for rows in [1, 128] {
                 for keys in [512, 2048, 8192] {
                     let measured = measure(&pool, isa, Work::Attention { format, rows, keys });

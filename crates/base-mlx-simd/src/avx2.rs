@@ -138,6 +138,17 @@ impl Lanes for Avx2 {
         unsafe { _mm256_cvtepi32_ps(_mm256_cvtepi8_epi32(_mm_loadl_epi64(from.as_ptr().cast()))) }
     }
     #[inline(always)]
+    fn nibbles(self, from: &[u8], shift: u32) -> __m256 {
+        let from: &[u8; 8] = from.first_chunk().expect("a vector has eight nibbles");
+        // SAFETY: the CPU has AVX2, and the array holds the eight bytes that are read.
+        unsafe {
+            let wide = _mm256_cvtepu8_epi32(_mm_loadl_epi64(from.as_ptr().cast()));
+            let shifted = _mm256_srlv_epi32(wide, _mm256_set1_epi32(shift as i32));
+            let nibbles = _mm256_and_si256(shifted, _mm256_set1_epi32(15));
+            _mm256_cvtepi32_ps(_mm256_sub_epi32(nibbles, _mm256_set1_epi32(8)))
+        }
+    }
+    #[inline(always)]
     fn prefetch<T: ?Sized>(self, here: &T, bytes: usize) {
         let there = std::ptr::from_ref(here).cast::<i8>().wrapping_add(bytes);
         // SAFETY: a prefetch of any address is sound: it reads nothing and faults nowhere.

@@ -138,6 +138,18 @@ impl Lanes for Avx512 {
         unsafe { _mm512_cvtepi32_ps(_mm512_cvtepi8_epi32(_mm_loadu_si128(from.as_ptr().cast()))) }
     }
     #[inline(always)]
+    fn nibbles(self, from: &[u8], shift: u32) -> __m512 {
+        let from: &[u8; 16] = from.first_chunk().expect("a vector has sixteen nibbles");
+        // SAFETY: the CPU has AVX-512, and the array holds the sixteen bytes that are read.
+        unsafe {
+            let wide = _mm512_cvtepu8_epi32(_mm_loadu_si128(from.as_ptr().cast()));
+            let shifted = _mm512_srlv_epi32(wide, _mm512_set1_epi32(shift as i32));
+            // Looks at four bits only.
+            let all = [-8., -7., -6., -5., -4., -3., -2., -1., 0., 1., 2., 3., 4., 5., 6., 7.];
+            _mm512_permutexvar_ps(shifted, Lanes::load(self, &all))
+        }
+    }
+    #[inline(always)]
     fn prefetch<T: ?Sized>(self, here: &T, bytes: usize) {
         let there = std::ptr::from_ref(here).cast::<i8>().wrapping_add(bytes);
         // SAFETY: a prefetch of any address is sound: it reads nothing and faults nowhere.

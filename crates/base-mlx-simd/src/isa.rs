@@ -118,6 +118,8 @@ pub trait Lanes: Copy + Send + Sync + 'static {
     fn bf16(self, from: &[u8]) -> Self::V;
     /// The first `WIDTH` integers.
     fn i8(self, from: &[i8]) -> Self::V;
+    /// Of the first `WIDTH` bytes four bits each, from `shift` on, which is 0 or 4: integers from -8 to 7 with 8 added.
+    fn nibbles(self, from: &[u8], shift: u32) -> Self::V;
     /// Says that what lies so many bytes behind `here` will be wanted soon; there need not be anything.
     #[inline(always)]
     fn prefetch<T: ?Sized>(self, _here: &T, _bytes: usize) {}
@@ -254,5 +256,9 @@ impl Lanes for Scalar {
     #[inline(always)]
     fn i8(self, from: &[i8]) -> [f32; 8] {
         std::array::from_fn(|lane| f32::from(from[lane]))
+    }
+    #[inline(always)]
+    fn nibbles(self, from: &[u8], shift: u32) -> [f32; 8] {
+        std::array::from_fn(|lane| f32::from(from[lane] >> shift & 15) - 8.0)
     }
 }

@@ -157,6 +157,19 @@ impl Lanes for Neon {
         }
     }
     #[inline(always)]
+    fn nibbles(self, from: &[u8], shift: u32) -> Self::V {
+        let from: &[u8; 8] = from.first_chunk().expect("a vector has eight nibbles");
+        // SAFETY: the CPU has NEON, and the array holds the eight bytes that are read.
+        unsafe {
+            // By a negative number, which is to the right.
+            let shifted = vshl_u8(vld1_u8(from.as_ptr()), vdup_n_s8(-(shift as i8)));
+            let nibbles = vreinterpret_s8_u8(vand_u8(shifted, vdup_n_u8(15)));
+            let wide = vmovl_s8(vsub_s8(nibbles, vdup_n_s8(8)));
+            let (low, high) = (vmovl_s16(vget_low_s16(wide)), vmovl_high_s16(wide));
+            (vcvtq_f32_s32(low), vcvtq_f32_s32(high))
+        }
+    }
+    #[inline(always)]
     fn prefetch<T: ?Sized>(self, here: &T, bytes: usize) {
         let there = std::ptr::from_ref(here).addr().wrapping_add(bytes);
         // SAFETY: a prefetch of any address is sound: it reads nothing and faults nowhere.

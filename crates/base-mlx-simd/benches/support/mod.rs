@@ -24,7 +24,7 @@ pub(crate) enum Work {
 }
 
 /// What an answer spends its time in, in the shape of a 135M model.
-pub(crate) const HOT: [Work; 15] = [
+pub(crate) const HOT: [Work; 17] = [
     packed(4, 32, 1),
     packed(4, 32, 64),
     packed(6, 16, 1),
@@ -37,6 +37,8 @@ pub(crate) const HOT: [Work; 15] = [
     Work::Attention { format: KvFormat::F16, rows: 128, keys: 512 },
     Work::Attention { format: KvFormat::Q8, rows: 1, keys: 4096 },
     Work::Attention { format: KvFormat::Q8, rows: 128, keys: 512 },
+    Work::Attention { format: KvFormat::Q4, rows: 1, keys: 4096 },
+    Work::Attention { format: KvFormat::Q4, rows: 128, keys: 512 },
     Work::RmsNorm { rows: 64, width: 576 },
     Work::Rope { tokens: 64 },
     Work::Swiglu { rows: 64, width: 1536 },

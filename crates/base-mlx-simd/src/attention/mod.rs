@@ -6,6 +6,7 @@
 //! are counted from position 0 and each sum has its own accumulator, a row's bits are the same in any company.
 
 mod block;
+mod nibbles;
 mod queries;
 mod softmax;
 
@@ -14,11 +15,12 @@ use std::ops::Range;
 
 use half::f16;
 
-use self::block::{KvValue, padded};
+use self::block::{KvValue, width};
+use self::nibbles::{Nibbles, rotate};
 use self::queries::Block;
 use self::softmax::{Results, Running, merge};
-use crate::isa::{Isa, Kernel, Lanes};
-use crate::pool::{Pool, Scratch};
+use crate::isa::{Isa, Kernel, Lanes, MOST_LANES};
+use crate::pool::Pool;
 use crate::shared::SharedMut;
 
 pub use block::{KEY_BLOCK, KvBlock, KvBlocks, KvFormat};
@@ -90,6 +92,7 @@ pub fn attention(
         Some(KvFormat::F32) => attend::<f32>(pool, isa, shape, q, spans, out),
         Some(KvFormat::F16) => attend::<f16>(pool, isa, shape, q, spans, out),
         Some(KvFormat::Q8) => attend::<i8>(pool, isa, shape, q, spans, out),
+        Some(KvFormat::Q4) => attend::<Nibbles>(pool, isa, shape, q, spans, out),
     }
 }
 
@@ -102,6 +105,17 @@ fn attend<T: KvValue>(
     out: &mut [f32],
 ) {
     let AttentionShape { heads, head_dim, .. } = shape;
+    let (mut rotated, mut sums) = (Vec::new(), Vec::new());
+    if T::ROTATED {
+        rotated.extend_from_slice(q);
+        for q in rotated.chunks_exact_mut(head_dim) {
+            rotate(q);
+            let groups = q.chunks(T::GROUP.unwrap_or(head_dim));
+            sums.extend(groups.map(|group| group.iter().sum::<f32>()));
+        }
+    }
+    let for_keys = if T::ROTATED { &rotated[..] } else { q };
+    let q = Queries { plain: q, for_keys, sums: &sums };
     let tiles: Vec<Tile<T>> = tiles(pool.threads(), shape, spans);
     let keys: usize = spans.iter().map(|span| shape.keys_seen(span)).sum();
     let work = keys * heads * head_dim * 2;
@@ -115,7 +129,19 @@ fn attend<T: KvValue>(
     if tiles.len() >= pool.threads() * ITEMS_FOR_A_THREAD && even || segments == tiles.len() {
         pool.run(pieces.min(tiles.len()), |piece, scratch| {
             for tile in share(&tiles, piece, pieces.min(tiles.len())) {
-                isa.run(Whole { tile, q, scratch, out: &out });
+                let floats = tile.result_floats();
+                let scratch = scratch.floats(2 * floats + tile.queries() * MOST_LANES);
+                let (all, scratch) = scratch.split_at_mut(floats);
+                let (later, sums) = scratch.split_at_mut(floats);
+                for segment in tile.segments() {
+                    let first = segment == tile.segments().start;
+                    let to = if first { &mut *all } else { &mut *later };
+                    isa.run(Part { tile, segment, q, sums, to });
+                    if !first {
+                        isa.run(Join { all, later, width: tile.width() });
+                    }
+                }
+                isa.run(Write { tile, result: all, out: &out });
             }
         });
         return;
@@ -135,14 +161,19 @@ fn attend<T: KvValue>(
         for (tile, segment, first) in share(&results, piece, pieces.min(segments)) {
             // SAFETY: each segment of a tile has its own part.
             let to = unsafe { parts_of_all.part(*first..first + tile.result_floats()) };
-            isa.run(Part { tile, segment: *segment, q, scratch, to });
+            let sums = scratch.floats(tile.queries() * MOST_LANES);
+            isa.run(Part { tile, segment: *segment, q, sums, to });
         }
     });
     let mut rest = &mut parts[..];
     for tile in &tiles {
         let (of_tile, others) = rest.split_at_mut(tile.segments().len() * tile.result_floats());
         rest = others;
-        isa.run(Merge { tile, parts: of_tile, out: &out });
+        let (all, later) = of_tile.split_at_mut(tile.result_floats());
+        for later in later.chunks_exact_mut(all.len()) {
+            isa.run(Join { all, later, width: tile.width() });
+        }
+        isa.run(Write { tile, result: all, out: &out });
     }
 }
 
@@ -153,21 +184,15 @@ fn tiles<'a, T: KvValue>(
     spans: &'a [AttentionSpan<'a>],
 ) -> Vec<Tile<'a, T>> {
     let count: usize = spans.iter().map(|span| span.rows.len()).sum();
-    let (group, heads) = (shape.group(), shape.heads);
-    let fair = (count * shape.kv_heads).div_ceil(threads * ITEMS_FOR_A_THREAD);
+    let (group, kv_heads) = (shape.group(), shape.kv_heads);
+    let fair = (count * kv_heads).div_ceil(threads * ITEMS_FOR_A_THREAD);
     let rows_in_tile = (TILE_QUERIES / group).min(fair).max(1);
     let mut tiles = Vec::new();
     for span in spans {
         for row in span.rows.clone().step_by(rows_in_tile) {
-            for first in (0..heads).step_by(group) {
+            for kv_head in 0..kv_heads {
                 let rows = row..span.rows.end.min(row + rows_in_tile);
-                tiles.push(Tile {
-                    values: PhantomData,
-                    shape,
-                    span,
-                    rows,
-                    heads: first..first + group,
-                });
+                tiles.push(Tile { values: PhantomData, shape, span, rows, kv_head });
             }
         }
     }
@@ -184,19 +209,37 @@ impl AttentionSpan<'_> {
     }
 }
 
-/// Neighbouring rows of a span and the heads that share a head of keys: `rows × heads` queries, counted row by row.
+/// All of a call, `[rows, heads, head_dim]`.
+#[derive(Clone, Copy)]
+struct Queries<'a> {
+    plain: &'a [f32],
+    /// The same, rotated if keys are.
+    for_keys: &'a [f32],
+    /// Of groups of those, if they are rotated: `[rows, heads, groups]`.
+    sums: &'a [f32],
+}
+
+impl<'a> Queries<'a> {
+    #[inline(always)]
+    fn sums_of<T: KvValue>(&self, query: usize, head_dim: usize) -> &'a [f32] {
+        let groups = head_dim.div_ceil(T::GROUP.unwrap_or(head_dim));
+        &self.sums[query * groups..][..groups]
+    }
+}
+
+/// Neighbouring rows of a span and the heads that share a head of keys: `[rows, group]` queries.
 struct Tile<'a, T> {
     /// What the span's blocks hold.
     values: PhantomData<T>,
     shape: AttentionShape,
     span: &'a AttentionSpan<'a>,
     rows: Range<usize>,
-    heads: Range<usize>,
+    kv_head: usize,
 }
 
 impl<T: KvValue> Tile<'_, T> {
     fn queries(&self) -> usize {
-        self.rows.len() * self.heads.len()
+        self.rows.len() * self.shape.group()
     }
 
     /// The positions that some row sees.
@@ -216,36 +259,47 @@ impl<T: KvValue> Tile<'_, T> {
     }
 
     fn width(&self) -> usize {
-        padded(self.shape.head_dim)
+        width::<T>(self.shape.head_dim)
     }
+}
 
-    /// What the queries see of a segment. `sums` has a vector for each.
+/// What a tile's queries see of a segment.
+struct Part<'a, 'b, T> {
+    tile: &'a Tile<'b, T>,
+    segment: usize,
+    q: Queries<'a>,
+    /// A vector for each query.
+    sums: &'a mut [f32],
+    to: &'a mut [f32],
+}
+
+impl<T: KvValue> Kernel for Part<'_, '_, T> {
+    type Output = ();
+
     #[inline(always)]
-    fn attend<L: Lanes>(
-        &self,
-        lanes: L,
-        segment: usize,
-        q: &[f32],
-        sums: &mut [f32],
-        to: &mut [f32],
-    ) {
-        let queries = self.queries();
-        let mut running = Running::new::<L>(Results::new(to, self.width()), sums);
-        let visible = self.visible();
+    fn run<L: Lanes>(self, lanes: L) {
+        let Self { tile, segment, q, sums, to } = self;
+        let mut running = Running::new::<L>(Results::new(to, tile.width()), sums);
+        let visible = tile.visible();
         let first = visible.start.max(segment * SEGMENT) / KEY_BLOCK;
         let end = visible.end.min((segment + 1) * SEGMENT).div_ceil(KEY_BLOCK);
-        let kv_head = self.heads.start / self.shape.group();
+        let head =
+            |number: usize| tile.span.blocks.get(number).map(|block| block.head::<T>(tile.kv_head));
+        let mut next = head(first);
+        let queries = tile.queries();
         for number in first..end {
+            let now = next.expect("the span's blocks hold what it sees");
+            next = head(number + 1);
             let block = Block {
                 lanes,
-                shape: self.shape,
-                first_position: self.span.position(self.rows.start),
-                first_row: self.rows.start,
-                heads: self.heads.clone(),
+                shape: tile.shape,
+                first_position: tile.span.position(tile.rows.start),
+                first_row: tile.rows.start,
+                kv_head: tile.kv_head,
                 q,
                 start: number * KEY_BLOCK,
-                now: self.span.blocks[number].head::<T>(kv_head),
-                next: self.span.blocks.get(number + 1).map(|block| block.head(kv_head)),
+                now,
+                next,
             };
             let mut query = 0;
             while query + 4 <= queries {
@@ -261,18 +315,46 @@ impl<T: KvValue> Tile<'_, T> {
         }
         running.finish(lanes);
     }
+}
 
-    /// Writes what all segments have come to together: the quotient of values and weights.
+/// Two results, the second of a later segment, become one in the first.
+struct Join<'a> {
+    all: &'a mut [f32],
+    later: &'a mut [f32],
+    width: usize,
+}
+
+impl Kernel for Join<'_> {
+    type Output = ();
+
     #[inline(always)]
-    fn write<L: Lanes>(&self, lanes: L, result: &mut [f32], out: &SharedMut<f32>) {
-        let head_dim = self.shape.head_dim;
-        let mut results = Results::new(result, self.width());
-        for (index, row) in self.rows.clone().enumerate() {
-            let start = (row * self.shape.heads + self.heads.start) * head_dim;
+    fn run<L: Lanes>(self, lanes: L) {
+        merge(lanes, self.all, self.later, self.width);
+    }
+}
+
+/// Writes what all segments of a tile have come to together: the quotient of values and weights.
+struct Write<'a, 'b, T> {
+    tile: &'a Tile<'b, T>,
+    result: &'a mut [f32],
+    out: &'a SharedMut<'a, f32>,
+}
+
+impl<T: KvValue> Kernel for Write<'_, '_, T> {
+    type Output = ();
+
+    #[inline(always)]
+    fn run<L: Lanes>(self, lanes: L) {
+        let Self { tile, result, out } = self;
+        let head_dim = tile.shape.head_dim;
+        let mut results = Results::new(result, tile.width());
+        let group = tile.shape.group();
+        for (index, row) in tile.rows.clone().enumerate() {
+            let start = (row * tile.shape.heads + tile.kv_head * group) * head_dim;
             // SAFETY: no row is in two spans, and each of its heads belongs to one tile.
-            let out = unsafe { out.part(start..start + self.heads.len() * head_dim) };
+            let out = unsafe { out.part(start..start + group * head_dim) };
             for (head, out) in out.chunks_exact_mut(head_dim).enumerate() {
-                let query = index * self.heads.len() + head;
+                let query = index * group + head;
                 let sum = lanes.splat(results.sums[query]);
                 let totals = results.totals(query);
                 for (total, out) in totals.chunks_exact(L::WIDTH).zip(out.chunks_mut(L::WIDTH)) {
@@ -280,75 +362,6 @@ impl<T: KvValue> Tile<'_, T> {
                 }
             }
         }
-    }
-}
-
-/// One segment of a tile, on its own.
-struct Part<'a, 'b, T> {
-    tile: &'a Tile<'b, T>,
-    segment: usize,
-    /// Of the whole batch.
-    q: &'a [f32],
-    scratch: &'a mut Scratch,
-    to: &'a mut [f32],
-}
-
-impl<T: KvValue> Kernel for Part<'_, '_, T> {
-    type Output = ();
-
-    #[inline(always)]
-    fn run<L: Lanes>(self, lanes: L) {
-        let scratch = self.scratch.floats(self.tile.queries() * L::WIDTH);
-        self.tile.attend(lanes, self.segment, self.q, scratch, self.to);
-    }
-}
-
-/// What the parts of a tile come to.
-struct Merge<'a, 'b, T> {
-    tile: &'a Tile<'b, T>,
-    /// One behind the other; the first becomes the sum of all.
-    parts: &'a mut [f32],
-    out: &'a SharedMut<'a, f32>,
-}
-
-impl<T: KvValue> Kernel for Merge<'_, '_, T> {
-    type Output = ();
-
-    #[inline(always)]
-    fn run<L: Lanes>(self, lanes: L) {
-        let (all, parts) = self.parts.split_at_mut(self.tile.result_floats());
-        for part in parts.chunks_exact_mut(all.len()) {
-            merge(lanes, all, part, self.tile.width());
-        }
-        self.tile.write(lanes, all, self.out);
-    }
-}
-
-/// A tile with all of its segments.
-struct Whole<'a, 'b, T> {
-    tile: &'a Tile<'b, T>,
-    q: &'a [f32],
-    scratch: &'a mut Scratch,
-    out: &'a SharedMut<'a, f32>,
-}
-
-impl<T: KvValue> Kernel for Whole<'_, '_, T> {
-    type Output = ();
-
-    #[inline(always)]
-    fn run<L: Lanes>(self, lanes: L) {
-        let floats = self.tile.result_floats();
-        let scratch = self.scratch.floats(2 * floats + self.tile.queries() * L::WIDTH);
-        let (all, scratch) = scratch.split_at_mut(floats);
-        let (part, scratch) = scratch.split_at_mut(floats);
-        let mut segments = self.tile.segments();
-        let first = segments.next().expect("a row sees itself at least");
-        self.tile.attend(lanes, first, self.q, scratch, all);
-        for segment in segments {
-            self.tile.attend(lanes, segment, self.q, scratch, part);
-            merge(lanes, all, part, self.tile.width());
-        }
-        self.tile.write(lanes, all, self.out);
     }
 }
 
