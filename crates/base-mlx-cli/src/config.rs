@@ -1,12 +1,14 @@
 //! Settings come from three places: a flag beats a variable, a variable beats the config file. The first two are
 //! clap's; the file is read here. Its keys are the flags' names.
 
+use std::collections::BTreeMap;
 use std::io::Write;
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result, bail};
 use base_mlx_core::engine::{Device, DeviceKind, DeviceOptions, EngineOptions, KvFormat};
 use base_mlx_core::store::Store;
+use base_mlx_server::ModelOptions;
 use clap::{Args, Command, ValueEnum};
 use etcetera::BaseStrategy;
 use serde::de::Error;
@@ -118,6 +120,25 @@ pub(crate) struct ConfigFile {
     pub(crate) api_key_file: Option<PathBuf>,
     pub(crate) log_format: Option<LogFormat>,
     pub(crate) grace: Option<u64>,
+    /// What some models have of their own, by name.
+    pub(crate) models: BTreeMap<String, OfModel>,
+}
+
+/// What the config file says of one model.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Deserialize)]
+#[serde(default, deny_unknown_fields, rename_all = "kebab-case")]
+pub(crate) struct OfModel {
+    pub(crate) ctx: Option<Count>,
+    pub(crate) kv_cache_type: Option<KvName>,
+}
+
+impl OfModel {
+    pub(crate) fn options(self) -> ModelOptions {
+        ModelOptions {
+            context: self.ctx.map(Count::get),
+            kv_format: self.kv_cache_type.map(KvName::format),
+        }
+    }
 }
 
 impl ConfigFile {
@@ -346,6 +367,10 @@ mod tests {
             api-key-file = "/k"
             log-format = "json"
             grace = 5
+
+            [models."owner/name"]
+            ctx = 9
+            kv-cache-type = "q4_0"
         "#;
         let file = ConfigFile::parse(text, Path::new("c.toml")).unwrap();
         let count = |number| std::num::NonZeroUsize::new(number).map(Count);
@@ -377,6 +402,10 @@ mod tests {
             api_key_file: Some("/k".into()),
             log_format: Some(LogFormat::Json),
             grace: Some(5),
+            models: BTreeMap::from([(
+                "owner/name".to_owned(),
+                OfModel { ctx: count(9), kv_cache_type: Some(KvName::Q4) },
+            )]),
         };
         assert_eq!(file, expected);
     }

@@ -11,10 +11,10 @@ use base_mlx_core::store::{ModelDir, Store, StoreError};
 use base_mlx_core::weights::{Checkpoint, LoadError};
 use tokio::sync::{Notify, watch};
 
-use crate::ServerOptions;
 use crate::error::ApiError;
 use crate::request::{Defaults, DraftName, KeepAlive};
 use crate::running::Running;
+use crate::{ModelOptions, ServerOptions};
 
 /// All models that can be asked for, and the engines of those that were. Models are loaded when they are first asked
 /// for, each on a thread of its own, so that loading one delays no other.
@@ -22,6 +22,8 @@ pub(crate) struct Models {
     store: Store,
     device: Device,
     engine: EngineOptions,
+    /// Of some models, by name.
+    own: HashMap<String, ModelOptions>,
     /// Of requests that name none.
     default: Option<ModelDir>,
     /// Of requests that say nothing about it, where it fits the model.
@@ -45,6 +47,8 @@ type Loaded = Result<Arc<Model>, ApiError>;
 pub(crate) struct Model {
     pub engine: Engine,
     directory: ModelDir,
+    /// What it was loaded with.
+    options: EngineOptions,
     /// Requests that need it.
     uses: AtomicUsize,
     stay: Mutex<Stay>,
@@ -91,6 +95,7 @@ impl fmt::Debug for InUse {
 pub(crate) struct LoadRequest {
     pub keep_alive: Option<KeepAlive>,
     pub pinned: Option<bool>,
+    pub options: ModelOptions,
 }
 
 /// A model that can be asked for, loaded or not.
@@ -141,6 +146,7 @@ impl Models {
             store,
             device,
             engine: options.engine.clone(),
+            own: options.models.clone(),
             default: options.model.clone(),
             draft: options.draft.clone(),
             keep_for: options.keep_models,
@@ -165,7 +171,7 @@ impl Models {
             }
         };
         let called = name.unwrap_or(&directory.name).to_owned();
-        let model = self.load(directory).await?;
+        let model = self.load(directory, ModelOptions::default()).await?;
         running.hold(InUse::new(&model));
         Ok((model, called))
     }
@@ -188,7 +194,7 @@ impl Models {
         if own && directory.path == model.directory.path {
             return Ok(Draft::Nobody);
         }
-        let draft = self.load(directory).await?;
+        let draft = self.load(directory, ModelOptions::default()).await?;
         match model.engine.check_draft(&draft.engine) {
             Ok(()) => {
                 running.hold(InUse::new(&draft));
@@ -216,18 +222,33 @@ impl Models {
         blocking(move || models.listed(name, directory.path, directory.bytes)).await
     }
 
-    /// Loads the model of that name; perhaps it is to stay.
+    /// Loads the model of that name; perhaps it is to stay, or to be loaded in another way than otherwise. Fails if it is loaded
+    /// in a third one.
     pub(crate) async fn load_now(
         self: &Arc<Self>,
         name: &str,
-        stay: LoadRequest,
+        asked: LoadRequest,
     ) -> Result<(), ApiError> {
         let directory = self.find("model", name).await?;
-        let model = self.load(directory).await?;
-        if let Some(after) = stay.keep_alive {
+        let model = self.load(directory, asked.options).await?;
+        let mut wanted = model.options.clone();
+        asked.options.change(&mut wanted);
+        let differs = |key: &str| {
+            let message = format!(
+                "`{name}` is loaded with another `{key}`\nhint: unload it first, by POST /v1/models/{name}/unload"
+            );
+            Err(ApiError::invalid(key, message))
+        };
+        if wanted.kv_format != model.options.kv_format {
+            return differs("kv_cache_type");
+        }
+        if wanted.context != model.options.context {
+            return differs("context_length");
+        }
+        if let Some(after) = asked.keep_alive {
             model.keep_for(after.0);
         }
-        if let Some(pinned) = stay.pinned {
+        if let Some(pinned) = asked.pinned {
             model.pin(pinned);
         }
         Ok(())
@@ -270,7 +291,7 @@ impl Models {
 
     /// Whoever asks while a model is being loaded waits for that load and shares its outcome; after a failure the
     /// next one to ask tries again.
-    async fn load(self: &Arc<Self>, directory: ModelDir) -> Loaded {
+    async fn load(self: &Arc<Self>, directory: ModelDir, asked: ModelOptions) -> Loaded {
         let mut outcome = {
             let mut slots = self.slots();
             match slots.get(&directory.path) {
@@ -280,7 +301,7 @@ impl Models {
                     let (sender, outcome) = watch::channel(None);
                     slots.insert(directory.path.clone(), Slot::Loading(outcome.clone()));
                     // A task of its own: it goes on if the client that caused it goes.
-                    tokio::spawn(Arc::clone(self).start(directory, sender));
+                    tokio::spawn(Arc::clone(self).start(directory, asked, sender));
                     outcome
                 }
             }
@@ -292,12 +313,21 @@ impl Models {
         }
     }
 
-    async fn start(self: Arc<Self>, directory: ModelDir, sender: watch::Sender<Option<Loaded>>) {
+    async fn start(
+        self: Arc<Self>,
+        directory: ModelDir,
+        asked: ModelOptions,
+        sender: watch::Sender<Option<Loaded>>,
+    ) {
         let path = directory.path.clone();
+        let mut options = self.engine.clone();
+        let own = self.own.get(&directory.name).copied().unwrap_or_default();
+        own.change(&mut options);
+        asked.change(&mut options);
         let started = loop {
             let starting = {
                 let (directory, device, options) =
-                    (directory.clone(), self.device.clone(), self.engine.clone());
+                    (directory.clone(), self.device.clone(), options.clone());
                 move || Engine::start(&directory.path, &directory.name, &device, options)
             };
             match blocking(starting).await {
@@ -306,7 +336,7 @@ impl Models {
             }
         };
         let loaded = match started {
-            Ok(Ok(engine)) => Ok(Arc::new(self.model(engine, directory))),
+            Ok(Ok(engine)) => Ok(Arc::new(self.model(engine, directory, options))),
             Ok(Err(error)) => {
                 tracing::warn!(%error, "model not loaded");
                 Err(refused(directory.name, &error))
@@ -327,11 +357,12 @@ impl Models {
         sender.send_replace(Some(loaded));
     }
 
-    fn model(&self, engine: Engine, directory: ModelDir) -> Model {
+    fn model(&self, engine: Engine, directory: ModelDir, options: EngineOptions) -> Model {
         let (last_used, after) = (Instant::now(), self.keep_for);
         Model {
             engine,
             directory,
+            options,
             uses: AtomicUsize::new(0),
             stay: Mutex::new(Stay { last_used, after, pinned: false }),
             changed: Arc::clone(&self.changed),

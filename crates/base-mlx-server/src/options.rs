@@ -1,6 +1,7 @@
+use std::collections::HashMap;
 use std::time::Duration;
 
-use base_mlx_core::engine::EngineOptions;
+use base_mlx_core::engine::{EngineOptions, KvFormat};
 use base_mlx_core::store::ModelDir;
 
 use crate::DraftName;
@@ -18,6 +19,8 @@ pub struct ServerOptions {
     pub draft: DraftName,
     /// For every model that is loaded.
     pub engine: EngineOptions,
+    /// What some models have of their own, by name.
+    pub models: HashMap<String, ModelOptions>,
     /// Keys of which a request must bear one; none lets everybody in.
     pub api_keys: Vec<String>,
     /// Names beside the loopback ones that a `Host` header may carry; `*` allows all.
@@ -38,6 +41,22 @@ pub struct ServerOptions {
     pub grace: Duration,
 }
 
+/// What one model has instead of what all have.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct ModelOptions {
+    /// Most tokens of a conversation.
+    pub context: Option<usize>,
+    /// What its keys and values are kept as.
+    pub kv_format: Option<KvFormat>,
+}
+
+impl ModelOptions {
+    pub(crate) fn change(self, options: &mut EngineOptions) {
+        options.context = self.context.or(options.context);
+        options.kv_format = self.kv_format.or(options.kv_format);
+    }
+}
+
 impl Default for ServerOptions {
     fn default() -> Self {
         Self {
@@ -46,6 +65,7 @@ impl Default for ServerOptions {
             model: None,
             draft: DraftName::Nobody,
             engine: EngineOptions::default(),
+            models: HashMap::new(),
             api_keys: Vec::new(),
             allow_hosts: Vec::new(),
             cors: Vec::new(),

@@ -10,7 +10,7 @@ use base_mlx_server::{DraftName, Server, ServerOptions};
 use clap::Args;
 use tokio::signal::unix::{Signal, SignalKind, signal};
 
-use crate::config::{Compute, ConfigFile, Count, Gigabytes, LogFormat, api_key, count};
+use crate::config::{Compute, ConfigFile, Count, Gigabytes, LogFormat, OfModel, api_key, count};
 use crate::models;
 
 /// Serve models over the OpenAI API
@@ -136,6 +136,8 @@ impl Arguments {
             options.engine.queue = queue;
         }
         options.engine.max_wait = self.max_wait_ms.or(file.max_wait_ms).map(Duration::from_millis);
+        let of_model = |(name, of): (&String, &OfModel)| (name.clone(), of.options());
+        options.models = file.models.iter().map(of_model).collect();
         options.keep_models = self.keep_alive.or(file.keep_alive).map(Duration::from_secs);
         options.allow_hosts = list(&self.allow_host, &file.allow_host);
         options.cors = list(&self.cors, &file.cors);

@@ -4,13 +4,14 @@ use axum::Json;
 use axum::extract::rejection::PathRejection;
 use axum::extract::{Path, State};
 use axum::http::{Method, Uri};
+use base_mlx_core::engine::KvFormat;
 use serde::Serialize;
 
-use crate::App;
 use crate::dialects::seconds;
 use crate::error::ApiError;
 use crate::models::{Listed, LoadRequest};
-use crate::request::{KeepAlive, OptionalObject};
+use crate::request::{KeepAlive, Object, OptionalObject, in_range};
+use crate::{App, ModelOptions};
 
 #[derive(Serialize)]
 pub(crate) struct List {
@@ -65,7 +66,8 @@ pub(crate) async fn change(
     let id = if let Some(id) = path.strip_suffix("/load") {
         let fields = body.fields();
         let (keep_alive, pinned) = (KeepAlive::parse(&fields)?, fields.flag("pinned")?);
-        app.models.load_now(id, LoadRequest { keep_alive, pinned }).await?;
+        let options = ModelOptions { context: context(&fields)?, kv_format: kv_format(&fields)? };
+        app.models.load_now(id, LoadRequest { keep_alive, pinned, options }).await?;
         id
     } else if let Some(id) = path.strip_suffix("/unload") {
         app.models.unload(id).await?;
@@ -74,6 +76,21 @@ pub(crate) async fn change(
         return Err(ApiError::MethodNotAllowed { method, path: uri.path().to_owned() });
     };
     Ok(Json(app.models.show(id).await?.into()))
+}
+
+fn context(fields: &Object) -> Result<Option<usize>, ApiError> {
+    let tokens = in_range("context_length", fields.whole("context_length")?, 1..=i64::MAX)?;
+    Ok(tokens.map(|tokens| tokens as usize))
+}
+
+fn kv_format(fields: &Object) -> Result<Option<KvFormat>, ApiError> {
+    let Some(name) = fields.text("kv_cache_type")? else { return Ok(None) };
+    let known = || KvFormat::ALL.map(|format| format!("`{format}`")).join(", ");
+    let wrong = || {
+        let message = format!("`kv_cache_type` is {name:?}, expected one of {}", known());
+        ApiError::invalid("kv_cache_type", message)
+    };
+    KvFormat::named(name).map(Some).ok_or_else(wrong)
 }
 
 impl From<Listed> for Model {

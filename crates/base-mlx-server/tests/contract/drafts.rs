@@ -48,7 +48,10 @@ fn point_54_drafts_change_nothing_that_decides_about_a_token() {
 #[test]
 fn a_drafter_that_does_not_fit_is_refused() {
     let error = ask("", json!({ "draft_model": "no-such-model" })).error(404);
-    assert_eq!((&error["code"], &error["param"]), (&json!("model_not_found"), &json!("draft_model")));
+    assert_eq!(
+        (&error["code"], &error["param"]),
+        (&json!("model_not_found"), &json!("draft_model"))
+    );
     let error = ask("?spec=qwen2.5-coder-0.5b", json!({})).error(400);
     assert_eq!(error["param"], "draft_model");
     let message = error["message"].as_str().unwrap();

@@ -2,6 +2,7 @@
 
 use std::time::Duration;
 
+use base_mlx_server::ModelOptions;
 use serde_json::{Value, json};
 
 use crate::support::{TestServer, capital, content, until, with};
@@ -103,4 +104,31 @@ fn three_models_and_four_chats_share_two_gigabytes() {
         }
     });
     assert_eq!(loaded(&server).len(), 3);
+}
+
+#[test]
+fn a_model_may_have_its_own_kind_of_keys_and_its_own_context() {
+    let own = ModelOptions { context: Some(2000), kv_format: None };
+    let server = TestServer::with_models(&test_models(), |options| {
+        options.models.insert("smollm2".to_owned(), own);
+    });
+    let wrong = server.post("/v1/models/smollm2/load", &json!({ "kv_cache_type": "q5" }));
+    let error = wrong.error(400);
+    assert_eq!(error["param"], "kv_cache_type");
+    let message = error["message"].as_str().unwrap();
+    assert!(message.contains("`f32`, `f16`, `q8_0`, `q4_0`"), "{message}");
+
+    change(&server, "smollm2/load", &json!({ "kv_cache_type": "q8_0" }));
+    assert!(ask(&server, "smollm2").contains("Paris"));
+    let long = json!({ "model": "smollm2", "prompt": "a ".repeat(2000), "max_tokens": 1 });
+    let error = server.post("/v1/completions", &long).error(400);
+    assert!(error["message"].as_str().unwrap().contains("length is 2000 tokens"), "{error}");
+    // Asked for again it is the same one, asked for otherwise none.
+    change(&server, "smollm2/load", &json!({ "kv_cache_type": "q8_0", "context_length": 2000 }));
+    let other = server.post("/v1/models/smollm2/load", &json!({ "kv_cache_type": "q4_0" }));
+    let message = other.error(400)["message"].as_str().unwrap().to_owned();
+    assert!(message.contains("another `kv_cache_type`\nhint: unload it first"), "{message}");
+    change(&server, "smollm2/unload", &json!({}));
+    change(&server, "smollm2/load", &json!({ "kv_cache_type": "q4_0" }));
+    assert!(ask(&server, "smollm2").contains("Paris"));
 }

@@ -40,6 +40,15 @@ impl fmt::Display for KvFormat {
     }
 }
 
+impl KvFormat {
+    pub const ALL: [Self; 4] = [Self::F32, Self::F16, Self::Q8, Self::Q4];
+
+    /// The format of that name.
+    pub fn named(name: &str) -> Option<Self> {
+        Self::ALL.into_iter().find(|format| format.to_string() == name)
+    }
+}
+
 /// Where the blocks of one shape come from. Clones share what is free.
 #[derive(Clone)]
 pub struct KvBlocks {
