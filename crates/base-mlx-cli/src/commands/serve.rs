@@ -128,8 +128,11 @@ impl Arguments {
         if let Some(seconds) = self.grace.or(file.grace) {
             options.grace = Duration::from_secs(seconds);
         }
-        if let Some(folder) = self.kv_disk.as_ref().or(file.kv_disk.as_ref()) {
-            let most = self.kv_disk_gb.or(file.kv_disk_gb).map_or(10 << 30, Gigabytes::bytes);
+        let most = self.kv_disk_gb.or(file.kv_disk_gb).map(Gigabytes::bytes);
+        let folder = self.kv_disk.as_ref().or(file.kv_disk.as_ref());
+        ensure!(folder.is_some() || most.is_none(), "`--kv-disk-gb` needs a folder: `--kv-disk`");
+        if let Some(folder) = folder {
+            let most = most.unwrap_or(10 << 30);
             options.engine.kv_disk = Some(KvDisk::open(folder, most as u64)?);
         }
         if let Some(queue) = self.queue.or(file.queue) {

@@ -26,7 +26,12 @@ impl Index {
     pub(super) fn open(folder: &Path) -> Result<(Self, Vec<(Key, Entry)>), KvDiskError> {
         let path = folder.join("index.redb");
         let failed = |source| KvDiskError::Io { action: "open", path: path.clone(), source };
-        fs::create_dir_all(folder).map_err(|source| KvDiskError::Io {
+        // What people have asked can be read out of keys and values.
+        let mut private = fs::DirBuilder::new();
+        private.recursive(true);
+        #[cfg(unix)]
+        std::os::unix::fs::DirBuilderExt::mode(&mut private, 0o700);
+        private.create(folder).map_err(|source| KvDiskError::Io {
             action: "create the folder",
             path: folder.to_owned(),
             source,

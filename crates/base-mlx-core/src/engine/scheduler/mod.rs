@@ -34,7 +34,7 @@ use crate::TokenId;
 ///   preempted, so something always moves.
 /// - Sequences of the background come behind all others: they are admitted last, get what others leave of a step, and are
 ///   preempted when another needs their place or their room.
-/// - A sequence of which more lies on disk than is kept begins with that. It has its place and its room while it is fetched,
+/// - A sequence of which much more lies on disk than is kept begins with that. It has its place and its room while it is fetched,
 ///   and computes nothing.
 /// - Siblings start from a fork of the first of them that has computed the prompt but for its last token. It waits there
 ///   for one step if siblings can be admitted, so that they choose their first tokens together.

@@ -165,7 +165,9 @@ impl Scheduler {
         let found = self.kept.find(&sequence.tokens);
         // The last token's row is what the first token is chosen from.
         let stored = sequence.stored.min(sequence.tokens.len() - 1);
-        if stored > found.map_or(0, |found| found.len) {
+        // All of it is fetched, for what it has beyond what is kept.
+        let beyond = stored.saturating_sub(found.map_or(0, |found| found.len));
+        if beyond > stored / WORTH_FETCHING {
             let begins = Begins { fork: None, why: Uncached::New, fetch: Some(stored) };
             return Start::Now(begins);
         }
@@ -227,6 +229,9 @@ impl Scheduler {
 
 /// A sequence is admitted beside others only if each of them could then grow by this much without a preemption.
 const GROWTH_TOKENS: usize = 8;
+
+/// One position computed takes as long as some of them fetched; one in so many must be new.
+const WORTH_FETCHING: usize = 8;
 
 #[derive(Default)]
 pub(super) struct Admission {
