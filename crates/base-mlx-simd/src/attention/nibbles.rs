@@ -95,8 +95,8 @@ impl KvValue for Nibbles {
         // Said to the compiler, which need not look for the bits then.
         let first = if C * L::WIDTH == Self::NUMBERS { 0 } else { dim % Self::NUMBERS };
         let mut vectors = [lanes.splat(0.0); C];
-        for c in 0..C {
-            vectors[c] = Self::load(lanes, group, first + c * L::WIDTH);
+        for (c, vector) in vectors.iter_mut().enumerate() {
+            *vector = Self::load(lanes, group, first + c * L::WIDTH);
         }
         vectors
     }
