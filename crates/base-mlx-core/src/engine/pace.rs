@@ -2,47 +2,80 @@ use std::time::Duration;
 
 /// How many prompt tokens fit into a step that running answers wait for, from how long the last steps took. Only speed
 /// depends on it: an answer is the same however its prompt was cut.
+///
+/// As long as a token fits, prompts have some in every step. Far into a long prompt none may: a step that has one reads all
+/// that is before, and takes hardly longer with dozens. Where steps are short prompts have bursts then, so rare that nineteen
+/// of twenty tokens of an answer never wait for one, and of what they would have taken in every step. Both are better off.
 pub(super) struct Pace {
-    /// Seconds for one more token in a step, smoothed; 0 until a step was measured.
-    seconds_per_token: f64,
+    /// Seconds for one more token where prompts have some in every step, smoothed; 0 until a step was measured.
+    in_every_step: f64,
+    /// The same in bursts.
+    in_bursts: f64,
+    bursts: bool,
+    /// Steps that answers had to themselves since the last burst.
+    alone: usize,
 }
 
 impl Pace {
     pub(super) fn new() -> Self {
-        Self { seconds_per_token: 0.0 }
+        Self { in_every_step: 0.0, in_bursts: 0.0, bursts: false, alone: 0 }
     }
 
     /// Seconds for one more token of a prompt in a step; 0 until one was measured.
     pub(super) fn seconds_per_token(&self) -> f64 {
-        self.seconds_per_token
+        if self.bursts { self.in_bursts } else { self.in_every_step }
     }
 
     /// Takes note of a step with so many tokens of prompts, which would have taken `quiet` seconds without them.
     pub(super) fn measured(&mut self, prompt_tokens: usize, took: Duration, quiet: f64) {
         if prompt_tokens == 0 {
+            self.alone += 1;
             return;
         }
+        self.alone = 0;
+        let seconds = if self.bursts { &mut self.in_bursts } else { &mut self.in_every_step };
         let now = (took.as_secs_f64() - quiet).max(0.0) / prompt_tokens as f64;
-        self.seconds_per_token = match self.seconds_per_token {
+        *seconds = match *seconds {
             0.0 => now,
             before => before + (now - before) * WEIGHT,
         };
+        let too_slow = self.in_every_step > WAIT * quiet;
+        if !self.bursts && too_slow && quiet > 0.0 && burst_seconds(quiet) <= LONGEST_PAUSE {
+            (self.bursts, self.in_bursts) = (true, 0.0);
+        }
     }
 
-    /// Prompt tokens that running answers can wait for, beyond the one that each prompt has in any case; without them a step
-    /// takes `quiet` seconds. Far into a long prompt a step reads all that is before, however few its tokens are.
+    /// Nothing is left of the prompts that were computed beside answers.
+    pub(super) fn no_prompts(&mut self) {
+        self.bursts = false;
+    }
+
+    /// Prompt tokens that running answers can wait for; without them a step takes `quiet` seconds.
     pub(super) fn beside_answers(&self, quiet: f64) -> usize {
-        if self.seconds_per_token == 0.0 || quiet == 0.0 {
+        if self.bursts && self.alone < RARE {
+            return 0;
+        }
+        let seconds = self.seconds_per_token();
+        if seconds == 0.0 || quiet == 0.0 {
             return FIRST_TOKENS;
         }
-        let fit = WAIT * quiet / self.seconds_per_token;
-        fit as usize
+        let wait = if self.bursts { burst_seconds(quiet) } else { WAIT * quiet };
+        1 + (wait / seconds) as usize
     }
+}
+
+/// What a burst may take: as much as prompts would have had in every step since the last one.
+fn burst_seconds(quiet: f64) -> f64 {
+    RARE as f64 * WAIT * quiet
 }
 
 /// How long an answer may wait for the prompts beside it in each step, in times of a step without them. Some steps take
 /// longer than was thought; three quiet steps for one is what no more than one in twenty should come to.
 const WAIT: f64 = 1.25;
+/// Steps without prompts after a burst: one step in twenty may be long.
+const RARE: usize = 22;
+/// Seconds that an answer may pause for a burst: what somebody who reads along hardly sees.
+const LONGEST_PAUSE: f64 = 0.25;
 /// The first guess.
 const FIRST_TOKENS: usize = 32;
 /// How much the newest step counts.
@@ -120,11 +153,11 @@ mod tests {
         let mut pace = Pace::new();
         assert_eq!(pace.beside_answers(0.02), FIRST_TOKENS);
         pace.measured(100, Duration::from_millis(220), 0.02);
-        assert_eq!(pace.beside_answers(0.08), 50);
+        assert_eq!(pace.beside_answers(0.08), 51);
         for _ in 0..20 {
             pace.measured(50, Duration::from_millis(420), 0.02);
         }
-        assert!((12..=13).contains(&pace.beside_answers(0.08)), "{}", pace.beside_answers(0.08));
+        assert!((13..=14).contains(&pace.beside_answers(0.08)), "{}", pace.beside_answers(0.08));
     }
 
     #[test]
@@ -133,7 +166,35 @@ mod tests {
         pace.measured(0, Duration::from_secs(1), 0.0);
         assert_eq!(pace.beside_answers(0.02), FIRST_TOKENS);
         pace.measured(60, Duration::from_secs(60), 0.0);
-        assert_eq!(pace.beside_answers(0.02), 0);
+        assert_eq!(pace.beside_answers(0.02), 1);
+    }
+
+    #[test]
+    fn where_no_token_fits_prompts_have_bursts_as_long_as_they_last() {
+        let mut pace = Pace::new();
+        let quiet = 0.005;
+        // A token more costs 0.1 ms, but the first one reads everything before.
+        let took = |tokens: usize| Duration::from_secs_f64(quiet + 0.012 + 0.0001 * tokens as f64);
+        pace.measured(1, took(1), quiet);
+        let mut steps = Vec::new();
+        for _ in 0..200 {
+            let tokens = pace.beside_answers(quiet);
+            let took = if tokens == 0 { Duration::from_secs_f64(quiet) } else { took(tokens) };
+            pace.measured(tokens, took, quiet);
+            steps.push(tokens);
+        }
+        let bursts: Vec<usize> = steps.iter().copied().filter(|&tokens| tokens > 0).collect();
+        assert!(bursts.len() <= 200 / 20 && bursts.len() >= 200 / 25, "{steps:?}");
+        assert!(*bursts.last().unwrap() > 500, "{bursts:?}");
+        pace.no_prompts();
+        assert_eq!(pace.beside_answers(quiet), 1, "the next prompt begins as this one did");
+    }
+
+    #[test]
+    fn where_a_burst_would_be_a_long_pause_there_is_none() {
+        let mut pace = Pace::new();
+        pace.measured(1, Duration::from_millis(500), 0.1);
+        assert_eq!(pace.beside_answers(0.1), 1);
     }
 
     #[test]

@@ -247,7 +247,10 @@ impl<B: Backend> ModelRunner<B> {
     }
 
     /// Prompt tokens that a step may have beside the answers that run.
-    pub(super) fn beside_answers(&self) -> usize {
+    pub(super) fn beside_answers(&mut self) -> usize {
+        if !self.scheduler.has_prompts() {
+            self.pace.no_prompts();
+        }
         let quiet = self.timing.quiet(self.scheduler.answering().count());
         self.pace.beside_answers(quiet.unwrap_or(0.0))
     }
@@ -268,7 +271,8 @@ impl<B: Backend> ModelRunner<B> {
         self.send_away();
         self.propose();
         self.scheduler.set_kv_tokens(self.room.positions());
-        self.scheduler.set_beside_answers(self.beside_answers());
+        let beside = self.beside_answers();
+        self.scheduler.set_beside_answers(beside);
         let plan = self.scheduler.plan();
         self.metrics.preempted.increment(plan.dropped.len() as u64);
         for dropped in &plan.dropped {

@@ -57,6 +57,7 @@ struct Seen {
     fetched_in_part: usize,
     fetched_for_nothing: usize,
     steps_without_spans: usize,
+    steps_left_to_answers: usize,
     drafts_accepted: usize,
     drafts_rejected: usize,
     scored: usize,
@@ -81,6 +82,7 @@ impl Seen {
         self.fetched_in_part += other.fetched_in_part;
         self.fetched_for_nothing += other.fetched_for_nothing;
         self.steps_without_spans += other.steps_without_spans;
+        self.steps_left_to_answers += other.steps_left_to_answers;
         self.drafts_accepted += other.drafts_accepted;
         self.drafts_rejected += other.drafts_rejected;
         self.scored += other.scored;
@@ -98,7 +100,7 @@ impl Seen {
         let kept = [self.kept, self.hits, self.hits_in_the_middle, self.evicted];
         let kept = kept.into_iter().chain([self.preempted_and_kept]);
         let disk = [self.fetched, self.fetched_in_part, self.fetched_for_nothing];
-        let disk = disk.into_iter().chain([self.steps_without_spans]);
+        let disk = disk.into_iter().chain([self.steps_without_spans, self.steps_left_to_answers]);
         rare.into_iter().chain(common).chain(ahead).chain(kept).chain(disk).all(|times| times > 100)
     }
 }
@@ -265,12 +267,17 @@ impl World {
             }
             self.propose();
             // Any pace will do, and it may change with every step.
-            self.scheduler.set_beside_answers(step * 7 % 23);
+            let beside = self.dice.one_of(&[0, 0, 1, 5, 22]);
+            self.scheduler.set_beside_answers(beside);
             let plan = self.scheduler.plan();
             self.scheduler.check_integrity();
             for dropped in &plan.dropped {
                 let given_up = self.fetching.remove(&dropped.id).is_some();
-                assert!(given_up != self.caches.contains_key(&dropped.id), "nothing was dropped");
+                // It may not have come to have a cache.
+                assert!(
+                    !(given_up && self.caches.contains_key(&dropped.id)),
+                    "fetched over a cache"
+                );
             }
             for fetch in &plan.fetches {
                 let due = step + 1 + self.dice.below(LONGEST_FETCH);
@@ -281,7 +288,7 @@ impl World {
             assert_eq!(plan.spans.is_empty(), idle, "an idle step");
             self.seen.steps_without_spans +=
                 usize::from(plan.spans.is_empty() && !self.fetching.is_empty());
-            self.check_fairness(&plan);
+            self.check_fairness(&plan, beside);
             let outcomes = self.compute(&plan);
             self.settle(plan, outcomes);
         }
@@ -443,9 +450,16 @@ impl World {
     }
 
     /// Every answer that runs gets a token in every step, and the prompt that came first gets half of what is left.
-    fn check_fairness(&mut self, plan: &Plan) {
+    fn check_fairness(&mut self, plan: &Plan, beside: usize) {
         let computing = self.scheduler.running() - self.fetching.len();
-        assert_eq!(plan.spans.len(), computing, "someone stands still");
+        let waits =
+            self.live.keys().filter_map(|&id| self.scheduler.sequence(id)).any(|sequence| {
+                sequence.behind() == 1 && plan.spans.iter().any(|span| span.sequence == sequence.id)
+            });
+        let may_skip = beside == 0 && waits;
+        assert!(plan.spans.len() <= computing);
+        assert!(plan.spans.len() == computing || may_skip, "someone stands still");
+        self.seen.steps_left_to_answers += usize::from(plan.spans.len() < computing);
         let place = |id: SequenceId| (self.scheduler.sequence(id).unwrap().background, id);
         let last = plan.spans.last().map(|span| place(span.sequence));
         // With a kept cache to begin with it may fit again at once.

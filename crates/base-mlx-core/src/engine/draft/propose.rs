@@ -47,7 +47,7 @@ impl<B: Backend> ModelRunner<B> {
         all: &[(SequenceId, usize)],
     ) -> Vec<(SequenceId, Vec<TokenId>)> {
         let began = Instant::now();
-        let step_tokens = self.beside_answers();
+        let step_tokens = self.beside_answers().max(1);
         let drafter = &mut self.drafters[index];
         let wanted: Vec<Wanted> = all
             .iter()

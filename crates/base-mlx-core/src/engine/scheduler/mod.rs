@@ -18,12 +18,13 @@ use crate::TokenId;
 ///
 /// The rules:
 /// - There is no prefill and no decoding, only sequences whose cursor is behind their tokens by many or by one.
-/// - Every running sequence that is not being fetched computes at least one position in every step, so an answer that runs gets a token in every
-///   step, however long the prompts beside it are. There are never more running sequences than `step_tokens`.
+/// - An answer that runs gets a token in every step, however long the prompts beside it are. So do prompts, unless the step
+///   is left to answers (`set_beside_answers`). There are never more running sequences than `step_tokens`.
 /// - What is left of `step_tokens` goes to drafts and to sequences that are further behind, prompts for short. While
 ///   there are such, drafts get at most half. Of the rest, half goes to the prompt that came first, so that a long one
 ///   always moves; the other half to the prompts that need least, so that a short one need not wait for a long one.
-/// - Beside answers that wait for their next token, prompts get no more than `set_beside_answers` allows.
+/// - Beside answers that wait for their next token, prompts get no more than `set_beside_answers` allows, which may be
+///   nothing.
 /// - Sequences are admitted in the order they came, as long as `running` and `kv_tokens` allow. The first one waiting is
 ///   never overtaken, but by others while it waits for a sibling's prompt; its place is kept free then.
 /// - A sequence that is gone leaves its cache behind, and a later one starts from the kept cache that begins most like it,
@@ -69,8 +70,8 @@ impl Scheduler {
         }
     }
 
-    /// From now on prompts compute at most this many positions in a step that an answer waits for, beyond the one that
-    /// every sequence computes. The caller knows how long a step takes, and so how long answers would wait.
+    /// From now on prompts compute at most this many positions in a step that an answer waits for, but one each if any. The
+    /// caller knows how long a step takes, and so how long answers would wait.
     pub fn set_beside_answers(&mut self, tokens: usize) {
         self.beside_answers = tokens;
     }
@@ -134,16 +135,12 @@ impl Scheduler {
     pub fn plan(&mut self) -> Plan {
         let mut dropped = self.make_room();
         let Admission { forks, held, fetches } = self.admit(&mut dropped);
-        let shares = self.share(&held);
-        let spans = self
-            .running
-            .iter_mut()
-            .filter(|(_, sequence)| sequence.fetching.is_none())
-            .map(|(arrival, sequence)| {
-                let end = sequence.computed + shares[arrival];
-                span(sequence, end, forks.get(arrival).copied())
-            })
-            .collect();
+        let shares = self.share(&held, &forks);
+        let spans = self.running.iter_mut().filter_map(|(arrival, sequence)| {
+            let end = sequence.computed + shares.get(arrival)?;
+            Some(span(sequence, end, forks.get(arrival).copied()))
+        });
+        let spans = spans.collect();
         Plan { spans, dropped, fetches }
     }
 
@@ -248,6 +245,11 @@ impl Scheduler {
         self.limits.kept_tokens.min(self.limits.kv_tokens.saturating_sub(self.reserved()))
     }
 
+    /// Whether anything is to be computed beside the next tokens of answers.
+    pub fn has_prompts(&self) -> bool {
+        !self.waiting.is_empty() || self.running.values().any(|sequence| sequence.behind() > 1)
+    }
+
     /// How many more sequences could run.
     pub fn free_places(&self) -> usize {
         self.limits.running - self.running.len()
@@ -300,14 +302,23 @@ impl Scheduler {
         self.running.values().chain(self.waiting.values())
     }
 
-    /// How many positions each running sequence computes: at least one, `step_tokens` in all at most. Cuts the drafts to
-    /// what was granted.
-    fn share(&mut self, held: &[u64]) -> BTreeMap<u64, usize> {
+    /// How many positions each running sequence computes, of those that compute any: at least one, `step_tokens` in all at
+    /// most. Cuts the drafts to what was granted.
+    fn share(&mut self, held: &[u64], forks: &BTreeMap<u64, Fork>) -> BTreeMap<u64, usize> {
         let mut kv_left = self.limits.kv_tokens.saturating_sub(self.held());
         let longest = self.limits.longest();
-        let computing = || self.running.iter().filter(|(_, sequence)| sequence.fetching.is_none());
+        let answers = self.running.values().any(|sequence| sequence.behind() == 1);
+        let for_prompts = if answers { self.beside_answers } else { usize::MAX };
+        let computing = || {
+            let all = self.running.iter().filter(|(_, sequence)| sequence.fetching.is_none());
+            all.filter(|(arrival, sequence)| {
+                // A fork is made with its sequence's first span.
+                sequence.behind() == 1 || for_prompts > 0 || forks.contains_key(arrival)
+            })
+        };
         let mut shares: BTreeMap<u64, usize> =
             computing().map(|(&arrival, _)| (arrival, 1)).collect();
+        let one_each = computing().filter(|(_, sequence)| sequence.behind() > 1).count();
         let mut left = self.limits.step_tokens - shares.len();
 
         let mut prompts: Vec<(u64, usize)> = Vec::new();
@@ -340,9 +351,7 @@ impl Scheduler {
             left -= drafts;
         }
 
-        if self.running.values().any(|sequence| sequence.behind() == 1) {
-            left = left.min(self.beside_answers);
-        }
+        left = left.min(for_prompts.saturating_sub(one_each));
         let half = left.div_ceil(2);
         let mut grant = |(arrival, need): &mut (u64, usize), most: usize| {
             let tokens = (*need).min(most).min(left);
@@ -416,7 +425,9 @@ mod tests {
         step(&mut scheduler);
         submit(&mut scheduler, 1, 1, 100);
         scheduler.set_beside_answers(5);
-        assert_eq!(step(&mut scheduler), [(0, 1, true), (1, 6, false)]);
+        assert_eq!(step(&mut scheduler), [(0, 1, true), (1, 5, false)]);
+        scheduler.set_beside_answers(0);
+        assert_eq!(step(&mut scheduler), [(0, 1, true)]);
         scheduler.cancel(SequenceId(0));
         assert_eq!(step(&mut scheduler), [(1, 32, false)], "nobody waits any more");
     }
