@@ -39,7 +39,7 @@ impl Pace {
             0.0 => now,
             before => before + (now - before) * WEIGHT,
         };
-        let too_slow = self.in_every_step > WAIT * quiet;
+        let too_slow = FEW * self.in_every_step > WAIT * quiet;
         if !self.bursts && too_slow && quiet > 0.0 && burst_seconds(quiet) <= LONGEST_PAUSE {
             (self.bursts, self.in_bursts) = (true, 0.0);
         }
@@ -72,6 +72,8 @@ fn burst_seconds(quiet: f64) -> f64 {
 /// How long an answer may wait for the prompts beside it in each step, in times of a step without them. Some steps take
 /// longer than was thought; three quiet steps for one is what no more than one in twenty should come to.
 const WAIT: f64 = 1.25;
+/// Prompts that get fewer tokens than this in a step are better off with bursts.
+const FEW: f64 = 8.0;
 /// Steps without prompts after a burst: one step in twenty may be long.
 const RARE: usize = 22;
 /// Seconds that an answer may pause for a burst: what somebody who reads along hardly sees.
