@@ -3,6 +3,7 @@
 use std::fmt;
 use std::io;
 use std::ops::Range;
+use std::sync::Arc;
 
 use half::f16;
 use half::slice::HalfFloatSliceExt;
@@ -55,6 +56,8 @@ pub struct KvBlocks {
     format: KvFormat,
     kv_heads: usize,
     head_dim: usize,
+    /// Of a head.
+    places: Arc<Places>,
     shelf: Shelf,
 }
 
@@ -278,8 +281,9 @@ pub(super) fn width<T: KvValue>(head_dim: usize) -> usize {
 
 impl KvBlocks {
     pub fn new(format: KvFormat, kv_heads: usize, head_dim: usize) -> Self {
-        let lines = kv_heads * Places::new(format, head_dim).lines();
-        Self { format, kv_heads, head_dim, shelf: Shelf::new(lines) }
+        let places = Places::new(format, head_dim);
+        let shelf = Shelf::new(kv_heads * places.lines());
+        Self { format, kv_heads, head_dim, places: Arc::new(places), shelf }
     }
 
     /// With nothing of meaning in it. Fails if the system has no memory left to promise.
@@ -289,7 +293,7 @@ impl KvBlocks {
 
     /// Of a block.
     pub fn bytes(&self) -> usize {
-        self.kv_heads * self.places().lines() * LINE
+        self.kv_heads * self.places.lines() * LINE
     }
 
     /// `[kv_heads, head_dim]`
@@ -299,10 +303,6 @@ impl KvBlocks {
 
     pub fn format(&self) -> KvFormat {
         self.format
-    }
-
-    fn places(&self) -> Places {
-        Places::new(self.format, self.head_dim)
     }
 }
 
@@ -360,7 +360,7 @@ impl KvBlock {
 
     fn head_mut<T: KvValue>(&mut self, kv_head: usize) -> HeadMut<'_, T> {
         assert!(T::FORMAT == self.of.format, "{:?} written as {:?}", self.of.format, T::FORMAT);
-        let places = self.of.places();
+        let places = Arc::clone(&self.of.places);
         let head = &mut self.memory[kv_head * places.lines()..][..places.lines()];
         let lines = head.as_mut_ptr();
         // SAFETY: the format is this type's, any bytes are some number of any, and the parts lie side by side in these lines.
@@ -379,7 +379,7 @@ impl KvBlock {
     #[inline(always)]
     pub(super) fn head<T: KvValue>(&self, kv_head: usize) -> Head<'_, T> {
         assert!(T::FORMAT == self.of.format, "{:?} read as {:?}", self.of.format, T::FORMAT);
-        let places = self.of.places();
+        let places = &*self.of.places;
         let head = &self.memory[kv_head * places.lines()..][..places.lines()];
         // SAFETY: the format is this type's, and any bytes are some number of any.
         unsafe {

@@ -114,7 +114,7 @@ impl<L: Lanes, T: KvValue> Block<'_, L, T> {
     #[inline(always)]
     fn scores<const R: usize>(&self, first: usize, to: &mut [[f32; KEY_BLOCK]; R]) {
         let lanes = self.lanes;
-        let next = self.next.filter(|_| first == 0);
+        let next = self.next.as_ref().filter(|_| first == 0);
         let mut q = [&[][..]; R];
         let (mut sums_of_q, mut of_first) = ([&[][..]; R], [lanes.splat(0.0); R]);
         for r in 0..R {
@@ -129,13 +129,14 @@ impl<L: Lanes, T: KvValue> Block<'_, L, T> {
         let group = T::GROUP.unwrap_or(self.shape.head_dim);
         for place in (0..KEY_BLOCK).step_by(2 * L::WIDTH) {
             let mut scores = of_first.map(|of_first| [of_first; 2]);
+            let next = next.filter(|_| place == 0);
             for (number, columns) in self.now.keys.chunks(group * T::COLUMN).enumerate() {
                 let dims = columns.len() / T::COLUMN;
                 let q = q.map(|q| &q[number * group..][..dims]);
                 let mut sums = [[lanes.splat(0.0); 2]; R];
                 for (dim, column) in columns.chunks_exact(T::COLUMN).enumerate() {
                     let keys = T::keys(lanes, column, place);
-                    if let Some(next) = next.filter(|_| place == 0) {
+                    if let Some(next) = next {
                         next.ask_with_column(lanes, number * group + dim);
                     }
                     for r in 0..R {
@@ -246,7 +247,7 @@ impl<L: Lanes, T: KvValue> Block<'_, L, T> {
                 *total = lanes.load(from);
             }
         }
-        let next = self.next.filter(|_| first == 0);
+        let next = self.next.as_ref().filter(|_| first == 0);
         let row = self.now.values.len() / KEY_BLOCK;
         let values = &self.now.values[positions.start * row..positions.end * row];
         for (values, position) in values.chunks_exact(row).zip(positions) {
