@@ -332,6 +332,7 @@ impl Models {
             };
             match blocking(starting).await {
                 Ok(Err(LoadError::NoRoom(room))) if room.could_fit() && self.unload_idle() => {}
+                Ok(Err(LoadError::ShortOfMemory { .. })) if self.unload_idle() => {}
                 started => break started,
             }
         };
@@ -519,7 +520,9 @@ fn refused(model: String, error: &LoadError) -> ApiError {
         LoadError::NoRoom(room) if !room.could_fit() => ApiError::ModelUnsuitable {
             message: format!("the model `{model}` can never fit: {message}"),
         },
-        LoadError::Device(_) | LoadError::NoRoom(_) => ApiError::LoadRefused { model, message },
+        LoadError::Device(_) | LoadError::NoRoom(_) | LoadError::ShortOfMemory { .. } => {
+            ApiError::LoadRefused { model, message }
+        }
         LoadError::Io { source, .. } if source.kind() != ErrorKind::NotFound => {
             ApiError::LoadFailed { model, message }
         }

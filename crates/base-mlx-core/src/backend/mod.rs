@@ -230,7 +230,7 @@ pub trait KvCache: Send {
     /// Positions `KV_CHUNK * chunk..KV_CHUNK * (chunk + 1)`, all of which are there, as [`KvCache::restore`] reads them.
     fn save(&self, chunk: usize) -> Result<Vec<u8>, DeviceError>;
     /// Appends what another cache for the same layers, whose backend has the same [`Backend::kv_identity`], has saved. The
-    /// length must be a multiple of [`KV_CHUNK`]. Fails without a change if it is not of the right size.
+    /// length must be a multiple of [`KV_CHUNK`]. Where it fails, the length may be anything: truncate it to what it was.
     fn restore(&mut self, saved: &[u8]) -> Result<(), DeviceError>;
 }
 

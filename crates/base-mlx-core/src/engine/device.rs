@@ -45,7 +45,7 @@ impl Device {
         let thread = thread.map_err(|error| cannot(error.to_string()))?;
         let opened = receiver.recv().map_err(|_| cannot("it ended at once".to_owned()))??;
         let Opened { backend, warning } = opened;
-        let free = || backend.free_bytes().map(|free| free / 10 * 9);
+        let free = || backend.room().map(|free| free / 10 * 9);
         if let Some(bytes) = memory_bytes.or_else(free) {
             ledger.set_ceiling(bytes);
         }
@@ -122,8 +122,8 @@ pub(super) trait Runner: Send {
     fn step(&mut self);
     /// Gives back what is beyond its budget for keys and values.
     fn settle(&mut self);
-    /// Ends everything that is running or waiting.
-    fn stop(&mut self);
+    /// Ends everything that is running or waiting, and what is to outlive it is put away until then.
+    fn stop(&mut self, until: Instant);
 }
 
 enum Command {
@@ -242,6 +242,11 @@ struct Loop {
 /// How much memory the system has left, where it says so.
 type FreeBytes = Box<dyn Fn() -> Option<usize>>;
 
+/// How long the end may take for what is still to be written to disk.
+const LAST_WRITES: Duration = Duration::from_secs(5);
+/// The same of one model's end, for which others wait.
+const LAST_WRITES_BESIDE_OTHERS: Duration = Duration::from_millis(300);
+
 /// How often the system is asked for it.
 const LOOK: Duration = Duration::from_secs(1);
 
@@ -254,8 +259,9 @@ impl Loop {
                 self.drive(id, |runner| runner.step());
             }
         }
+        let until = Instant::now() + LAST_WRITES;
         for id in self.ids(|_| true) {
-            self.drive(id, |runner| runner.stop());
+            self.drive(id, |runner| runner.stop(until));
         }
     }
 
@@ -306,6 +312,8 @@ impl Loop {
             }
             // Nobody is left to hear its answers.
             Command::Remove(id) => {
+                let until = Instant::now() + LAST_WRITES_BESIDE_OTHERS;
+                self.drive(id, |runner| runner.stop(until));
                 self.runners.remove(&id);
                 self.ledger.settle();
             }
@@ -385,7 +393,7 @@ mod tests {
 
         fn settle(&mut self) {}
 
-        fn stop(&mut self) {}
+        fn stop(&mut self, _: Instant) {}
     }
 
     fn with_models() -> DeviceThread {

@@ -3,27 +3,38 @@ use std::time::Duration;
 /// How many prompt tokens fit into a step that running answers wait for, from how long the last steps took. Only speed
 /// depends on it: an answer is the same however its prompt was cut.
 ///
-/// As long as a token fits, prompts have some in every step. Far into a long prompt none may: a step that has one reads all
-/// that is before, and takes hardly longer with dozens. Where steps are short prompts have bursts then, so rare that nineteen
+/// As long as some tokens fit, prompts have them in every step. Far into a long prompt hardly one may: a step that has one reads
+/// all that is before, and takes hardly longer with dozens. Where steps are short prompts have bursts then, so rare that nineteen
 /// of twenty tokens of an answer never wait for one, and of what they would have taken in every step. Both are better off.
 pub(super) struct Pace {
     /// Seconds for one more token where prompts have some in every step, smoothed; 0 until a step was measured.
     in_every_step: f64,
     /// The same in bursts.
     in_bursts: f64,
+    /// Where a prompt has many, whatever is beside it.
+    of_many: f64,
     bursts: bool,
+    /// The oldest prompt, by a number of its own.
+    oldest: Option<u64>,
     /// Steps that answers had to themselves since the last burst.
     alone: usize,
 }
 
 impl Pace {
     pub(super) fn new() -> Self {
-        Self { in_every_step: 0.0, in_bursts: 0.0, bursts: false, alone: 0 }
+        Self {
+            in_every_step: 0.0,
+            in_bursts: 0.0,
+            of_many: 0.0,
+            bursts: false,
+            oldest: None,
+            alone: 0,
+        }
     }
 
-    /// Seconds for one more token of a prompt in a step; 0 until one was measured.
-    pub(super) fn seconds_per_token(&self) -> f64 {
-        if self.bursts { self.in_bursts } else { self.in_every_step }
+    /// Seconds for a token of a prompt that has many to compute; `None` until such a step was measured.
+    pub(super) fn of_many(&self) -> Option<f64> {
+        (self.of_many > 0.0).then_some(self.of_many)
     }
 
     /// Takes note of a step with so many tokens of prompts, which would have taken `quiet` seconds without them.
@@ -33,21 +44,25 @@ impl Pace {
             return;
         }
         self.alone = 0;
-        let seconds = if self.bursts { &mut self.in_bursts } else { &mut self.in_every_step };
         let now = (took.as_secs_f64() - quiet).max(0.0) / prompt_tokens as f64;
-        *seconds = match *seconds {
-            0.0 => now,
-            before => before + (now - before) * WEIGHT,
+        let smooth = |seconds: &mut f64| {
+            *seconds = if *seconds == 0.0 { now } else { *seconds + (now - *seconds) * WEIGHT };
         };
+        smooth(if self.bursts { &mut self.in_bursts } else { &mut self.in_every_step });
+        if prompt_tokens >= MANY {
+            smooth(&mut self.of_many);
+        }
         let too_slow = FEW * self.in_every_step > WAIT * quiet;
         if !self.bursts && too_slow && quiet > 0.0 && burst_seconds(quiet) <= LONGEST_PAUSE {
             (self.bursts, self.in_bursts) = (true, 0.0);
         }
     }
 
-    /// Nothing is left of the prompts that were computed beside answers.
-    pub(super) fn no_prompts(&mut self) {
-        self.bursts = false;
+    /// The prompt that came first, of those that are being computed. Bursts end with the one that they were for.
+    pub(super) fn oldest_prompt(&mut self, number: Option<u64>) {
+        if self.oldest != number {
+            (self.oldest, self.bursts) = (number, false);
+        }
     }
 
     /// Prompt tokens that running answers can wait for; without them a step takes `quiet` seconds.
@@ -55,7 +70,7 @@ impl Pace {
         if self.bursts && self.alone < RARE {
             return 0;
         }
-        let seconds = self.seconds_per_token();
+        let seconds = if self.bursts { self.in_bursts } else { self.in_every_step };
         if seconds == 0.0 || quiet == 0.0 {
             return FIRST_TOKENS;
         }
@@ -74,6 +89,8 @@ fn burst_seconds(quiet: f64) -> f64 {
 const WAIT: f64 = 1.25;
 /// Prompts that get fewer tokens than this in a step are better off with bursts.
 const FEW: f64 = 8.0;
+/// So many tokens tell what a prompt costs.
+const MANY: usize = 48;
 /// Steps without prompts after a burst: one step in twenty may be long.
 const RARE: usize = 22;
 /// Seconds that an answer may pause for a burst: what somebody who reads along hardly sees.
@@ -172,11 +189,12 @@ mod tests {
     }
 
     #[test]
-    fn where_no_token_fits_prompts_have_bursts_as_long_as_they_last() {
+    fn where_few_tokens_fit_prompts_have_bursts_as_long_as_they_last() {
         let mut pace = Pace::new();
         let quiet = 0.005;
         // A token more costs 0.1 ms, but the first one reads everything before.
         let took = |tokens: usize| Duration::from_secs_f64(quiet + 0.012 + 0.0001 * tokens as f64);
+        pace.oldest_prompt(Some(1));
         pace.measured(1, took(1), quiet);
         let mut steps = Vec::new();
         for _ in 0..200 {
@@ -188,7 +206,7 @@ mod tests {
         let bursts: Vec<usize> = steps.iter().copied().filter(|&tokens| tokens > 0).collect();
         assert!(bursts.len() <= 200 / 20 && bursts.len() >= 200 / 25, "{steps:?}");
         assert!(*bursts.last().unwrap() > 500, "{bursts:?}");
-        pace.no_prompts();
+        pace.oldest_prompt(Some(2));
         assert_eq!(pace.beside_answers(quiet), 1, "the next prompt begins as this one did");
     }
 

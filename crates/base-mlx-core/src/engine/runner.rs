@@ -90,6 +90,8 @@ pub(super) struct ModelRunner<B: Backend> {
     pub(super) stored: Option<Stored<B>>,
     /// There is nothing to compute until something arrives, though sequences run.
     stalled: bool,
+    /// Nobody knows what caches hold, so none of those that are given up is kept.
+    distrusts: bool,
 }
 
 /// All steps since the last one that was read.
@@ -154,6 +156,7 @@ impl<B: Backend> ModelRunner<B> {
             weight_bytes,
             stored,
             stalled: false,
+            distrusts: false,
         }
     }
 
@@ -206,6 +209,8 @@ impl<B: Backend> ModelRunner<B> {
         tracing::error!("a step failed: {message}");
         // What the device was given of it, or of the step begun after it, may still be writing to the caches that go now.
         self.backend.finish();
+        self.forget_kept();
+        self.distrusts = true;
         let choices = plan.spans.iter().filter_map(|span| self.choices.get(&span.sequence));
         let mut requests: Vec<RequestId> = choices.map(|choice| choice.request).collect();
         requests.sort_unstable();
@@ -214,15 +219,20 @@ impl<B: Backend> ModelRunner<B> {
             let error = GenerateError::Failed(message.to_owned());
             self.end(request, "failed", |_| Some(Event::Error(error)));
         }
-        // Nobody knows what the device has left in caches. If memory was short, the next step is to have what this one had.
+        // If memory was short, the next step is to have what this one had.
+        self.forget_kept();
+        self.distrusts = false;
+        self.unread = None;
+        self.retired.clear();
+        self.backend.clear_cache();
+    }
+
+    fn forget_kept(&mut self) {
         self.scheduler.forget_kept();
         self.kept.clear();
         if let Some(stored) = &mut self.stored {
             stored.forget_kept();
         }
-        self.unread = None;
-        self.retired.clear();
-        self.backend.clear_cache();
     }
 
     /// Forgets a request and what is left of its sequences, writes its log line and sends its last event.
@@ -239,18 +249,17 @@ impl<B: Backend> ModelRunner<B> {
             self.retire(*sequence, keep);
         }
         self.drop_evicted();
+        // Whoever has heard the last event finds it in the numbers.
+        self.metrics.ended(outcome, request.usage, &request.log);
+        self.gauge();
         if let Some(event) = last(&request) {
             let _ = request.events.send(event);
         }
-        self.metrics.ended(outcome, request.usage, &request.log);
         request.log.write(outcome, request.usage, self.memory());
     }
 
     /// Prompt tokens that a step may have beside the answers that run.
-    pub(super) fn beside_answers(&mut self) -> usize {
-        if !self.scheduler.has_prompts() {
-            self.pace.no_prompts();
-        }
+    pub(super) fn beside_answers(&self) -> usize {
         let quiet = self.timing.quiet(self.scheduler.answering().count());
         self.pace.beside_answers(quiet.unwrap_or(0.0))
     }
@@ -271,6 +280,7 @@ impl<B: Backend> ModelRunner<B> {
         self.send_away();
         self.propose();
         self.scheduler.set_kv_tokens(self.room.positions());
+        self.pace.oldest_prompt(self.scheduler.oldest_prompt().map(|id| id.0));
         let beside = self.beside_answers();
         self.scheduler.set_beside_answers(beside);
         let plan = self.scheduler.plan();
@@ -303,7 +313,7 @@ impl<B: Backend> ModelRunner<B> {
             stored.give_up(id);
         }
         let Some(cache) = self.caches.remove(&id) else { return };
-        if let Some(Keep { id, len, shares }) = keep {
+        if let Some(Keep { id, len, shares }) = keep.filter(|_| !self.distrusts) {
             let mut kept = cache.fork();
             kept.truncate(len);
             if let Some((other, len)) = shares
@@ -319,6 +329,9 @@ impl<B: Backend> ModelRunner<B> {
 
     pub(super) fn drop_evicted(&mut self) {
         let evicted = self.scheduler.take_evicted();
+        if evicted.is_empty() {
+            return;
+        }
         self.metrics.evicted.increment(evicted.len() as u64);
         self.write_before_they_go(&evicted);
         for id in evicted {
@@ -343,6 +356,8 @@ impl<B: Backend> ModelRunner<B> {
             None => {
                 let plan = self.next_plan();
                 if plan.spans.is_empty() {
+                    // What makes room for what is fetched.
+                    self.drop_evicted();
                     self.stalled = self.stored.as_ref().is_some_and(Stored::is_fetching);
                     return;
                 }
@@ -528,7 +543,10 @@ impl<B: Backend> Runner for ModelRunner<B> {
             None if self.ahead.is_none() && (self.scheduler.is_idle() || self.stalled) => {}
             None => self.advance(),
         }
-        self.write_one();
+        // Saving would wait for a step that was begun ahead.
+        if self.ahead.is_none() {
+            self.write_one();
+        }
         self.drop_retired();
         self.gauge();
     }
@@ -542,17 +560,14 @@ impl<B: Backend> Runner for ModelRunner<B> {
         self.gauge();
     }
 
-    fn stop(&mut self) {
+    fn stop(&mut self, until: Instant) {
         let requests: Vec<RequestId> = self.requests.keys().copied().collect();
         for request in requests {
             self.end(request, "cancelled", |_| Some(Event::Error(GenerateError::ShuttingDown)));
         }
-        self.write_the_rest(LAST_WRITES);
+        self.write_the_rest(until);
     }
 }
-
-/// How long the end may take for what is still to be written to disk.
-const LAST_WRITES: Duration = Duration::from_secs(5);
 
 /// Numbers of tokens that a step can have. A prompt has as many as it likes, however few sequences run.
 fn possible(warm_ups: &[usize], limits: &Limits) -> Vec<usize> {

@@ -16,7 +16,7 @@ use super::{Engine, EngineOptions, ModelInfo, SamplingDefaults};
 use crate::backend::{Backend, CpuBackend, DeviceError, MlxBackend, MlxDevice, MlxOptions};
 use crate::models;
 use crate::text::Text;
-use crate::weights::{Checkpoint, Config, LoadError, NoRoom};
+use crate::weights::{Checkpoint, Config, LoadError};
 
 /// How a device is set up.
 #[derive(Clone, Debug, Default)]
@@ -83,7 +83,12 @@ impl AnyBackend {
         }
     }
 
-    /// Bytes that models on it can have, where the system says so.
+    /// Bytes that models on it can have, where the system says so: what is free before there are any.
+    pub(super) fn room(&self) -> Option<usize> {
+        self.free_bytes().or_else(mac_room)
+    }
+
+    /// Bytes that are free at the moment, where the system says so. Cheap enough to ask every second.
     pub(super) fn free_bytes(&self) -> Option<usize> {
         let own = match self {
             Self::Cpu(backend) => backend.free_bytes(),
@@ -101,8 +106,9 @@ impl AnyBackend {
 
     pub(super) fn read_bandwidth(&self) -> Option<f64> {
         let Self::Cpu(backend) = self else { return None };
-        let bytes =
-            free_bytes().map_or(FAR_BEYOND_CACHES, |free| (free / 2).min(FAR_BEYOND_CACHES));
+        let bytes = free_bytes()
+            .or_else(mac_room)
+            .map_or(FAR_BEYOND_CACHES, |free| (free / 2).min(FAR_BEYOND_CACHES));
         (bytes >= BEYOND_CACHES).then(|| backend.read_bandwidth(bytes).ok()).flatten()
     }
 }
@@ -166,8 +172,7 @@ fn load<B: Backend>(
     let fixed = on_disk as usize + workspace;
     let wish = Wish { fixed, position, context: context.min(most), most };
     let ledger = device.ledger();
-    if let Some(ceiling) = ledger.ceiling()
-        && let Some(free) = device.backend().free_bytes()
+    if let Some(free) = device.backend().free_bytes()
         && free < fixed
     {
         // What others have kept may be enough, if not all that they were promised.
@@ -175,7 +180,7 @@ fn load<B: Backend>(
         device.thread().settle();
         let free = device.backend().free_bytes().unwrap_or(free);
         if free < fixed {
-            return Err(NoRoom { needed: fixed, ceiling, free }.into());
+            return Err(LoadError::ShortOfMemory { needed: fixed, free });
         }
     }
     let room = ledger.enter(wish).or_else(|_| {
@@ -244,28 +249,35 @@ fn step_bytes(config: &Config, tokens: usize) -> usize {
     (tokens * row + LOGITS_ROWS * of("vocab_size")) * size_of::<f32>()
 }
 
-/// Memory that this process could still get, where the system says so: free memory, and what a cgroup leaves.
+/// Memory that this process could still get, where the system says so: free memory, and what a cgroup leaves. What only
+/// caches files counts as free in both.
 fn free_bytes() -> Option<usize> {
+    let read = |path: &str| std::fs::read_to_string(path).ok();
     let cgroup = || {
-        let read = |name: &str| std::fs::read_to_string(format!("/sys/fs/cgroup/{name}")).ok();
+        let read = |name: &str| read(&format!("/sys/fs/cgroup/{name}"));
         let limit: usize = read("memory.max")?.trim().parse().ok()?;
         let used: usize = read("memory.current")?.trim().parse().ok()?;
-        Some(limit.saturating_sub(used))
+        let files = number_after(&read("memory.stat")?, "file ")?;
+        Some(limit.saturating_sub(used.saturating_sub(files)))
     };
-    [system_free_bytes(), cgroup()].into_iter().flatten().min()
+    let system = || Some(number_after(&read("/proc/meminfo")?, "MemAvailable:")? * 1024);
+    [system(), cgroup()].into_iter().flatten().min()
+}
+
+/// The number in the line that begins like this.
+fn number_after(text: &str, beginning: &str) -> Option<usize> {
+    let rest = text.lines().find_map(|line| line.strip_prefix(beginning))?;
+    rest.split_whitespace().next()?.parse().ok()
 }
 
 #[cfg(not(target_os = "macos"))]
-fn system_free_bytes() -> Option<usize> {
-    let text = std::fs::read_to_string("/proc/meminfo").ok()?;
-    let line = text.lines().find_map(|line| line.strip_prefix("MemAvailable:"))?;
-    let kib: usize = line.trim().strip_suffix("kB")?.trim().parse().ok()?;
-    Some(kib * 1024)
+fn mac_room() -> Option<usize> {
+    None
 }
 
 /// A Mac gives memory back from its caches late, so its size says more than what is free at the moment.
 #[cfg(target_os = "macos")]
-fn system_free_bytes() -> Option<usize> {
+fn mac_room() -> Option<usize> {
     let output = std::process::Command::new("sysctl").args(["-n", "hw.memsize"]).output().ok()?;
     let bytes: usize = String::from_utf8(output.stdout).ok()?.trim().parse().ok()?;
     Some(bytes / 2)

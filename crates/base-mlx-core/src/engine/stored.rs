@@ -2,10 +2,12 @@
 //! with more than is kept are fetched from there.
 
 use std::collections::{HashMap, VecDeque};
+use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::mpsc::{Receiver, TryRecvError};
 use std::sync::{Arc, OnceLock};
 use std::time::{Duration, Instant};
 
+use super::compute::flatten;
 use super::device::Waker;
 use super::disk::{Key, KvDisk, keys};
 use super::prefix::KeptId;
@@ -17,13 +19,16 @@ use crate::backend::{Backend, KV_CHUNK, KvCache};
 
 /// One model's side of the disk.
 pub(super) struct Stored<B: Backend> {
+    /// Dropped before `disk`, whose threads may wait for what is taken in here.
+    fetching: HashMap<SequenceId, Fetching<B>>,
     disk: KvDisk,
     /// Of no tokens yet; unknown while the model's files are still being read for it.
     model: Arc<OnceLock<Key>>,
     waker: Option<Waker>,
     unwritten: VecDeque<Unwritten>,
-    fetching: HashMap<SequenceId, Fetching<B>>,
     speed: Speed,
+    /// When a step has last waited for caches that made room.
+    paused: Option<Instant>,
 }
 
 /// A chunk of a kept cache that is not on disk.
@@ -51,6 +56,7 @@ impl<B: Backend> Stored<B> {
             unwritten: VecDeque::new(),
             fetching: HashMap::new(),
             speed: Speed::default(),
+            paused: None,
         }
     }
 
@@ -82,7 +88,7 @@ impl<B: Backend> Stored<B> {
 impl<B: Backend> ModelRunner<B> {
     /// How many positions at the beginning of these tokens lie on disk, if it is worth the time to fetch them.
     pub(super) fn stored(&mut self, tokens: &[TokenId]) -> usize {
-        let computing = self.pace.seconds_per_token();
+        let computing = self.pace.of_many();
         let Some(stored) = &mut self.stored else { return 0 };
         let Some(model) = stored.model.get() else { return 0 };
         let chunks = stored.disk.find(&keys(model, tokens));
@@ -94,7 +100,7 @@ impl<B: Backend> ModelRunner<B> {
 
     /// A cache is kept from now on: what is not on disk of it is to be written.
     pub(super) fn note_kept(&mut self, id: KeptId) {
-        let computing = self.pace.seconds_per_token();
+        let computing = self.pace.of_many();
         let Some(stored) = &mut self.stored else { return };
         // It may have been evicted at once.
         let Some(tokens) = self.scheduler.kept().tokens(id) else { return };
@@ -105,9 +111,10 @@ impl<B: Backend> ModelRunner<B> {
         let keys = keys(model, tokens);
         for chunk in stored.disk.missing(&keys) {
             let key = keys[chunk];
-            // Long conversations begin alike.
-            if !stored.unwritten.iter().any(|other| other.key == key) {
-                stored.unwritten.push_back(Unwritten { id, chunk, key });
+            match stored.unwritten.iter_mut().find(|other| other.key == key) {
+                // Of two that begin alike the later one stays longer.
+                Some(other) => other.id = id,
+                None => stored.unwritten.push_back(Unwritten { id, chunk, key }),
             }
         }
     }
@@ -119,12 +126,8 @@ impl<B: Backend> ModelRunner<B> {
         while stored.disk.can_write()
             && let Some(Unwritten { id, chunk, key }) = stored.unwritten.pop_front()
         {
-            // Evicted since, or replaced by a shorter one after a failure.
-            let Some(cache) =
-                self.kept.get(&id).filter(|kept| kept.len() >= (chunk + 1) * KV_CHUNK)
-            else {
-                continue;
-            };
+            // It may have been evicted.
+            let Some(cache) = self.kept.get(&id) else { continue };
             match cache.save(chunk) {
                 Ok(bytes) => stored.disk.write(key, chunk, bytes, waker.clone()),
                 Err(error) => tracing::warn!("keys and values are not saved: {error}"),
@@ -167,8 +170,12 @@ impl<B: Backend> ModelRunner<B> {
                 }
                 match fetching.chunks.try_recv() {
                     Ok(bytes) => {
-                        if let Err(error) = fetching.cache.restore(&bytes) {
+                        let len = fetching.cache.len();
+                        let restored = AssertUnwindSafe(|| fetching.cache.restore(&bytes));
+                        // What is only a cache must not cost the model.
+                        if let Err(error) = flatten(catch_unwind(restored)) {
                             tracing::warn!("saved keys and values are ignored: {error}");
+                            fetching.cache.truncate(len);
                             break true;
                         }
                     }
@@ -198,12 +205,17 @@ impl<B: Backend> ModelRunner<B> {
             stored.unwritten.drain(..).partition(|chunk| evicted.contains(&chunk.id));
         let left = others.len();
         stored.unwritten = theirs.into_iter().chain(others).collect();
-        self.write_down_to(left, Instant::now() + LONGEST_PAUSE);
+        let now = Instant::now();
+        if stored.unwritten.len() > left
+            && stored.paused.is_none_or(|paused| now - paused > BETWEEN_PAUSES)
+        {
+            stored.paused = Some(now);
+            self.write_down_to(left, now + LONGEST_PAUSE);
+        }
     }
 
-    /// Writes what is left, as far as this time goes.
-    pub(super) fn write_the_rest(&mut self, longest: Duration) {
-        let until = Instant::now() + longest;
+    /// Writes what is left, as far as time goes.
+    pub(super) fn write_the_rest(&mut self, until: Instant) {
         self.write_down_to(0, until);
         if let Some(stored) = &self.stored {
             stored.disk.flush(until.saturating_duration_since(Instant::now()));
@@ -244,16 +256,18 @@ impl Speed {
         };
     }
 
-    /// `computing` are the seconds to compute a position, 0 if they are not known. What is not known is tried.
-    fn is_worth(&self, computing: f64) -> bool {
-        computing == 0.0 || self.fetching <= computing
+    /// `computing` are the seconds to compute a position. What is not known is tried.
+    fn is_worth(&self, computing: Option<f64>) -> bool {
+        computing.is_none_or(|computing| self.fetching <= computing)
     }
 
     /// The same, for one that could be fetched now; says in the log when it changes. What was slow once is tried again after
     /// some chances were passed over.
-    fn pays(&mut self, computing: f64, model: &str) -> bool {
+    fn pays(&mut self, computing: Option<f64>, model: &str) -> bool {
         let pays = self.is_worth(computing);
-        if pays == self.off {
+        if pays == self.off
+            && let Some(computing) = computing
+        {
             self.off = !pays;
             let [fetching, computing] = [self.fetching, computing].map(|s| (1.0 / s).round());
             let now = if pays { "fetched again" } else { "not fetched any more" };
@@ -271,6 +285,8 @@ impl Speed {
 
 /// How long a step may wait for caches that make room for it.
 const LONGEST_PAUSE: Duration = Duration::from_millis(100);
+/// How long steps go on then before one may wait again.
+const BETWEEN_PAUSES: Duration = Duration::from_secs(1);
 /// How much the newest fetch counts.
 const WEIGHT: f64 = 0.3;
 /// What is left of a bad experience after a chance was passed over.
@@ -283,15 +299,16 @@ mod tests {
     #[test]
     fn what_is_slower_than_computing_is_left_until_it_may_be_better() {
         let mut speed = Speed::default();
-        assert!(speed.pays(0.0, "m") && speed.pays(0.001, "m"), "it must be tried first");
+        let fast = Some(0.001);
+        assert!(speed.pays(None, "m") && speed.pays(fast, "m"), "it must be tried first");
         speed.fetched(1000, Duration::from_secs(2));
-        assert!(!speed.pays(0.001, "m") && !speed.is_worth(0.001));
-        assert!(speed.pays(0.003, "m"), "a slower model");
-        let chances = (0..1000).take_while(|_| !speed.pays(0.001, "m")).count();
+        assert!(!speed.pays(fast, "m") && !speed.is_worth(fast));
+        assert!(speed.pays(Some(0.003), "m"), "a slower model");
+        let chances = (0..1000).take_while(|_| !speed.pays(fast, "m")).count();
         assert!((20..60).contains(&chances), "{chances}");
         for _ in 0..30 {
             speed.fetched(1000, Duration::from_millis(10));
         }
-        assert!(speed.pays(0.001, "m"));
+        assert!(speed.pays(fast, "m"));
     }
 }

@@ -41,6 +41,12 @@ pub enum LoadError {
     Device(#[from] DeviceError),
     #[error(transparent)]
     NoRoom(#[from] NoRoom),
+    /// Models may have more, but the system has not got it.
+    #[error(
+        "it needs {} of memory, and the system has {} left\nhint: end other programs, or unload another model",
+        mib(*.needed), mib(*.free)
+    )]
+    ShortOfMemory { needed: usize, free: usize },
 }
 
 /// There is no room for a model.
@@ -91,7 +97,7 @@ impl LoadError {
             | Self::UnknownFamily { path, .. }
             | Self::Tokenizer { path, .. }
             | Self::Template { path, .. } => Some(path),
-            Self::Device(_) | Self::NoRoom(_) => None,
+            Self::Device(_) | Self::NoRoom(_) | Self::ShortOfMemory { .. } => None,
         }
     }
 }

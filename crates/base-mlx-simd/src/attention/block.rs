@@ -318,21 +318,20 @@ impl KvBlock {
         Ok(copy)
     }
 
-    /// All of it, as [`KvBlock::fill`] takes it.
-    pub fn bytes(&self) -> &[u8] {
-        let lines: &[Line] = &self.memory;
-        // SAFETY: a line is 64 bytes without padding.
-        unsafe { std::slice::from_raw_parts(lines.as_ptr().cast(), size_of_val(lines)) }
+    /// Appends all of it, as [`KvBlock::fill`] takes it.
+    pub fn save(&self, to: &mut Vec<u8>) {
+        for Line(bytes) in &*self.memory {
+            to.extend_from_slice(bytes);
+        }
     }
 
     /// Makes it what another block of the same shape and format was; panics if that had another size.
     pub fn fill(&mut self, bytes: &[u8]) {
-        let lines: &mut [Line] = &mut self.memory;
-        assert_eq!(bytes.len(), size_of_val(lines), "bytes of a block");
-        // SAFETY: as above, and any bytes are a line.
-        let to: &mut [u8] =
-            unsafe { std::slice::from_raw_parts_mut(lines.as_mut_ptr().cast(), bytes.len()) };
-        to.copy_from_slice(bytes);
+        let (from, rest) = bytes.as_chunks::<LINE>();
+        assert!(from.len() == self.memory.len() && rest.is_empty(), "bytes of a block");
+        for (line, bytes) in self.memory.iter_mut().zip(from) {
+            line.0 = *bytes;
+        }
     }
 
     /// Keeps positions from `place` on: `[positions, kv_heads, head_dim]` each.
@@ -362,6 +361,7 @@ impl KvBlock {
         assert!(T::FORMAT == self.of.format, "{:?} written as {:?}", self.of.format, T::FORMAT);
         let places = Arc::clone(&self.of.places);
         let head = &mut self.memory[kv_head * places.lines()..][..places.lines()];
+        assert!(places.first.end <= size_of_val(head), "the parts lie in these lines");
         let lines = head.as_mut_ptr();
         // SAFETY: the format is this type's, any bytes are some number of any, and the parts lie side by side in these lines.
         unsafe {

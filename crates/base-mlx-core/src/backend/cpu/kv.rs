@@ -63,7 +63,7 @@ impl KvCache for CpuKv {
         let mut saved = Vec::with_capacity(self.chunk_bytes());
         for layer in &self.0 {
             for block in &layer.blocks[blocks.clone()] {
-                saved.extend_from_slice(block.bytes());
+                block.save(&mut saved);
             }
         }
         Ok(saved)
@@ -74,14 +74,22 @@ impl KvCache for CpuKv {
             return Err(not_a_chunk(saved.len(), self.chunk_bytes()));
         }
         let mut rest = saved;
-        for layer in &mut self.0 {
+        let mut new = Vec::with_capacity(self.0.len() * KV_CHUNK / KEY_BLOCK);
+        for layer in &self.0 {
             for _ in 0..KV_CHUNK / KEY_BLOCK {
                 let (bytes, others) = rest.split_at(layer.from.bytes());
-                let mut block = layer.from.block().expect(NO_MEMORY);
+                let no_memory = |_| DeviceError::OutOfMemory {
+                    device: "cpu".to_owned(),
+                    bytes: layer.from.bytes(),
+                };
+                let mut block = layer.from.block().map_err(no_memory)?;
                 block.fill(bytes);
-                layer.blocks.push(Arc::new(block));
+                new.push(Arc::new(block));
                 rest = others;
             }
+        }
+        for (layer, blocks) in self.0.iter_mut().zip(new.chunks(KV_CHUNK / KEY_BLOCK)) {
+            layer.blocks.extend_from_slice(blocks);
             layer.len += KV_CHUNK;
         }
         Ok(())

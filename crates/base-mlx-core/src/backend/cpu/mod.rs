@@ -145,8 +145,9 @@ impl Backend for CpuBackend {
     }
 
     fn kv_identity(&self) -> String {
-        // All instruction sets and numbers of threads give the same bits.
-        format!("cpu {} in blocks of {KEY_BLOCK}", self.kv.format)
+        // The number of threads changes nothing.
+        let isa = self.device.isa.name();
+        format!("cpu, {isa}, {} in blocks of {KEY_BLOCK}", self.kv.format)
     }
 
     fn kv_bytes(&self, layer: LayerSpec) -> usize {

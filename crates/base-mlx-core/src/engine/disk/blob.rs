@@ -1,11 +1,11 @@
 //! One chunk in one file: a magic number, its key, how many bytes follow, their checksum, the bytes.
 
 use std::collections::HashMap;
-use std::fs::{self, File};
+use std::fs::{self, File, OpenOptions};
 use std::io::{self, Read, Write};
 use std::path::{Path, PathBuf};
 
-use super::{Key, KvDiskError};
+use super::{Key, KvDiskError, private_folder};
 
 const MAGIC: &[u8; 8] = b"BMLXKV01";
 const HEADER: usize = MAGIC.len() + 32 + 8 + 32;
@@ -41,9 +41,13 @@ pub(super) fn write(folder: &Path, key: &Key, bytes: &[u8]) -> io::Result<()> {
     let path = path(folder, key);
     let half = path.with_extension(HALF);
     if let Some(folder) = path.parent() {
-        fs::create_dir_all(folder)?;
+        private_folder(folder)?;
     }
-    let mut file = File::create(&half)?;
+    let mut options = OpenOptions::new();
+    options.write(true).create(true).truncate(true);
+    #[cfg(unix)]
+    std::os::unix::fs::OpenOptionsExt::mode(&mut options, 0o600);
+    let mut file = options.open(&half)?;
     let written = (|| {
         file.write_all(MAGIC)?;
         file.write_all(&key.0)?;

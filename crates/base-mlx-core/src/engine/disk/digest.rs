@@ -19,7 +19,7 @@ pub(super) fn of_model(path: &Path, index: &Index) -> io::Result<[u8; 32]> {
     Ok(*hasher.finalize().as_bytes())
 }
 
-/// A file, or those of a folder and of the folders in it that loading a model may read, in a fixed order.
+/// A file, or those of a folder that loading a model may read, in a fixed order.
 fn files(path: &Path) -> io::Result<Vec<PathBuf>> {
     if !path.is_dir() {
         return Ok(vec![path.to_owned()]);
@@ -28,7 +28,8 @@ fn files(path: &Path) -> io::Result<Vec<PathBuf>> {
     for entry in fs::read_dir(path)? {
         let entry = entry?.path();
         let kind = entry.extension().and_then(|kind| kind.to_str());
-        if entry.is_dir() {
+        let templates = entry.file_name().is_some_and(|name| name == "additional_chat_templates");
+        if templates && entry.is_dir() {
             found.extend(files(&entry)?);
         } else if kind.is_some_and(|kind| ["json", "jinja", "safetensors"].contains(&kind)) {
             found.push(entry);

@@ -41,13 +41,13 @@ impl Entries {
     }
 
     /// A new entry, used now.
-    pub(super) fn insert(&mut self, key: Key, bytes: u64, depth: u32) -> Entry {
+    pub(super) fn insert(&mut self, key: Key, bytes: u64, depth: u32) {
         self.clock += 1;
         let entry = Entry { bytes, depth, used: self.clock };
         self.remove(&key);
         self.bytes += bytes;
         self.all.insert(key, entry);
-        entry
+        self.touched.insert(key);
     }
 
     pub(super) fn remove(&mut self, key: &Key) {
@@ -68,7 +68,7 @@ impl Entries {
         }
     }
 
-    /// The entries that were touched since this was last asked.
+    /// The entries that are new or were touched since this was last asked.
     pub(super) fn take_touched(&mut self) -> Vec<(Key, Entry)> {
         let touched = std::mem::take(&mut self.touched);
         touched.into_iter().filter_map(|key| Some((key, *self.all.get(&key)?))).collect()
@@ -120,7 +120,9 @@ mod tests {
     fn the_clock_goes_on_after_a_restart() {
         let mut entries = Entries::default();
         entries.restore(key(1), Entry { bytes: 1, depth: 0, used: 41 });
-        assert_eq!(entries.insert(key(2), 1, 0).used, 42);
+        entries.insert(key(2), 1, 0);
+        let new = Entry { bytes: 1, depth: 0, used: 42 };
+        assert_eq!(entries.take_touched(), [(key(2), new)]);
         entries.touch(&[key(1), key(9)]);
         assert_eq!(entries.take_touched(), [(key(1), Entry { bytes: 1, depth: 0, used: 43 })]);
         assert_eq!(entries.take_touched(), []);

@@ -8,7 +8,7 @@ use redb::{
 };
 
 use super::entries::Entry;
-use super::{Key, KvDiskError};
+use super::{Key, KvDiskError, private_folder};
 
 /// The entries of a folder, and the digests of models' files, in a database that survives a crash at any moment.
 pub(super) struct Index {
@@ -26,12 +26,7 @@ impl Index {
     pub(super) fn open(folder: &Path) -> Result<(Self, Vec<(Key, Entry)>), KvDiskError> {
         let path = folder.join("index.redb");
         let failed = |source| KvDiskError::Io { action: "open", path: path.clone(), source };
-        // What people have asked can be read out of keys and values.
-        let mut private = fs::DirBuilder::new();
-        private.recursive(true);
-        #[cfg(unix)]
-        std::os::unix::fs::DirBuilderExt::mode(&mut private, 0o700);
-        private.create(folder).map_err(|source| KvDiskError::Io {
+        private_folder(folder).map_err(|source| KvDiskError::Io {
             action: "create the folder",
             path: folder.to_owned(),
             source,
@@ -123,9 +118,9 @@ fn open(path: &Path) -> Result<Database, DatabaseError> {
     Database::builder().set_cache_size(CACHE_BYTES).create(path)
 }
 
-const CACHE_BYTES: usize = 4 << 20;
-
 /// What is in the file is wrong, not how it was asked for.
 fn is_about_content(error: &io::Error) -> bool {
     matches!(error.kind(), io::ErrorKind::InvalidData | io::ErrorKind::UnexpectedEof)
 }
+
+const CACHE_BYTES: usize = 4 << 20;

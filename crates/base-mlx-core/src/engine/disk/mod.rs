@@ -15,8 +15,8 @@ mod key;
 use std::fmt;
 use std::io;
 use std::path::{Path, PathBuf};
-use std::sync::atomic::{AtomicUsize, Ordering};
-use std::sync::mpsc::{Receiver, Sender, channel, sync_channel};
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use std::sync::mpsc::{Receiver, Sender, SyncSender, channel, sync_channel};
 use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
@@ -28,6 +28,7 @@ use self::index::Index;
 pub(super) use self::key::Key;
 use super::device::Waker;
 use super::metrics as names;
+use crate::TokenId;
 use crate::backend::KV_CHUNK;
 
 /// A folder for keys and values. Clones share it; the files stay when the last one goes.
@@ -42,6 +43,8 @@ pub enum KvDiskError {
          hint: give each process a folder of its own"
     )]
     InUse { path: PathBuf },
+    #[error("cannot start a thread for keys and values on disk")]
+    Thread(#[source] io::Error),
     #[error("cannot {action} {path}")]
     Io { action: &'static str, path: PathBuf, source: io::Error },
 }
@@ -66,6 +69,8 @@ struct Shared {
     cap: u64,
     index: Index,
     entries: Mutex<Entries>,
+    /// It was said that the cap is less than what is to be written.
+    too_small: AtomicBool,
 }
 
 /// For the thread that writes.
@@ -85,7 +90,7 @@ enum Order {
 /// For the thread that reads.
 struct Read {
     keys: Vec<Key>,
-    to: std::sync::mpsc::SyncSender<Vec<u8>>,
+    to: SyncSender<Vec<u8>>,
     waker: Waker,
 }
 
@@ -100,6 +105,7 @@ impl KvDisk {
             cap: bytes,
             index,
             entries: Mutex::new(entries),
+            too_small: AtomicBool::new(false),
         });
         shared.note(shared.index.change(&lost, &[]), "drop what is not there from");
         shared.make_room(0);
@@ -124,12 +130,15 @@ impl KvDisk {
     pub(super) fn model_key(&self, path: &Path, how: String) -> Arc<OnceLock<Key>> {
         let key = Arc::new(OnceLock::new());
         let (disk, path, found) = (self.clone(), path.to_owned(), Arc::clone(&key));
-        let digest = move || match digest::of_model(&path, &disk.0.shared.index) {
-            Ok(digest) => {
-                let _ = found.set(Key::of_model(&digest, &how));
-            }
-            Err(error) => {
-                tracing::warn!("no keys and values on disk for {}: {error}", path.display());
+        let digest = move || {
+            disk.0.shared.gauge();
+            match digest::of_model(&path, &disk.0.shared.index) {
+                Ok(digest) => {
+                    let _ = found.set(Key::of_model(&digest, &how));
+                }
+                Err(error) => {
+                    tracing::warn!("no keys and values on disk for {}: {error}", path.display());
+                }
             }
         };
         // Without a thread for it nothing is ever found.
@@ -141,7 +150,6 @@ impl KvDisk {
 
     /// How many of these chunks, which follow each other, are there. They count as used.
     pub(super) fn find(&self, keys: &[Key]) -> usize {
-        self.0.shared.gauge();
         let mut entries = self.0.shared.entries();
         let there = keys.iter().take_while(|key| entries.contains(key)).count();
         entries.touch(&keys[..there]);
@@ -169,8 +177,12 @@ impl KvDisk {
     pub(super) fn read(&self, keys: Vec<Key>, waker: Waker) -> Receiver<Vec<u8>> {
         // One is read while another is taken in.
         let (to, chunks) = sync_channel(1);
-        if let Some(threads) = &self.0.threads {
-            let _ = threads.reads.send(Read { keys, to, waker });
+        let read = Read { keys, to, waker };
+        if let Some(threads) = &self.0.threads
+            && let Err(lost) = threads.reads.send(read)
+        {
+            // Whoever waits sees that nothing comes.
+            (lost.0.waker)();
         }
         chunks
     }
@@ -245,9 +257,10 @@ impl Shared {
             blob::remove(&self.folder, &key);
             return;
         }
-        let entry = self.entries().insert(key, size, depth);
-        let mut rows = self.entries().take_touched();
-        rows.push((key, entry));
+        let mut entries = self.entries();
+        entries.insert(key, size, depth);
+        let rows = entries.take_touched();
+        drop(entries);
         self.note(self.index.change(&[], &rows), "enter a chunk into");
         counter!(names::DISK_WRITES).increment(1);
     }
@@ -257,8 +270,18 @@ impl Shared {
         // The index counts too, and grows with the change.
         let index = (2 * self.index.bytes()).max(SMALLEST_INDEX);
         let cap = self.cap.saturating_sub(index);
-        let Some(cap) = cap.checked_sub(size) else { return false };
-        let dropped = self.entries().evict_down_to(cap);
+        let Some(cap) = cap.checked_sub(size) else {
+            if !self.too_small.swap(true, Ordering::Relaxed) {
+                let (most, folder) = (self.cap >> 20, self.folder.display());
+                tracing::warn!("{folder} may have {most} MB, too few for {} MB", size >> 20);
+            }
+            return false;
+        };
+        let mut entries = self.entries();
+        // Some more than is needed, so that not every write looks for what is oldest.
+        let slack = if entries.bytes() > cap { cap / 32 } else { 0 };
+        let dropped = entries.evict_down_to(cap - slack);
+        drop(entries);
         if !dropped.is_empty() {
             // A file without an entry is dropped when the folder is opened; an entry without a file costs a failed read.
             self.note(self.index.change(&dropped, &[]), "take chunks out of");
@@ -276,6 +299,10 @@ impl Shared {
     fn read_all(&self, wanted: &Receiver<Read>, writes: &Sender<Order>) {
         for Read { keys, to, waker } in wanted {
             for key in keys {
+                // It may have made room for another since.
+                if !self.entries().contains(&key) {
+                    break;
+                }
                 let began = Instant::now();
                 match blob::read(&self.folder, &key) {
                     Ok(bytes) => {
@@ -350,27 +377,32 @@ fn reconcile(
 
 fn spawn(name: &str, work: impl FnOnce() + Send + 'static) -> Result<JoinHandle<()>, KvDiskError> {
     let spawned = std::thread::Builder::new().name(name.to_owned()).spawn(work);
-    spawned.map_err(|source| KvDiskError::Io {
-        action: "start a thread for",
-        path: PathBuf::from(name),
-        source,
-    })
+    spawned.map_err(KvDiskError::Thread)
+}
+
+/// The keys of the whole chunks of a sequence.
+pub(super) fn keys(model: &Key, tokens: &[TokenId]) -> Vec<Key> {
+    let mut key = *model;
+    let next = |chunk: &[TokenId]| {
+        key = key.then(chunk);
+        key
+    };
+    tokens.chunks_exact(KV_CHUNK).map(next).collect()
+}
+
+/// Creates a folder that nobody else can read: what people have asked can be read out of keys and values.
+fn private_folder(path: &Path) -> io::Result<()> {
+    let mut builder = std::fs::DirBuilder::new();
+    builder.recursive(true);
+    #[cfg(unix)]
+    std::os::unix::fs::DirBuilderExt::mode(&mut builder, 0o700);
+    builder.create(path)
 }
 
 /// Bytes that are set aside for the index in any case.
 const SMALLEST_INDEX: u64 = 1 << 20;
 /// Chunks that wait to be written, at most.
 const MOST_WAITING: usize = 2;
-
-/// The keys of the whole chunks of a sequence.
-pub(super) fn keys(model: &Key, tokens: &[crate::TokenId]) -> Vec<Key> {
-    let mut key = *model;
-    let next = |chunk: &[crate::TokenId]| {
-        key = key.then(chunk);
-        key
-    };
-    tokens.chunks_exact(KV_CHUNK).map(next).collect()
-}
 
 #[cfg(test)]
 mod tests {

@@ -245,9 +245,10 @@ impl Scheduler {
         self.limits.kept_tokens.min(self.limits.kv_tokens.saturating_sub(self.reserved()))
     }
 
-    /// Whether anything is to be computed beside the next tokens of answers.
-    pub fn has_prompts(&self) -> bool {
-        !self.waiting.is_empty() || self.running.values().any(|sequence| sequence.behind() > 1)
+    /// The first of the running sequences that have more to compute than their next token.
+    pub fn oldest_prompt(&self) -> Option<SequenceId> {
+        let mut running = self.running.values();
+        running.find(|sequence| sequence.behind() > 1).map(|sequence| sequence.id)
     }
 
     /// How many more sequences could run.
