@@ -242,10 +242,8 @@ struct Loop {
 /// How much memory the system has left, where it says so.
 type FreeBytes = Box<dyn Fn() -> Option<usize>>;
 
-/// How long the end may take for what is still to be written to disk.
-const LAST_WRITES: Duration = Duration::from_secs(5);
-/// The same of one model's end, for which others wait.
-const LAST_WRITES_BESIDE_OTHERS: Duration = Duration::from_millis(300);
+/// How long a model's end may take for what is still to be written to disk; others wait for it.
+const LAST_WRITES: Duration = Duration::from_secs(3);
 
 /// How often the system is asked for it.
 const LOOK: Duration = Duration::from_secs(1);
@@ -312,7 +310,7 @@ impl Loop {
             }
             // Nobody is left to hear its answers.
             Command::Remove(id) => {
-                let until = Instant::now() + LAST_WRITES_BESIDE_OTHERS;
+                let until = Instant::now() + LAST_WRITES;
                 self.drive(id, |runner| runner.stop(until));
                 self.runners.remove(&id);
                 self.ledger.settle();

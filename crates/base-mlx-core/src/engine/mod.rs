@@ -34,7 +34,7 @@ pub use disk::{KvDisk, KvDiskError};
 pub use draft::Draft;
 pub use event::{Event, FinishReason, GenerateError, TokenLogprob, TopLogprob, Usage};
 pub use generation::Generation;
-pub use prefix::{Found, Keep, KeptId, PrefixIndex};
+pub use prefix::{Evicted, Found, Keep, KeptId, PrefixIndex};
 pub use request::GenerateRequest;
 pub use scheduler::{
     Dropped, Finished, Fork, Limits, Outcome, Plan, PlannedSpan, Refused, Scheduler, Source,

@@ -42,6 +42,13 @@ pub struct Found {
     pub differs: bool,
 }
 
+/// An entry that was taken out.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Evicted {
+    pub id: KeptId,
+    pub tokens: Vec<TokenId>,
+}
+
 /// What to do with the cache of a sequence that is gone: keep its first `len` positions under this name.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Keep {
@@ -137,21 +144,21 @@ impl PrefixIndex {
     }
 
     /// Takes out the entry that was not used for longest, one that no running sequence began with.
-    pub fn evict(&mut self) -> Option<KeptId> {
+    pub fn evict(&mut self) -> Option<Evicted> {
         self.evict_where(|entry| entry.users == 0)
     }
 
     /// The same whoever began with it.
-    pub fn evict_used(&mut self) -> Option<KeptId> {
+    pub fn evict_used(&mut self) -> Option<Evicted> {
         self.evict_where(|_| true)
     }
 
-    fn evict_where(&mut self, may_go: impl Fn(&Entry) -> bool) -> Option<KeptId> {
+    fn evict_where(&mut self, may_go: impl Fn(&Entry) -> bool) -> Option<Evicted> {
         let candidates = self.entries.iter().filter(|(_, entry)| may_go(entry));
         let (tokens, entry) = candidates.min_by_key(|(_, entry)| entry.used)?;
         let (tokens, id) = (tokens.clone(), entry.id);
         self.remove(&tokens);
-        Some(id)
+        Some(Evicted { id, tokens })
     }
 
     fn remove(&mut self, tokens: &[TokenId]) -> Option<Entry> {
@@ -273,8 +280,11 @@ mod tests {
         index.begin(a);
         index.begin(b);
         index.end(b);
-        assert_eq!([index.evict(), index.evict(), index.evict()], [Some(c), Some(b), None]);
-        assert_eq!([index.evict_used(), index.evict_used()], [Some(a), None]);
+        let id = |evicted: Option<Evicted>| evicted.map(|evicted| evicted.id);
+        let mut evict = || id(index.evict());
+        assert_eq!([evict(), evict(), evict()], [Some(c), Some(b), None]);
+        let mut evict = || id(index.evict_used());
+        assert_eq!([evict(), evict()], [Some(a), None]);
         assert_eq!(index.positions(), 0);
     }
 }

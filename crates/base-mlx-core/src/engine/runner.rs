@@ -16,7 +16,7 @@ use super::log::{Memory, RequestLog};
 use super::memory::Room;
 use super::metrics::Metrics;
 use super::pace::Pace;
-use super::prefix::{Keep, KeptId};
+use super::prefix::{Evicted, Keep, KeptId};
 use super::scheduler::{Limits, Outcome, Plan, Scheduler};
 use super::sequence::{Sequence, SequenceId};
 use super::stored::Stored;
@@ -334,7 +334,7 @@ impl<B: Backend> ModelRunner<B> {
         }
         self.metrics.evicted.increment(evicted.len() as u64);
         self.write_before_they_go(&evicted);
-        for id in evicted {
+        for Evicted { id, .. } in evicted {
             self.retired.extend(self.kept.remove(&id));
         }
     }
@@ -457,8 +457,9 @@ impl<B: Backend> Runner for ModelRunner<B> {
     }
 
     fn wake(&mut self) {
-        self.take_in();
-        self.stalled = false;
+        if let Some(stored) = &mut self.stored {
+            stored.something_came();
+        }
     }
 
     fn submit(&mut self, id: RequestId, submission: Submission) {
@@ -533,11 +534,15 @@ impl<B: Backend> Runner for ModelRunner<B> {
 
     fn is_idle(&self) -> bool {
         let computes = !(self.scheduler.is_idle() || self.stalled);
-        let writes = self.stored.as_ref().is_some_and(Stored::can_write);
-        !computes && !writes && self.warm_ups.is_empty() && self.ahead.is_none()
+        let moves = |stored: &Stored<B>| stored.can_write() || stored.has_come();
+        let moves = self.stored.as_ref().is_some_and(moves);
+        !computes && !moves && self.warm_ups.is_empty() && self.ahead.is_none()
     }
 
     fn step(&mut self) {
+        if self.take_in() {
+            self.stalled = false;
+        }
         match self.warm_ups.pop() {
             Some(rows) => self.warm_up(rows),
             None if self.ahead.is_none() && (self.scheduler.is_idle() || self.stalled) => {}

@@ -10,7 +10,7 @@ use std::time::{Duration, Instant};
 use super::compute::flatten;
 use super::device::Waker;
 use super::disk::{Key, KvDisk, keys};
-use super::prefix::KeptId;
+use super::prefix::{Evicted, KeptId};
 use super::runner::ModelRunner;
 use super::scheduler::Plan;
 use super::sequence::SequenceId;
@@ -29,6 +29,8 @@ pub(super) struct Stored<B: Backend> {
     speed: Speed,
     /// When a step has last waited for caches that made room.
     paused: Option<Instant>,
+    /// Something may have come from disk.
+    came: bool,
 }
 
 /// A chunk of a kept cache that is not on disk.
@@ -57,6 +59,7 @@ impl<B: Backend> Stored<B> {
             fetching: HashMap::new(),
             speed: Speed::default(),
             paused: None,
+            came: false,
         }
     }
 
@@ -67,6 +70,15 @@ impl<B: Backend> Stored<B> {
     /// Whether there is a chunk to write, and room for it on its way.
     pub(super) fn can_write(&self) -> bool {
         !self.unwritten.is_empty() && self.disk.can_write()
+    }
+
+    pub(super) fn something_came(&mut self) {
+        self.came = true;
+    }
+
+    /// Whether there may be something to take in.
+    pub(super) fn has_come(&self) -> bool {
+        self.came
     }
 
     /// Whether sequences wait for what is on its way.
@@ -100,10 +112,17 @@ impl<B: Backend> ModelRunner<B> {
 
     /// A cache is kept from now on: what is not on disk of it is to be written.
     pub(super) fn note_kept(&mut self, id: KeptId) {
+        // One that was evicted at once is written when it is dropped.
+        if self.stored.is_some()
+            && let Some(tokens) = self.scheduler.kept().tokens(id)
+        {
+            self.note_unwritten(id, &tokens.to_vec());
+        }
+    }
+
+    fn note_unwritten(&mut self, id: KeptId, tokens: &[TokenId]) {
         let computing = self.pace.of_many();
         let Some(stored) = &mut self.stored else { return };
-        // It may have been evicted at once.
-        let Some(tokens) = self.scheduler.kept().tokens(id) else { return };
         let Some(model) = stored.model.get() else { return };
         if !stored.speed.is_worth(computing) {
             return;
@@ -159,15 +178,16 @@ impl<B: Backend> ModelRunner<B> {
         true
     }
 
-    /// Takes in what has come from disk. Sequences go on when all has come that was wanted, or all that there is.
-    pub(super) fn take_in(&mut self) {
-        let Some(stored) = &mut self.stored else { return };
+    /// Takes in a chunk of what has come from disk for each sequence, as steps of others come between. Sequences go on when
+    /// all has come that was wanted, or all that there is; whether one does.
+    pub(super) fn take_in(&mut self) -> bool {
+        let Some(stored) = &mut self.stored else { return false };
+        if !std::mem::take(&mut stored.came) {
+            return false;
+        }
         let mut done = Vec::new();
         for (&id, fetching) in &mut stored.fetching {
-            let ended = loop {
-                if fetching.cache.len() >= fetching.len {
-                    break true;
-                }
+            let ended = {
                 match fetching.chunks.try_recv() {
                     Ok(bytes) => {
                         let len = fetching.cache.len();
@@ -176,17 +196,21 @@ impl<B: Backend> ModelRunner<B> {
                         if let Err(error) = flatten(catch_unwind(restored)) {
                             tracing::warn!("saved keys and values are ignored: {error}");
                             fetching.cache.truncate(len);
-                            break true;
+                            true
+                        } else {
+                            stored.came = true;
+                            fetching.cache.len() >= fetching.len
                         }
                     }
-                    Err(TryRecvError::Empty) => break false,
-                    Err(TryRecvError::Disconnected) => break true,
+                    Err(TryRecvError::Empty) => false,
+                    Err(TryRecvError::Disconnected) => true,
                 }
             };
             if ended {
                 done.push(id);
             }
         }
+        let some = !done.is_empty();
         for id in done {
             let Fetching { mut cache, len, began, .. } =
                 stored.fetching.remove(&id).expect("it was found there");
@@ -196,11 +220,16 @@ impl<B: Backend> ModelRunner<B> {
                 self.caches.insert(id, cache);
             }
         }
+        some
     }
 
     /// These caches go, and what is not on disk of them is written now, as far as running answers can wait for it.
-    pub(super) fn write_before_they_go(&mut self, evicted: &[KeptId]) {
+    pub(super) fn write_before_they_go(&mut self, evicted: &[Evicted]) {
+        for Evicted { id, tokens } in evicted {
+            self.note_unwritten(*id, tokens);
+        }
         let Some(stored) = &mut self.stored else { return };
+        let evicted: Vec<KeptId> = evicted.iter().map(|evicted| evicted.id).collect();
         let (theirs, others): (Vec<_>, Vec<_>) =
             stored.unwritten.drain(..).partition(|chunk| evicted.contains(&chunk.id));
         let left = others.len();

@@ -19,10 +19,20 @@ pub(super) enum NotTaken {
     Foreign,
     #[error("it is another chunk's")]
     Other,
-    #[error("it says that it has {said} bytes, and has {there}")]
-    Size { said: u64, there: u64 },
+    #[error("it has {there} bytes of {expected}")]
+    Size { there: u64, expected: u64 },
     #[error("its checksum is not right")]
     Checksum,
+}
+
+impl NotTaken {
+    /// It is the file that is wrong, not that it could not be read just now.
+    pub(super) fn is_about_content(&self) -> bool {
+        match self {
+            Self::Io(error) => error.kind() == io::ErrorKind::NotFound,
+            _ => true,
+        }
+    }
 }
 
 /// Of the file for so many bytes.
@@ -62,9 +72,14 @@ pub(super) fn write(folder: &Path, key: &Key, bytes: &[u8]) -> io::Result<()> {
     written
 }
 
-pub(super) fn read(folder: &Path, key: &Key) -> Result<Vec<u8>, NotTaken> {
+/// The bytes of a chunk whose file has this size.
+pub(super) fn read(folder: &Path, key: &Key, size: u64) -> Result<Vec<u8>, NotTaken> {
     let mut file = File::open(path(folder, key))?;
     let there = file.metadata()?.len();
+    // Before memory is taken for what is there.
+    if there != size {
+        return Err(NotTaken::Size { there, expected: size });
+    }
     let mut header = [0; HEADER];
     file.read_exact(&mut header).map_err(|_| NotTaken::Foreign)?;
     let (magic, rest) = header.split_at(MAGIC.len());
@@ -77,10 +92,9 @@ pub(super) fn read(folder: &Path, key: &Key) -> Result<Vec<u8>, NotTaken> {
         return Err(NotTaken::Other);
     }
     let said = u64::from_le_bytes(said.try_into().expect("it was cut to 8 bytes"));
-    let there = there - HEADER as u64;
-    // Before memory is taken for what it says.
-    if said != there {
-        return Err(NotTaken::Size { said, there });
+    let (there, expected) = (there - HEADER as u64, said);
+    if there != expected {
+        return Err(NotTaken::Size { there, expected });
     }
     let mut bytes = Vec::with_capacity(said as usize);
     file.read_to_end(&mut bytes)?;
@@ -152,14 +166,15 @@ mod tests {
         let folder = tempfile::tempdir().unwrap();
         let bytes: Vec<u8> = (0..1000_u32).flat_map(u32::to_le_bytes).collect();
         write(folder.path(), &KEY, &bytes).unwrap();
-        assert_eq!(read(folder.path(), &KEY).unwrap(), bytes);
-        assert_eq!(list(folder.path()).unwrap(), HashMap::from([(KEY, size(&bytes))]));
+        let size = size(&bytes);
+        assert_eq!(read(folder.path(), &KEY, size).unwrap(), bytes);
+        assert_eq!(list(folder.path()).unwrap(), HashMap::from([(KEY, size)]));
 
         let path = path(folder.path(), &KEY);
         let whole = fs::read(&path).unwrap();
         let told = |file: &[u8]| {
             fs::write(&path, file).unwrap();
-            read(folder.path(), &KEY).unwrap_err().to_string()
+            read(folder.path(), &KEY, file.len() as u64).unwrap_err().to_string()
         };
         // Every place of the header, and some beyond.
         for place in (0..HEADER).chain([HEADER, HEADER + 999, whole.len() - 1]) {
@@ -170,13 +185,15 @@ mod tests {
         assert_eq!(told(b"short"), "it is no file of keys and values");
         assert_eq!(told(&[0; 500]), "it is no file of keys and values");
         let cut = &whole[..whole.len() - 1];
-        assert_eq!(told(cut), "it says that it has 4000 bytes, and has 3999");
+        assert_eq!(told(cut), "it has 3999 bytes of 4000");
+        let error = read(folder.path(), &KEY, size).unwrap_err();
+        assert_eq!(error.to_string(), format!("it has {} bytes of {size}", size - 1));
         fs::write(&path, &whole).unwrap();
         let other = Key([8; 32]);
         let place = super::path(folder.path(), &other);
         fs::create_dir_all(place.parent().unwrap()).unwrap();
         fs::rename(&path, place).unwrap();
-        let error = read(folder.path(), &other).unwrap_err();
+        let error = read(folder.path(), &other, size).unwrap_err();
         assert_eq!(error.to_string(), "it is another chunk's");
     }
 

@@ -29,6 +29,11 @@ impl Entries {
         self.all.contains_key(key)
     }
 
+    /// Bytes of its file, if it is there.
+    pub(super) fn size(&self, key: &Key) -> Option<u64> {
+        self.all.get(key).map(|entry| entry.bytes)
+    }
+
     pub(super) fn bytes(&self) -> u64 {
         self.bytes
     }

@@ -1,5 +1,6 @@
 use std::fs;
 use std::io;
+use std::panic::catch_unwind;
 use std::path::{Path, PathBuf};
 
 use redb::{
@@ -31,7 +32,10 @@ impl Index {
             path: folder.to_owned(),
             source,
         })?;
-        match Self::read(&path) {
+        // The database does not expect damage everywhere.
+        let read = catch_unwind(|| Self::read(&path));
+        let panicked = |_| Err(redb::Error::Corrupted("it cannot be read".to_owned()));
+        match read.unwrap_or_else(panicked) {
             Ok(opened) => return Ok(opened),
             Err(redb::Error::DatabaseAlreadyOpen) => {
                 return Err(KvDiskError::InUse { path: folder.to_owned() });

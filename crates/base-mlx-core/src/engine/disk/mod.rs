@@ -14,6 +14,7 @@ mod key;
 
 use std::fmt;
 use std::io;
+use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::sync::mpsc::{Receiver, Sender, SyncSender, channel, sync_channel};
@@ -71,6 +72,8 @@ struct Shared {
     entries: Mutex<Entries>,
     /// It was said that the cap is less than what is to be written.
     too_small: AtomicBool,
+    /// The last thing that was tried has failed, and that was said.
+    failing: AtomicBool,
 }
 
 /// For the thread that writes.
@@ -106,6 +109,7 @@ impl KvDisk {
             index,
             entries: Mutex::new(entries),
             too_small: AtomicBool::new(false),
+            failing: AtomicBool::new(false),
         });
         shared.note(shared.index.change(&lost, &[]), "drop what is not there from");
         shared.make_room(0);
@@ -227,24 +231,31 @@ impl Shared {
         for order in orders {
             match order {
                 Order::Write { key, depth, bytes, waker } => {
-                    self.write(key, depth, &bytes);
+                    self.carefully(|| self.write(key, depth, &bytes));
                     drop(bytes);
                     writing.fetch_sub(1, Ordering::AcqRel);
                     waker();
                 }
-                Order::Forget(key) => {
+                Order::Forget(key) => self.carefully(|| {
                     self.entries().remove(&key);
                     self.note(self.index.change(&[key], &[]), "take a chunk out of");
                     blob::remove(&self.folder, &key);
-                }
+                }),
                 Order::Flush(done) => {
-                    self.persist_uses();
+                    self.carefully(|| self.persist_uses());
                     let _ = done.send(());
                 }
             }
             self.gauge();
         }
-        self.persist_uses();
+        self.carefully(|| self.persist_uses());
+    }
+
+    /// The database may panic over damage; the thread must not end for it.
+    fn carefully(&self, work: impl FnOnce()) {
+        if catch_unwind(AssertUnwindSafe(work)).is_err() {
+            self.note(Err::<(), _>("its database is damaged"), "write to");
+        }
     }
 
     fn write(&self, key: Key, depth: u32, bytes: &[u8]) {
@@ -300,11 +311,9 @@ impl Shared {
         for Read { keys, to, waker } in wanted {
             for key in keys {
                 // It may have made room for another since.
-                if !self.entries().contains(&key) {
-                    break;
-                }
+                let Some(size) = self.entries().size(&key) else { break };
                 let began = Instant::now();
-                match blob::read(&self.folder, &key) {
+                match blob::read(&self.folder, &key, size) {
                     Ok(bytes) => {
                         let ms = began.elapsed().as_millis() as u64;
                         tracing::debug!(bytes = bytes.len(), ms, "keys and values read");
@@ -319,7 +328,9 @@ impl Shared {
                         let path = blob::path(&self.folder, &key);
                         tracing::warn!("{} is ignored: {error}", path.display());
                         counter!(names::DISK_FAILURES).increment(1);
-                        let _ = writes.send(Order::Forget(key));
+                        if error.is_about_content() {
+                            let _ = writes.send(Order::Forget(key));
+                        }
                         break;
                     }
                 }
@@ -332,8 +343,13 @@ impl Shared {
     /// Says in the log what went wrong; whether nothing did.
     fn note<T, E: fmt::Display>(&self, result: Result<T, E>, action: &str) -> bool {
         if let Err(error) = &result {
-            tracing::warn!("cannot {action} {}: {error}", self.folder.display());
             counter!(names::DISK_FAILURES).increment(1);
+            // A full disk stays full for a while.
+            if !self.failing.swap(true, Ordering::Relaxed) {
+                tracing::warn!("cannot {action} {}: {error}", self.folder.display());
+            }
+        } else {
+            self.failing.store(false, Ordering::Relaxed);
         }
         result.is_ok()
     }

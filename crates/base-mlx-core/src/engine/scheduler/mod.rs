@@ -9,7 +9,7 @@ use std::collections::BTreeMap;
 
 use self::plan::{advance, span};
 use self::room::Admission;
-use super::prefix::{Keep, KeptId, PrefixIndex};
+use super::prefix::{Evicted, Keep, PrefixIndex};
 use super::sequence::{Sequence, SequenceId, Uncached};
 use crate::TokenId;
 
@@ -48,7 +48,7 @@ pub struct Scheduler {
     beside_answers: usize,
     kept: PrefixIndex,
     /// Taken out of `kept` since somebody asked.
-    evicted: Vec<KeptId>,
+    evicted: Vec<Evicted>,
 }
 
 impl Scheduler {
@@ -145,12 +145,20 @@ impl Scheduler {
     }
 
     /// The first `len` positions of a running sequence are in its cache now, perhaps fewer than it was waiting for. False if it
-    /// waits for none.
+    /// waits for none, or waits again because more than that is kept.
     pub fn fetched(&mut self, id: SequenceId, len: usize) -> bool {
-        let mut running = self.running.values_mut();
-        let Some(sequence) = running.find(|sequence| sequence.id == id) else { return false };
+        let mut running = self.running.iter_mut();
+        let Some((&arrival, sequence)) = running.find(|(_, sequence)| sequence.id == id) else {
+            return false;
+        };
         let Some(expected) = sequence.fetching.take() else { return false };
         assert!(len <= expected, "more was fetched than was asked for");
+        let kept = self.kept.find(&sequence.tokens).map_or(0, |found| found.len);
+        if len < expected && len < kept {
+            let sequence = self.running.remove(&arrival).expect("it was found there");
+            self.wait_again(arrival, sequence, None);
+            return false;
+        }
         (sequence.computed, sequence.stored) = (len, len);
         sequence.found(Uncached::New);
         true
@@ -215,7 +223,7 @@ impl Scheduler {
     }
 
     /// The kept caches that no plan to come begins with. To be dropped after the forks of the last plan.
-    pub fn take_evicted(&mut self) -> Vec<KeptId> {
+    pub fn take_evicted(&mut self) -> Vec<Evicted> {
         std::mem::take(&mut self.evicted)
     }
 
@@ -308,7 +316,12 @@ impl Scheduler {
     fn share(&mut self, held: &[u64], forks: &BTreeMap<u64, Fork>) -> BTreeMap<u64, usize> {
         let mut kv_left = self.limits.kv_tokens.saturating_sub(self.held());
         let longest = self.limits.longest();
-        let answers = self.running.values().any(|sequence| sequence.behind() == 1);
+        let foreground = |arrival: &u64| *arrival < BACKGROUND;
+        let mut prompts = self.running.iter().filter(|(_, sequence)| sequence.behind() > 1);
+        let prompts_first = prompts.any(|(arrival, _)| foreground(arrival));
+        let answers = self.running.iter().any(|(arrival, sequence)| {
+            sequence.behind() == 1 && (foreground(arrival) || !prompts_first)
+        });
         let for_prompts = if answers { self.beside_answers } else { usize::MAX };
         let computing = || {
             let all = self.running.iter().filter(|(_, sequence)| sequence.fetching.is_none());

@@ -73,7 +73,12 @@ impl Scheduler {
         Some(self.wait_again(arrival, sequence, keep))
     }
 
-    fn wait_again(&mut self, arrival: u64, mut sequence: Sequence, keep: Option<Keep>) -> Dropped {
+    pub(super) fn wait_again(
+        &mut self,
+        arrival: u64,
+        mut sequence: Sequence,
+        keep: Option<Keep>,
+    ) -> Dropped {
         let id = sequence.id;
         (sequence.computed, sequence.kept) = (0, None);
         // What was on disk may be gone, and may be kept by then.
