@@ -47,8 +47,6 @@ type Loaded = Result<Arc<Model>, ApiError>;
 pub(crate) struct Model {
     pub engine: Engine,
     directory: ModelDir,
-    /// What it was loaded with.
-    options: EngineOptions,
     /// Requests that need it.
     uses: AtomicUsize,
     stay: Mutex<Stay>,
@@ -231,18 +229,19 @@ impl Models {
     ) -> Result<(), ApiError> {
         let directory = self.find("model", name).await?;
         let model = self.load(directory, asked.options).await?;
-        let mut wanted = model.options.clone();
-        asked.options.change(&mut wanted);
+        let ModelOptions { context, kv_format } = asked.options;
+        let info = model.engine.info();
         let differs = |key: &str| {
             let message = format!(
                 "`{name}` is loaded with another `{key}`\nhint: unload it first, by POST /v1/models/{name}/unload"
             );
             Err(ApiError::invalid(key, message))
         };
-        if wanted.kv_format != model.options.kv_format {
+        if kv_format.is_some() && kv_format != info.kv_format {
             return differs("kv_cache_type");
         }
-        if wanted.context != model.options.context {
+        // More than the model was made for is what the model was made for.
+        if context.is_some_and(|context| context != info.context && context < info.trained) {
             return differs("context_length");
         }
         if let Some(after) = asked.keep_alive {
@@ -337,7 +336,7 @@ impl Models {
             }
         };
         let loaded = match started {
-            Ok(Ok(engine)) => Ok(Arc::new(self.model(engine, directory, options))),
+            Ok(Ok(engine)) => Ok(Arc::new(self.model(engine, directory))),
             Ok(Err(error)) => {
                 tracing::warn!(%error, "model not loaded");
                 Err(refused(directory.name, &error))
@@ -358,12 +357,11 @@ impl Models {
         sender.send_replace(Some(loaded));
     }
 
-    fn model(&self, engine: Engine, directory: ModelDir, options: EngineOptions) -> Model {
+    fn model(&self, engine: Engine, directory: ModelDir) -> Model {
         let (last_used, after) = (Instant::now(), self.keep_for);
         Model {
             engine,
             directory,
-            options,
             uses: AtomicUsize::new(0),
             stay: Mutex::new(Stay { last_used, after, pinned: false }),
             changed: Arc::clone(&self.changed),
@@ -456,22 +454,23 @@ impl Models {
         };
         let context = match &ready {
             Some(model) => Some(model.engine.info().context),
-            None => self.context_on_disk(&path, created),
+            None => self.context_on_disk(&name, &path, created),
         };
         let pinned = ready.as_ref().is_some_and(|model| lock(&model.stay).pinned);
         Listed { name, bytes, created, loaded: ready.is_some(), pinned, context, path }
     }
 
     /// Reads headers only, and those once.
-    fn context_on_disk(&self, path: &Path, written: SystemTime) -> Option<usize> {
+    fn context_on_disk(&self, name: &str, path: &Path, written: SystemTime) -> Option<usize> {
         let known = lock(&self.contexts).get(path).filter(|known| known.0 == written).copied();
         if let Some((_, context)) = known {
             return context;
         }
+        let limit = self.own.get(name).and_then(|own| own.context).or(self.engine.context);
         let context = Checkpoint::open(path)
             .ok()
             .and_then(|checkpoint| checkpoint.config().count("max_position_embeddings").ok())
-            .map(|context| self.engine.context.map_or(context, |limit| limit.min(context)));
+            .map(|context| limit.map_or(context, |limit| limit.min(context)));
         lock(&self.contexts).insert(path.to_owned(), (written, context));
         context
     }

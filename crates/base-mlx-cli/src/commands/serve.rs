@@ -6,7 +6,7 @@ use std::time::Duration;
 use anyhow::{Context, Result, ensure};
 use base_mlx_core::engine::{Device, KvDisk};
 use base_mlx_core::store::{DEFAULT_MODEL, ModelDir, Store, StoreError};
-use base_mlx_server::{DraftName, Server, ServerOptions};
+use base_mlx_server::{DraftName, ModelOptions, Server, ServerOptions};
 use clap::Args;
 use tokio::signal::unix::{Signal, SignalKind, signal};
 
@@ -72,6 +72,7 @@ pub(crate) struct Arguments {
 pub(crate) fn run(arguments: Arguments, file: &ConfigFile, store: &Store) -> Result<()> {
     start_log(arguments.log_format.or(file.log_format).unwrap_or_default());
     let mut options = arguments.options(file)?;
+    options.models = file.models.iter().map(|(name, of)| of_model(store, name, *of)).collect();
     let key = arguments.key_word(file);
     let device = arguments.compute.start_device_quietly(file, store)?;
     if let Some(warning) = device.warning() {
@@ -139,8 +140,6 @@ impl Arguments {
             options.engine.queue = queue;
         }
         options.engine.max_wait = self.max_wait_ms.or(file.max_wait_ms).map(Duration::from_millis);
-        let of_model = |(name, of): (&String, &OfModel)| (name.clone(), of.options());
-        options.models = file.models.iter().map(of_model).collect();
         options.keep_models = self.keep_alive.or(file.keep_alive).map(Duration::from_secs);
         options.allow_hosts = list(&self.allow_host, &file.allow_host);
         options.cors = list(&self.cors, &file.cors);
@@ -163,6 +162,17 @@ impl Arguments {
         let path = std::path::absolute(path).unwrap_or_else(|_| path.clone());
         Some(format!("$(head -1 {})", quoted(&path.to_string_lossy())))
     }
+}
+
+/// What the file says of a model, under the name by which the server knows it.
+fn of_model(store: &Store, name: &str, of: OfModel) -> (String, ModelOptions) {
+    let found = store.find(name).map(|model| model.name);
+    let found = found.unwrap_or_else(|error| {
+        // It may be pulled later.
+        tracing::warn!("[models.\"{name}\"] of the config file: {error}");
+        name.to_owned()
+    });
+    (found, of.options())
 }
 
 /// A list given on a higher place replaces the lower one; it does not add to it.

@@ -55,6 +55,8 @@ pub trait Backend: Clone + Send + Sync + 'static {
     fn new_kv(&self, layers: &[LayerSpec]) -> Result<Self::Kv, DeviceError>;
     /// Bytes that such a layer remembers of a token.
     fn kv_bytes(&self, layer: LayerSpec) -> usize;
+    /// What keys and values are kept as; `None` if that has no name.
+    fn kv_format(&self) -> Option<KvFormat>;
     /// Names what the bytes of [`KvCache::save`] mean, and everything beside the model that they depend on.
     fn kv_identity(&self) -> String;
     /// Forks of a cache for such layers share memory in blocks of so many positions; `None` if one that is written to copies

@@ -169,6 +169,10 @@ impl Backend for ReferenceBackend {
         })
     }
 
+    fn kv_format(&self) -> Option<KvFormat> {
+        Some(KvFormat::F32)
+    }
+
     fn kv_identity(&self) -> String {
         "reference f32".to_owned()
     }

@@ -12,9 +12,14 @@ use crate::weights::NoRoom;
 pub(super) struct Ledger {
     /// Bytes that all models together may have. Not set if nobody knows how much there is.
     ceiling: OnceLock<usize>,
-    /// Bytes of it that budgets leave alone because the system is short of memory.
-    withheld: AtomicUsize,
-    rooms: Mutex<Vec<Weak<Room>>>,
+    state: Mutex<State>,
+}
+
+#[derive(Default)]
+struct State {
+    rooms: Vec<Weak<Room>>,
+    /// Bytes of the ceiling that budgets leave alone because the system is short of memory.
+    withheld: usize,
 }
 
 /// A model's part. It is given back when the last holder of the model is gone.
@@ -24,7 +29,9 @@ pub(super) struct Room {
     /// [`Wish::fixed`], or what it has turned out to be.
     fixed: AtomicUsize,
     /// Positions that were promised: the longest conversation.
-    promised: usize,
+    promised: AtomicUsize,
+    /// Positions that are held.
+    used: AtomicUsize,
     /// Positions of keys and values that it may have, at least those.
     budget: AtomicUsize,
     /// Those of them that it holds of other models' sequences, to draft for them.
@@ -55,7 +62,7 @@ const RESERVE: usize = 256 << 20;
 
 impl Ledger {
     pub(super) fn new() -> Self {
-        Self { ceiling: OnceLock::new(), withheld: AtomicUsize::new(0), rooms: Mutex::default() }
+        Self { ceiling: OnceLock::new(), state: Mutex::default() }
     }
 
     /// Once, before anybody enters.
@@ -70,10 +77,10 @@ impl Ledger {
     /// Takes a model in. It is promised its context, or what fits into half of the free memory; the budgets of others may
     /// become smaller by it, but no smaller than what they were promised.
     pub(super) fn enter(&self, wish: Wish) -> Result<Arc<Room>, NoRoom> {
-        let mut rooms = self.rooms();
+        let mut state = self.state();
         let mut promised = wish.context;
         if let Some(ceiling) = self.ceiling() {
-            let others = rooms.iter().filter_map(Weak::upgrade);
+            let others = state.rooms.iter().filter_map(Weak::upgrade);
             let taken: usize = others.map(|room| room.least()).sum();
             let free = ceiling.saturating_sub(taken);
             let least = wish.context.min(SHORTEST);
@@ -87,99 +94,125 @@ impl Ledger {
         let room = Arc::new(Room {
             wish,
             fixed: AtomicUsize::new(wish.fixed),
-            promised,
+            promised: AtomicUsize::new(promised),
+            used: AtomicUsize::new(0),
             budget: AtomicUsize::new(wish.most),
             drafting: AtomicUsize::new(0),
         });
-        rooms.push(Arc::downgrade(&room));
-        self.share(&mut rooms);
+        state.rooms.push(Arc::downgrade(&room));
+        self.share(&mut state);
         Ok(room)
     }
 
-    /// A model's weights and what its steps need have turned out to be so many bytes. Fails if there is no room for them.
+    /// A model's weights and what its steps need have turned out to be so many bytes. It is promised less if there is no room for
+    /// more; fails if there is none for a short conversation.
     pub(super) fn weigh(&self, room: &Room, fixed: usize) -> Result<(), NoRoom> {
-        let mut rooms = self.rooms();
+        let mut state = self.state();
         let before = room.fixed.swap(fixed, Ordering::Relaxed);
         if let Some(ceiling) = self.ceiling() {
-            let all: usize = rooms.iter().filter_map(Weak::upgrade).map(|room| room.least()).sum();
-            if all > ceiling {
-                let needed = room.least();
+            let all = state.rooms.iter().filter_map(Weak::upgrade);
+            let all: usize = all.map(|room| room.least()).sum();
+            let beyond = all.saturating_sub(ceiling).div_ceil(room.wish.position);
+            let least = room.wish.context.min(SHORTEST);
+            if room.promised() < least + beyond {
+                let needed = Wish { fixed, ..room.wish }.bytes(least);
+                let free = ceiling.saturating_sub(all - room.least());
                 room.fixed.store(before, Ordering::Relaxed);
-                return Err(NoRoom { needed, ceiling, free: ceiling.saturating_sub(all - needed) });
+                return Err(NoRoom { needed, ceiling, free });
             }
+            room.promised.fetch_sub(beyond, Ordering::Relaxed);
         }
-        self.share(&mut rooms);
+        self.share(&mut state);
         Ok(())
     }
 
     /// Takes note of how many bytes the system has left, and of how many are wanted now. When they are few, budgets become
-    /// smaller by what is missing, though no smaller than what was promised, and larger again when there is enough. Whether
-    /// they became smaller.
+    /// what is held less what is missing, though no smaller than what was promised, and larger again when there is enough.
+    /// Whether they became smaller.
     pub(super) fn observe(&self, free: usize, wanted: usize) -> bool {
         let Some(ceiling) = self.ceiling() else { return false };
+        let mut state = self.state();
         let reserve = RESERVE.min(ceiling / 8);
-        let before = self.withheld.load(Ordering::Relaxed);
+        let before = state.withheld;
         let missing = reserve.saturating_add(wanted).saturating_sub(free);
         let spare = free.saturating_sub(2 * reserve);
-        let now = (before + missing).min(ceiling).saturating_sub(spare);
+        let now = if missing > 0 {
+            let all: Vec<Arc<Room>> = state.rooms.iter().filter_map(Weak::upgrade).collect();
+            let promised: usize = all.iter().map(|room| room.least()).sum();
+            let held: usize = all.iter().map(|room| room.beyond_promise()).sum();
+            ceiling.saturating_sub(promised).saturating_sub(held.saturating_sub(missing))
+        } else {
+            before.saturating_sub(spare)
+        };
         if now != before {
-            self.withheld.store(now, Ordering::Relaxed);
-            self.settle();
+            state.withheld = now;
+            self.share(&mut state);
         }
         now > before
     }
 
     /// Makes the budgets anew, after a model has gone.
     pub(super) fn settle(&self) {
-        self.share(&mut self.rooms());
+        self.share(&mut self.state());
     }
 
     /// Everybody gets what was promised, and the same part of what could be made use of beyond.
-    fn share(&self, rooms: &mut Vec<Weak<Room>>) {
+    fn share(&self, state: &mut State) {
+        let State { rooms, withheld } = state;
         rooms.retain(|room| room.strong_count() > 0);
         let Some(ceiling) = self.ceiling() else { return };
         let all: Vec<Arc<Room>> = rooms.iter().filter_map(Weak::upgrade).collect();
         let promised: usize = all.iter().map(|room| room.least()).sum();
-        let wanted = |room: &Arc<Room>| room.wish.most.saturating_sub(room.promised);
+        let wanted = |room: &Arc<Room>| room.wish.most.saturating_sub(room.promised());
         let beyond = all.iter().map(|room| room.wish.position.saturating_mul(wanted(room)));
         let beyond = beyond.fold(0, usize::saturating_add);
-        let left = ceiling.saturating_sub(promised + self.withheld.load(Ordering::Relaxed));
+        let left = ceiling.saturating_sub(promised + *withheld);
         let part = if beyond <= left { 1.0 } else { left as f64 / beyond as f64 };
         for room in &all {
-            let budget = room.promised + (wanted(room) as f64 * part) as usize;
+            let budget = room.promised() + (wanted(room) as f64 * part) as usize;
             room.budget.store(budget, Ordering::Relaxed);
         }
     }
 
-    fn rooms(&self) -> MutexGuard<'_, Vec<Weak<Room>>> {
+    fn state(&self) -> MutexGuard<'_, State> {
         // A panic elsewhere cannot leave the list half changed.
-        self.rooms.lock().unwrap_or_else(PoisonError::into_inner)
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
 impl Room {
     /// Positions of the longest conversation.
     pub(super) fn promised(&self) -> usize {
-        self.promised
+        self.promised.load(Ordering::Relaxed)
+    }
+
+    /// So many positions are held now.
+    pub(super) fn holds(&self, positions: usize) {
+        self.used.store(positions, Ordering::Relaxed);
+    }
+
+    /// Bytes held beyond what was promised.
+    fn beyond_promise(&self) -> usize {
+        self.used.load(Ordering::Relaxed).saturating_sub(self.promised()) * self.wish.position
     }
 
     /// Positions that the model's own sequences may have.
     pub(super) fn positions(&self) -> usize {
         let drafting = self.drafting.load(Ordering::Relaxed);
-        self.budget.load(Ordering::Relaxed).saturating_sub(drafting).max(self.promised)
+        self.budget.load(Ordering::Relaxed).saturating_sub(drafting).max(self.promised())
     }
 
     /// Bytes that it has in any case.
     fn least(&self) -> usize {
         let fixed = self.fixed.load(Ordering::Relaxed);
-        Wish { fixed, ..self.wish }.bytes(self.promised)
+        Wish { fixed, ..self.wish }.bytes(self.promised())
     }
 
     /// A drafter that held `before` positions wants to hold `now`; false if that is more than what may be beside the longest
     /// conversation.
     pub(super) fn draft(&self, before: usize, now: usize) -> bool {
         let others = self.drafting.load(Ordering::Relaxed) - before;
-        let most = self.budget.load(Ordering::Relaxed).saturating_sub(self.promised);
+        let most = self.budget.load(Ordering::Relaxed).saturating_sub(self.promised());
         // Only the device's thread drafts.
         let fits = now <= before || others + now <= most;
         if fits {
@@ -248,37 +281,41 @@ mod tests {
     #[test]
     fn budgets_shrink_while_the_system_is_short_of_memory_and_recover() {
         let ledger = with_ceiling(8000);
-        let wish = Wish { most: 100_000, ..WISH };
-        let room = ledger.enter(wish).unwrap();
+        let room = ledger.enter(Wish { most: 100_000, ..WISH }).unwrap();
         assert_eq!(room.positions(), 3950);
+        room.holds(1010);
         // Enough is an eighth of the ceiling.
         assert!(!ledger.observe(1500, 0));
         assert_eq!(room.positions(), 3950);
         assert!(ledger.observe(400, 0));
-        assert_eq!(room.positions(), 3650, "600 bytes were missing");
-        assert!(ledger.observe(900, 0));
-        assert_eq!(room.positions(), 3600);
+        assert_eq!(room.positions(), 10 + 1000 - 300, "what is held less 600 bytes");
+        room.holds(710);
         assert!(!ledger.observe(1500, 0), "neither short nor plenty");
-        assert_eq!(room.positions(), 3600);
+        assert_eq!(room.positions(), 710);
         assert!(!ledger.observe(2300, 0));
-        assert_eq!(room.positions(), 3750);
-        (0..20).for_each(|_| assert!(ledger.observe(0, 0) || room.positions() == 10));
+        assert_eq!(room.positions(), 710 + 150);
+        assert!(ledger.observe(0, 0));
+        room.holds(210);
+        assert!(ledger.observe(0, 0));
         assert_eq!(room.positions(), 10, "what was promised stays");
         ledger.observe(usize::MAX, 0);
         assert_eq!(room.positions(), 3950);
+        room.holds(1010);
         assert!(ledger.observe(2000, 1500));
-        assert!(room.positions() < 3710, "somebody wants more than there is");
+        assert_eq!(room.positions(), 10 + 1000 - 250, "somebody wants more than there is");
     }
 
     #[test]
     fn a_model_that_is_heavier_than_its_file_pays_for_it() {
-        let ledger = with_ceiling(1000);
-        let [first, second] = [ledger.enter(WISH).unwrap(), ledger.enter(WISH).unwrap()];
+        let ledger = with_ceiling(10_000);
+        let wish = Wish { context: 2000, most: 4000, ..WISH };
+        let [first, second] = [ledger.enter(wish).unwrap(), ledger.enter(wish).unwrap()];
+        assert_eq!((first.promised(), second.promised()), (2000, 1450));
         ledger.weigh(&first, 300).unwrap();
-        assert_eq!((first.positions(), second.positions()), (150, 150));
-        let refused = ledger.weigh(&second, 700).unwrap_err();
-        assert_eq!((refused.needed, refused.free), (720, 680));
-        assert_eq!((first.positions(), second.positions()), (150, 150));
+        assert_eq!((first.promised(), second.promised()), (2000, 1450));
+        ledger.weigh(&second, 3500).unwrap();
+        assert_eq!((first.promised(), second.promised()), (2000, 1100));
+        assert!(ledger.weigh(&second, 4000).is_err());
     }
 
     #[test]

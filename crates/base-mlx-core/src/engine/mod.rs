@@ -111,6 +111,8 @@ pub struct ModelInfo {
     pub family: String,
     /// Most tokens of one sequence, prompt and answer.
     pub context: usize,
+    /// The same of the model wherever there is room.
+    pub trained: usize,
     pub vocab_size: usize,
     /// Bytes of the weights on disk.
     pub bytes: u64,
@@ -118,6 +120,8 @@ pub struct ModelInfo {
     pub step_bytes: u64,
     /// Bytes that a sequence remembers of each token, and reads again for each token after it that sees it.
     pub kv_bytes_per_token: u64,
+    /// What they are kept as; `None` if that has no name here.
+    pub kv_format: Option<KvFormat>,
     pub sampling: SamplingDefaults,
 }
 

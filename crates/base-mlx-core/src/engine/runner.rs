@@ -425,6 +425,7 @@ impl<B: Backend> ModelRunner<B> {
     fn gauge(&self) {
         let bytes = |positions: usize| (positions as f64) * self.kv_bytes_per_token as f64;
         let scheduler = &self.scheduler;
+        self.room.holds(scheduler.held());
         self.metrics.running.set(scheduler.running() as f64);
         self.metrics.waiting.set(scheduler.waiting() as f64);
         self.metrics.kv.set(bytes(scheduler.held()));

@@ -203,10 +203,12 @@ fn load<B: Backend>(
         name: name.to_owned(),
         family: config.model_type()?.to_owned(),
         context: room.promised(),
+        trained,
         vocab_size: model.vocab_size(),
         bytes: on_disk,
         step_bytes: model.step_bytes() as u64,
         kv_bytes_per_token: position as u64,
+        kv_format: backend.kv_format(),
         sampling: SamplingDefaults::load(path)?,
     };
     let limits = Limits {
@@ -253,13 +255,17 @@ fn step_bytes(config: &Config, tokens: usize) -> usize {
 /// caches files counts as free in both.
 fn free_bytes() -> Option<usize> {
     let read = |path: &str| std::fs::read_to_string(path).ok();
-    let cgroup = || {
-        let read = |name: &str| read(&format!("/sys/fs/cgroup/{name}"));
+    let of_group = |group: &Path| {
+        let read = |name: &str| read(&format!("/sys/fs/cgroup/{}/{name}", group.display()));
         let limit: usize = read("memory.max")?.trim().parse().ok()?;
         let used: usize = read("memory.current")?.trim().parse().ok()?;
         let files = number_after(&read("memory.stat")?, "file ")?;
         Some(limit.saturating_sub(used.saturating_sub(files)))
     };
+    // The limit of a group above may be the one that counts; in a container the root is its own.
+    let groups = read("/proc/self/cgroup").unwrap_or_default();
+    let group = groups.lines().find_map(|line| line.strip_prefix("0::/")).unwrap_or_default();
+    let cgroup = || Path::new(group).ancestors().filter_map(of_group).min();
     let system = || Some(number_after(&read("/proc/meminfo")?, "MemAvailable:")? * 1024);
     [system(), cgroup()].into_iter().flatten().min()
 }

@@ -118,6 +118,11 @@ fn a_model_may_have_its_own_kind_of_keys_and_its_own_context() {
     let message = error["message"].as_str().unwrap();
     assert!(message.contains("`f32`, `f16`, `q8_0`, `q4_0`"), "{message}");
 
+    assert_eq!(server.get("/v1/models/smollm2").ok()["context_length"], 2000);
+    // What it is anyway may be asked for.
+    change(&server, "smollm2/load", &json!({}));
+    change(&server, "smollm2/load", &json!({ "kv_cache_type": "f16", "context_length": 2000 }));
+    change(&server, "smollm2/unload", &json!({}));
     change(&server, "smollm2/load", &json!({ "kv_cache_type": "q8_0" }));
     assert!(ask(&server, "smollm2").contains("Paris"));
     let long = json!({ "model": "smollm2", "prompt": "a ".repeat(2000), "max_tokens": 1 });

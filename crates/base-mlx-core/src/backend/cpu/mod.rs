@@ -144,6 +144,10 @@ impl Backend for CpuBackend {
         Ok(self.kv.cache(layers))
     }
 
+    fn kv_format(&self) -> Option<KvFormat> {
+        Some(self.kv.format)
+    }
+
     fn kv_identity(&self) -> String {
         // The number of threads changes nothing.
         let isa = self.device.isa.name();

@@ -98,18 +98,14 @@ impl Backend for MlxBackend {
             Dtype::BF16 if self.device.avoids_bfloat => Dtype::F16,
             dtype => dtype,
         };
-        let own = match dtype {
-            Dtype::F16 => Some(KvFormat::F16),
-            Dtype::F32 => Some(KvFormat::F32),
-            _ => None,
-        };
-        if let Some(other) = kv.filter(|&kv| Some(kv) != own) {
+        let of_model = Self { device: self.device.clone(), dtype };
+        if let Some(other) = kv.filter(|&kv| Some(kv) != of_model.kv_format()) {
             return Err(DeviceError::Unavailable(format!(
                 "keys and values as {other} are kept on the CPU only: {} keeps those of this model as {dtype}",
                 self.describe(),
             )));
         }
-        Ok(Self { device: self.device.clone(), dtype })
+        Ok(of_model)
     }
 
     fn upload(&self, data: HostArray) -> Result<MlxArray, DeviceError> {
@@ -189,6 +185,14 @@ impl Backend for MlxBackend {
     fn kv_block(&self, layers: &[LayerSpec]) -> Option<usize> {
         let kernels = self.device.kernels.as_ref().filter(|kernels| kernels.can_attend(layers));
         (self.dtype != Dtype::F32).then_some(kernels?).map(|_| BLOCK)
+    }
+
+    fn kv_format(&self) -> Option<KvFormat> {
+        match self.dtype {
+            Dtype::F16 => Some(KvFormat::F16),
+            Dtype::F32 => Some(KvFormat::F32),
+            _ => None,
+        }
     }
 
     fn kv_identity(&self) -> String {
