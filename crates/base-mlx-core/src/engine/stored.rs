@@ -112,11 +112,13 @@ impl<B: Backend> ModelRunner<B> {
 
     /// A cache is kept from now on: what is not on disk of it is to be written.
     pub(super) fn note_kept(&mut self, id: KeptId) {
+        if self.stored.is_none() {
+            return;
+        }
         // One that was evicted at once is written when it is dropped.
-        if self.stored.is_some()
-            && let Some(tokens) = self.scheduler.kept().tokens(id)
-        {
-            self.note_unwritten(id, &tokens.to_vec());
+        let tokens = self.scheduler.kept().tokens(id).map(<[TokenId]>::to_vec);
+        if let Some(tokens) = tokens {
+            self.note_unwritten(id, &tokens);
         }
     }
 

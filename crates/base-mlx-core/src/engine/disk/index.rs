@@ -1,12 +1,8 @@
 use std::fs;
 use std::io;
-use std::panic::catch_unwind;
 use std::path::{Path, PathBuf};
 
-use redb::{
-    Database, DatabaseError, ReadableDatabase, ReadableTable, StorageError, TableDefinition,
-    TableError,
-};
+use redb::{Database, DatabaseError, ReadableDatabase, ReadableTable, TableDefinition, TableError};
 
 use super::entries::Entry;
 use super::{Key, KvDiskError, private_folder};
@@ -32,10 +28,7 @@ impl Index {
             path: folder.to_owned(),
             source,
         })?;
-        // The database does not expect damage everywhere.
-        let read = catch_unwind(|| Self::read(&path));
-        let panicked = |_| Err(redb::Error::Corrupted("it cannot be read".to_owned()));
-        match read.unwrap_or_else(panicked) {
+        match Self::read(&path) {
             Ok(opened) => return Ok(opened),
             Err(redb::Error::DatabaseAlreadyOpen) => {
                 return Err(KvDiskError::InUse { path: folder.to_owned() });
@@ -62,13 +55,13 @@ impl Index {
             Err(TableError::TableDoesNotExist(_)) => return Ok(Vec::new()),
             table => table?,
         };
-        let row = |row: Result<(_, _), StorageError>| {
-            let (key, entry): (redb::AccessGuard<&[u8; 32]>, redb::AccessGuard<(u64, u32, u64)>) =
-                row?;
+        let mut rows = Vec::new();
+        for row in table.iter()? {
+            let (key, entry) = row?;
             let (bytes, depth, used) = entry.value();
-            Ok((Key(*key.value()), Entry { bytes, depth, used }))
-        };
-        table.iter()?.map(row).collect()
+            rows.push((Key(*key.value()), Entry { bytes, depth, used }));
+        }
+        Ok(rows)
     }
 
     /// Of its file.
@@ -119,7 +112,8 @@ impl Index {
 
 fn open(path: &Path) -> Result<Database, DatabaseError> {
     // A page cache of a gigabyte is the default.
-    Database::builder().set_cache_size(CACHE_BYTES).create(path)
+    // Damage in a database that was closed in order makes it panic later, unless it is looked for.
+    Database::builder().set_cache_size(CACHE_BYTES).set_check_integrity_on_open(true).create(path)
 }
 
 /// What is in the file is wrong, not how it was asked for.

@@ -3,9 +3,14 @@
 //! draft or a lost token changes everything that follows, so whatever the schedule, each answer must be the one that its
 //! sequence gives when it runs alone.
 
+mod cache;
+mod seen;
+
 use std::collections::{BTreeMap, BTreeSet};
 use std::rc::Rc;
 
+use self::cache::Cache;
+use self::seen::Seen;
 use super::event::FinishReason;
 use super::prefix::{Evicted, Keep, KeptId};
 use super::scheduler::{
@@ -40,73 +45,6 @@ fn any_schedule_gives_the_tokens_of_running_alone() {
     assert!(worlds == 1 || seen.all(), "something never happened: {seen:?}");
 }
 
-/// What the dice showed.
-#[derive(Debug, Default)]
-struct Seen {
-    finished: usize,
-    cancelled: usize,
-    refused: usize,
-    preempted: usize,
-    preempted_and_kept: usize,
-    forks: usize,
-    kept: usize,
-    hits: usize,
-    hits_in_the_middle: usize,
-    evicted: usize,
-    fetched: usize,
-    fetched_in_part: usize,
-    fetched_for_nothing: usize,
-    fetched_less_than_kept: usize,
-    steps_without_spans: usize,
-    steps_left_to_answers: usize,
-    drafts_accepted: usize,
-    drafts_rejected: usize,
-    scored: usize,
-    steps_with_prompts_and_answers: usize,
-    ahead: usize,
-    ahead_for_nothing: usize,
-}
-
-impl Seen {
-    fn add(&mut self, other: &Seen) {
-        self.finished += other.finished;
-        self.cancelled += other.cancelled;
-        self.refused += other.refused;
-        self.preempted += other.preempted;
-        self.preempted_and_kept += other.preempted_and_kept;
-        self.forks += other.forks;
-        self.kept += other.kept;
-        self.hits += other.hits;
-        self.hits_in_the_middle += other.hits_in_the_middle;
-        self.evicted += other.evicted;
-        self.fetched += other.fetched;
-        self.fetched_in_part += other.fetched_in_part;
-        self.fetched_for_nothing += other.fetched_for_nothing;
-        self.fetched_less_than_kept += other.fetched_less_than_kept;
-        self.steps_without_spans += other.steps_without_spans;
-        self.steps_left_to_answers += other.steps_left_to_answers;
-        self.drafts_accepted += other.drafts_accepted;
-        self.drafts_rejected += other.drafts_rejected;
-        self.scored += other.scored;
-        self.steps_with_prompts_and_answers += other.steps_with_prompts_and_answers;
-        self.ahead += other.ahead;
-        self.ahead_for_nothing += other.ahead_for_nothing;
-    }
-
-    fn all(&self) -> bool {
-        let rare =
-            [self.finished, self.cancelled, self.refused, self.preempted, self.forks, self.scored];
-        let common =
-            [self.drafts_accepted, self.drafts_rejected, self.steps_with_prompts_and_answers];
-        let ahead = [self.ahead, self.ahead_for_nothing];
-        let kept = [self.kept, self.hits, self.hits_in_the_middle, self.evicted];
-        let kept = kept.into_iter().chain([self.preempted_and_kept]);
-        let disk = [self.fetched, self.fetched_in_part, self.fetched_for_nothing];
-        let disk = disk.into_iter().chain([self.steps_without_spans, self.steps_left_to_answers]);
-        rare.into_iter().chain(common).chain(ahead).chain(kept).chain(disk).all(|times| times > 100)
-    }
-}
-
 struct World {
     dice: Dice,
     limits: Limits,
@@ -121,47 +59,6 @@ struct World {
     arrivals: Vec<Arrival>,
     live: BTreeMap<SequenceId, Expected>,
     seen: Seen,
-}
-
-/// A hash for each position, in blocks that forks share until somebody writes.
-#[derive(Clone)]
-struct Cache {
-    block: usize,
-    blocks: Vec<Rc<Vec<u64>>>,
-}
-
-impl Cache {
-    fn new(block: Option<usize>) -> Self {
-        Self { block: block.unwrap_or(usize::MAX), blocks: Vec::new() }
-    }
-
-    fn positions(&self) -> impl DoubleEndedIterator<Item = u64> {
-        self.blocks.iter().flat_map(|block| block.iter().copied())
-    }
-
-    fn len(&self) -> usize {
-        self.blocks.iter().map(|block| block.len()).sum()
-    }
-
-    fn push(&mut self, hash: u64) {
-        match self.blocks.last_mut().filter(|last| last.len() < self.block) {
-            Some(last) => Rc::make_mut(last).push(hash),
-            None => self.blocks.push(Rc::new(vec![hash])),
-        }
-    }
-
-    fn truncate(&mut self, len: usize) {
-        let all: Vec<u64> = self.positions().take(len).collect();
-        self.blocks.truncate(len / self.block);
-        all[self.blocks.len().saturating_mul(self.block).min(len)..]
-            .iter()
-            .for_each(|&hash| self.push(hash));
-    }
-
-    fn share(&mut self, from: &Self, len: usize) {
-        let blocks = len / self.block;
-        self.blocks[..blocks].clone_from_slice(&from.blocks[..blocks]);
-    }
 }
 
 /// A request: its choices arrive together.
