@@ -149,7 +149,10 @@ fn mlx_says_what_the_cpu_says() {
 
 #[test]
 fn rows_of_every_kind_share_a_batch_without_a_trace() {
-    let engine = engine(&DEVICE, "qwen3/tied");
+    let name = "qwen3/tied";
+    // A prompt whose beginning is kept is computed in other shapes, which rounds otherwise.
+    let options = EngineOptions { prefix_bytes: Some(0), ..EngineOptions::default() };
+    let engine = Engine::start(&noise(name), name, &DEVICE, options).unwrap();
     let alone: Vec<_> = mixed().into_iter().map(|request| answer(&engine, request)).collect();
     assert_ne!(alone[6].0[0], alone[6].0[1], "choices have their own random numbers");
     for _ in 0..3 {

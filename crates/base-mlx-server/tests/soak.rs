@@ -15,6 +15,7 @@ mod test_models;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::{Duration, Instant};
 
+use base_mlx_core::engine::KvDisk;
 use serde_json::{Value, json};
 
 use crate::dice::Dice;
@@ -28,8 +29,11 @@ const KINDS: usize = 40;
 fn minutes_of_mixed_traffic_leave_no_trace() {
     let seconds = std::env::var("BASE_MLX_SOAK_SECONDS").ok();
     let seconds = seconds.and_then(|seconds| seconds.parse().ok()).unwrap_or(120);
+    let folder = tempfile::tempdir().unwrap();
+    let disk = KvDisk::open(folder.path(), 100 << 20).unwrap();
     let server = TestServer::with_memory(300 << 20, &test_models(), |options| {
         options.engine.context = Some(1024);
+        options.engine.kv_disk = Some(disk);
     });
     let references: Vec<Vec<String>> =
         (0..KINDS).map(|kind| texts(&server.chat(body(kind)).ok())).collect();
@@ -82,9 +86,10 @@ fn visit(server: &TestServer, references: &[Vec<String>], dice: &mut Dice) -> bo
         asked["service_tier"] = json!("flex");
     }
     match dice.below(6) {
-        // Something that nobody said before, so that something that is kept must go.
+        // Something that nobody said before, or not lately, so that something that is kept must go and may come from disk.
         0 => {
-            let number = dice.next();
+            let number =
+                if dice.below(2) == 0 { dice.next() } else { u64::MAX - dice.below(9) as u64 };
             asked["messages"] = json!([{ "role": "user", "content": format!("{number} is a number. ").repeat(12) }]);
             server.chat(asked).ok();
         }

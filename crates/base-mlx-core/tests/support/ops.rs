@@ -92,7 +92,7 @@ pub(crate) fn table() -> Vec<Case> {
         (
             shape(6, 2, 64),
             &[
-                Step(&[(0, 600), (1, 256)]),
+                Step(&[(0, 300), (1, 256)]),
                 Reload(0),
                 Reload(1),
                 Step(&[(1, 1), (0, 70)]),
