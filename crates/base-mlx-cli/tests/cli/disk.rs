@@ -55,7 +55,7 @@ fn files(folder: &Path) -> Vec<PathBuf> {
 fn wait_for(count: usize, folder: &Path) {
     let begun = Instant::now();
     while files(folder).len() < count {
-        assert!(begun.elapsed() < Duration::from_secs(20), "{:?}", files(folder));
+        assert!(begun.elapsed() < Duration::from_secs(60), "{:?}", files(folder));
         std::thread::sleep(Duration::from_millis(5));
     }
 }
@@ -135,23 +135,22 @@ fn a_kill_at_any_moment_loses_nothing_but_cache() {
     let folder = user.home.path().join("disk");
     // Room for two conversations and a little, so that files come and go.
     let flags = ["--kv-disk", folder.to_str().unwrap(), "--kv-disk-gb", "0.04"];
-    let mut came = Vec::new();
     for round in 0..12_u64 {
         let mut serving = serving(&user, &flags);
         assert!(!serving.before.contains("ignored"), "{}", serving.before);
         let ask = |number| serving.post("/v1/chat/completions", &body(number));
         let answers: Vec<_> = (0..4).map(ask).collect();
-        std::thread::sleep(Duration::from_millis(300 + round * 677 % 2500));
+        // In the middle of writing, wherever that is on this machine.
+        wait_for([0, 1, 3, 2, 5, 6][round as usize % 6], &folder);
+        std::thread::sleep(Duration::from_millis(round * 37 % 90));
         serving.signal(Signal::SIGKILL);
         drop(answers);
         serving.child.wait().unwrap();
-        came.push(files(&folder).len());
         let bytes: u64 = files(&folder).iter().map(|path| path.metadata().unwrap().len()).sum();
         let index = std::fs::metadata(folder.join("index.redb")).unwrap().len();
         assert!(bytes + index <= (0.04 * f64::from(1 << 30)) as u64, "{bytes} + {index}");
     }
-    let most = *came.iter().max().unwrap();
-    assert!((3..=7).contains(&most) && came.iter().any(|&count| count != most), "{came:?}");
+    assert!((4..=7).contains(&files(&folder).len()), "{:?}", files(&folder));
     let last = serving(&user, &flags);
     for (number, expected) in expected.iter().enumerate() {
         assert_eq!(ask(&last, number).0, *expected);

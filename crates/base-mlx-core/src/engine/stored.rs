@@ -247,6 +247,14 @@ impl<B: Backend> ModelRunner<B> {
 
     /// Writes what is left, as far as time goes.
     pub(super) fn write_the_rest(&mut self, until: Instant) {
+        let Some(stored) = &self.stored else { return };
+        let model = Arc::clone(&stored.model);
+        // What was kept before the model's files were read is not noted yet.
+        while !self.kept.is_empty() && model.get().is_none() && Instant::now() < until {
+            std::thread::sleep(Duration::from_millis(1));
+        }
+        let kept: Vec<KeptId> = self.kept.keys().copied().collect();
+        kept.into_iter().for_each(|id| self.note_kept(id));
         self.write_down_to(0, until);
         if let Some(stored) = &self.stored {
             stored.disk.flush(until.saturating_duration_since(Instant::now()));
