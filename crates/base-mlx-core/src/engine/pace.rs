@@ -39,7 +39,8 @@ impl Pace {
 
     /// Takes note of a step with so many tokens of prompts, which would have taken `quiet` seconds without them.
     pub(super) fn measured(&mut self, prompt_tokens: usize, took: Duration, quiet: f64) {
-        if prompt_tokens == 0 {
+        // Between bursts a prompt that has just come may have its first token, which is no burst.
+        if prompt_tokens == 0 || (self.bursts && self.alone < RARE) {
             self.alone += 1;
             return;
         }
@@ -208,6 +209,18 @@ mod tests {
         assert!(*bursts.last().unwrap() > 500, "{bursts:?}");
         pace.oldest_prompt(Some(2));
         assert_eq!(pace.beside_answers(quiet), 1, "the next prompt begins as this one did");
+    }
+
+    #[test]
+    fn prompts_that_come_between_bursts_do_not_put_them_off() {
+        let mut pace = Pace::new();
+        let step = Duration::from_millis(17);
+        pace.measured(1, step, 0.005);
+        for _ in 0..RARE {
+            assert_eq!(pace.beside_answers(0.005), 0);
+            pace.measured(1, step, 0.005);
+        }
+        assert_eq!(pace.beside_answers(0.005), FIRST_TOKENS);
     }
 
     #[test]
