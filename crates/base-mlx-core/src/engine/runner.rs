@@ -425,10 +425,11 @@ impl<B: Backend> ModelRunner<B> {
     fn gauge(&self) {
         let bytes = |positions: usize| (positions as f64) * self.kv_bytes_per_token as f64;
         let scheduler = &self.scheduler;
-        self.room.holds(scheduler.held());
+        let held = scheduler.held();
+        self.room.holds(held);
         self.metrics.running.set(scheduler.running() as f64);
         self.metrics.waiting.set(scheduler.waiting() as f64);
-        self.metrics.kv.set(bytes(scheduler.held()));
+        self.metrics.kv.set(bytes(held));
         self.metrics.kv_budget.set(bytes(scheduler.kv_tokens()));
         self.metrics.prefix.set(bytes(scheduler.kept().positions()));
         self.metrics.prefix_budget.set(bytes(scheduler.kept_tokens()));

@@ -4,12 +4,15 @@
 //! sequence gives when it runs alone.
 
 mod cache;
+#[path = "../../../tests/support/dice.rs"]
+mod dice;
 mod seen;
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::rc::Rc;
 
 use self::cache::Cache;
+use self::dice::Dice;
 use self::seen::Seen;
 use super::event::FinishReason;
 use super::prefix::{Evicted, Keep, KeptId};
@@ -543,25 +546,4 @@ fn score(hash: u64, token: TokenId) -> u64 {
 
 fn dice_prompt(dice: &mut Dice, longest: usize) -> usize {
     dice.one_of(&[1, 3, 12, 40, longest, longest + 3])
-}
-
-/// SplitMix64.
-struct Dice(u64);
-
-impl Dice {
-    fn next(&mut self) -> u64 {
-        self.0 = self.0.wrapping_add(0x9e37_79b9_7f4a_7c15);
-        let mut z = self.0;
-        z = (z ^ (z >> 30)).wrapping_mul(0xbf58_476d_1ce4_e5b9);
-        z = (z ^ (z >> 27)).wrapping_mul(0x94d0_49bb_1331_11eb);
-        z ^ (z >> 31)
-    }
-
-    fn below(&mut self, limit: usize) -> usize {
-        (self.next() % limit as u64) as usize
-    }
-
-    fn one_of<T: Copy>(&mut self, values: &[T]) -> T {
-        values[self.below(values.len())]
-    }
 }
