@@ -6,6 +6,7 @@
 
 pub mod backend;
 pub mod engine;
+pub mod grammar;
 pub mod models;
 pub mod nn;
 pub mod sample;

@@ -12,6 +12,7 @@ use base_mlx_core::backend::KV_CHUNK;
 use base_mlx_core::engine::{Draft, Engine, EngineOptions, GenerateRequest, KvDisk};
 use base_mlx_core::sample::SamplingParams;
 use base_mlx_core::text::AddSpecial;
+use base_mlx_core::text::output::OutputParser;
 use support::answer::{Answer, DEVICE, fold, run};
 use support::dice::Dice;
 use support::test_models::test_model;
@@ -225,6 +226,9 @@ fn request(number: usize) -> GenerateRequest {
         score_prompt: dice.below(6) == 0,
         background: false,
         draft: Draft::Nobody,
+        output: OutputParser::plain(),
+        constraint: None,
+        thinking_tokens: None,
         streamed: dice.below(2) == 0,
     }
 }

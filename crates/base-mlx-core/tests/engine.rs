@@ -14,6 +14,7 @@ use base_mlx_core::engine::{
 };
 use base_mlx_core::sample::SamplingParams;
 use base_mlx_core::text::AddSpecial;
+use base_mlx_core::text::output::OutputParser;
 use support::answer::{Answer, DEVICE, fold, fold_begun, run};
 use support::test_models::test_model;
 
@@ -36,6 +37,9 @@ fn request(prompt: &str) -> GenerateRequest {
         score_prompt: false,
         background: false,
         draft: Draft::Nobody,
+        output: OutputParser::plain(),
+        constraint: None,
+        thinking_tokens: None,
         streamed: true,
     }
 }

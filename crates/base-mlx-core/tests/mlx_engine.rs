@@ -10,6 +10,7 @@ use base_mlx_core::engine::{
     Device, DeviceKind, DeviceOptions, Draft, Engine, EngineOptions, Event, GenerateRequest,
 };
 use base_mlx_core::sample::SamplingParams;
+use base_mlx_core::text::output::OutputParser;
 use serde_json::json;
 
 static DEVICE: LazyLock<Device> = LazyLock::new(|| {
@@ -77,6 +78,9 @@ fn request(first: u32, sampling: SamplingParams) -> GenerateRequest {
         score_prompt: false,
         background: false,
         draft: Draft::Nobody,
+        output: OutputParser::plain(),
+        constraint: None,
+        thinking_tokens: None,
         streamed: false,
     }
 }
@@ -121,7 +125,7 @@ fn fold(mut generation: base_mlx_core::engine::Generation) -> (Vec<String>, usiz
             }
             Event::Usage(usage) => tokens = usage.completion_tokens,
             Event::Error(error) => panic!("{error}"),
-            Event::Begun(_) | Event::Prompt { .. } | Event::Finish { .. } => {}
+            _ => {}
         }
     }
     (texts, tokens)

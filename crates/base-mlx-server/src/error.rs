@@ -87,9 +87,9 @@ impl ApiError {
             }
             GenerateError::DraftUnfit { .. } => Self::invalid("draft_model", error.to_string()),
             // Bans of the whole vocabulary were refused, so the model's numbers are at fault.
-            GenerateError::NoTokenLeft(_) | GenerateError::Failed(_) => {
-                Self::internal(error.to_string())
-            }
+            GenerateError::NoTokenLeft(_)
+            | GenerateError::GrammarBroken(_)
+            | GenerateError::Failed(_) => Self::internal(error.to_string()),
             GenerateError::ShuttingDown => Self::ShuttingDown,
         }
     }

@@ -50,6 +50,7 @@ impl Joined {
                     self.usage.prompt_tokens += part.prompt_tokens;
                     self.usage.cached_tokens += part.cached_tokens;
                     self.usage.completion_tokens += part.completion_tokens;
+                    self.usage.reasoning_tokens += part.reasoning_tokens;
                     self.open -= 1;
                     if self.open == 0 {
                         return Some((Event::Usage(self.usage), None));
@@ -112,6 +113,7 @@ pub(crate) async fn fold(mut events: Events, choices: usize) -> Result<Answer, G
     while let Some(event) = events.next().await {
         match event {
             Event::Begun(_) | Event::Prompt { .. } => {}
+            Event::Reasoning { .. } | Event::ToolStart { .. } | Event::ToolArgs { .. } => {}
             Event::Text { choice, text, logprobs } => {
                 let choice = &mut answer.choices[choice];
                 choice.text.push_str(&text);
@@ -166,6 +168,7 @@ pub(crate) fn echoed(events: Events, echoes: Vec<Echo>, choices: usize) -> Event
                     echo = Some(Event::Text { choice, text, logprobs });
                 }
             }
+            Event::Reasoning { .. } | Event::ToolStart { .. } | Event::ToolArgs { .. } => {}
             Event::Begun(_) | Event::Usage(_) | Event::Error(_) => {}
         }
         stream::iter(echo.into_iter().chain([event]))
@@ -176,6 +179,9 @@ fn renumbered(mut event: Event, first: usize) -> Event {
     match &mut event {
         Event::Prompt { choice, .. }
         | Event::Text { choice, .. }
+        | Event::Reasoning { choice, .. }
+        | Event::ToolStart { choice, .. }
+        | Event::ToolArgs { choice, .. }
         | Event::Finish { choice, .. } => {
             *choice += first;
         }
@@ -198,7 +204,7 @@ mod tests {
     }
 
     fn usage(prompt_tokens: usize, completion_tokens: usize) -> Event {
-        Event::Usage(Usage { prompt_tokens, cached_tokens: 0, completion_tokens })
+        Event::Usage(Usage { prompt_tokens, completion_tokens, ..Usage::default() })
     }
 
     fn events(generations: Vec<Vec<Event>>, choices: usize) -> Events {

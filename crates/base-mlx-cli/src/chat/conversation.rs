@@ -4,6 +4,7 @@ use std::time::{Duration, Instant};
 use anyhow::{Context, Result, bail};
 use base_mlx_core::TokenId;
 use base_mlx_core::engine::{Draft, Engine, Event, FinishReason, GenerateRequest, Usage};
+use base_mlx_core::text::output::OutputParser;
 use base_mlx_core::text::{AddSpecial, ChatInput, Opening};
 use futures_util::{Stream, StreamExt};
 use serde_json::{Map, Value, json};
@@ -89,6 +90,9 @@ impl Conversation {
             score_prompt: false,
             background: false,
             draft: self.draft.clone(),
+            output: OutputParser::plain(),
+            constraint: None,
+            thinking_tokens: None,
             streamed: true,
         })
     }
@@ -154,6 +158,7 @@ impl Answer {
                     out.write_all(text.as_bytes())?;
                     out.flush()?;
                 }
+                Event::Reasoning { .. } | Event::ToolStart { .. } | Event::ToolArgs { .. } => {}
                 Event::Finish { reason, .. } => self.reason = Some(reason),
                 Event::Usage(usage) => {
                     self.usage = Some(usage);

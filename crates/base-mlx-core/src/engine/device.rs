@@ -410,6 +410,9 @@ mod tests {
             score_prompt: false,
             background: false,
             draft: Draft::Nobody,
+            output: crate::text::output::OutputParser::plain(),
+            constraint: None,
+            thinking_tokens: None,
             streamed: false,
         };
         let log = RequestLog::new("fake", request.streamed);

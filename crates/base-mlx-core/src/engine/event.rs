@@ -1,5 +1,6 @@
 use super::sequence::Cached;
 use crate::TokenId;
+use crate::grammar::Broken;
 use crate::sample::NoTokenLeft;
 
 /// What an answer consists of, in order. A non-streamed answer is the fold of the streamed one.
@@ -13,6 +14,12 @@ pub enum Event {
     /// Whole characters of visible text, never empty of both text and entries. `logprobs` are the entries of the
     /// tokens whose text ends in this piece.
     Text { choice: usize, text: String, logprobs: Vec<TokenLogprob> },
+    /// A piece of what the model thinks, without the marks around it. Whole characters.
+    Reasoning { choice: usize, text: String },
+    /// The call of that number, from 0 within its choice, begins.
+    ToolStart { choice: usize, call: usize, name: String },
+    /// The next piece of that call's arguments; all of them together are one JSON object.
+    ToolArgs { choice: usize, call: usize, text: String },
     /// The last event of a choice.
     Finish { choice: usize, reason: FinishReason },
     /// The last event of a request that did not fail.
@@ -46,6 +53,8 @@ pub enum FinishReason {
     Stop,
     /// `max_tokens`, or the context is full.
     Length,
+    /// It has ended by itself, and has calls in it.
+    ToolCalls,
 }
 
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -56,6 +65,8 @@ pub struct Usage {
     pub cached_tokens: usize,
     /// Sum over all choices, end tokens included.
     pub completion_tokens: usize,
+    /// Those of them that are thoughts.
+    pub reasoning_tokens: usize,
 }
 
 /// Why a request that was accepted could not be answered.
@@ -78,6 +89,8 @@ pub enum GenerateError {
     Failed(String),
     #[error(transparent)]
     NoTokenLeft(#[from] NoTokenLeft),
+    #[error(transparent)]
+    GrammarBroken(#[from] Broken),
     #[error("the engine is shutting down")]
     ShuttingDown,
 }

@@ -45,7 +45,7 @@ pub use start::{DeviceKind, DeviceOptions};
 use std::any::Any;
 use std::fmt;
 use std::path::Path;
-use std::sync::Arc;
+use std::sync::{Arc, LazyLock};
 use std::time::Duration;
 
 use tokio::sync::mpsc::unbounded_channel;
@@ -53,7 +53,9 @@ use tokio::sync::mpsc::unbounded_channel;
 use self::device::Port;
 use self::log::RequestLog;
 use self::runner::Submission;
+use crate::grammar::{Constraint, GrammarError, Grammars};
 use crate::text::Text;
+use crate::text::output::GrammarSource;
 use crate::weights::LoadError;
 
 /// How a model is run.
@@ -133,7 +135,14 @@ pub struct Engine {
     draft_model: Arc<dyn Any + Send + Sync>,
     text: Arc<Text>,
     info: Arc<ModelInfo>,
+    grammars: Arc<LazyGrammars>,
 }
+
+/// Made in the background while the model's first requests may already run.
+type LazyGrammars = LazyLock<
+    Result<Grammars, GrammarError>,
+    Box<dyn FnOnce() -> Result<Grammars, GrammarError> + Send>,
+>;
 
 impl fmt::Debug for Engine {
     fn fmt(&self, f: &mut fmt::Formatter) -> fmt::Result {
@@ -195,6 +204,12 @@ impl Engine {
             None => Ok(Arc::clone(&draft.draft_model)),
             Some(token) => unfit(format!("token {token} is not the same in both vocabularies")),
         }
+    }
+
+    /// A grammar for this model's answers. Blocks for as long as compiling takes, and right after the model was loaded until
+    /// its vocabulary is ready for grammars, a second at most.
+    pub fn compile(&self, source: &GrammarSource) -> Result<Constraint, GrammarError> {
+        LazyLock::force(&self.grammars).as_ref().map_err(GrammarError::clone)?.compile(source)
     }
 
     pub fn text(&self) -> &Text {

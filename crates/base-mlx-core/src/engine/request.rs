@@ -1,6 +1,8 @@
 use super::Draft;
 use crate::TokenId;
+use crate::grammar::Constraint;
 use crate::sample::SamplingParams;
+use crate::text::output::OutputParser;
 
 /// A validated request: every limit was checked where it was parsed.
 #[derive(Clone, Debug)]
@@ -23,6 +25,12 @@ pub struct GenerateRequest {
     pub background: bool,
     /// Who guesses at its tokens, so that they come faster; they are the same all the same.
     pub draft: Draft,
+    /// Reads the answer's text, of each choice by itself.
+    pub output: OutputParser,
+    /// What the answer is held to; each choice begins where this one is.
+    pub constraint: Option<Constraint>,
+    /// Most tokens of thoughts; then they are closed.
+    pub thinking_tokens: Option<usize>,
     /// Was the answer asked for as a stream? Only the log line wants to know.
     pub streamed: bool,
 }

@@ -3,7 +3,7 @@
 use std::any::Any;
 use std::panic::resume_unwind;
 use std::path::{Path, PathBuf};
-use std::sync::Arc;
+use std::sync::{Arc, LazyLock};
 
 use super::compute::LOGITS_ROWS;
 use super::device::{Device, Runner};
@@ -12,8 +12,9 @@ use super::memory::Wish;
 use super::runner::{ModelRunner, NewRunner};
 use super::scheduler::Limits;
 use super::stored::Stored;
-use super::{Engine, EngineOptions, ModelInfo, SamplingDefaults};
+use super::{Engine, EngineOptions, LazyGrammars, ModelInfo, SamplingDefaults};
 use crate::backend::{Backend, CpuBackend, DeviceError, MlxBackend, MlxDevice, MlxOptions};
+use crate::grammar::Grammars;
 use crate::models;
 use crate::text::Text;
 use crate::weights::{Checkpoint, Config, LoadError};
@@ -139,7 +140,24 @@ pub(super) fn engine(
         AnyBackend::Cpu(backend) => load(path, name, backend, device, options)?,
         AnyBackend::Mlx(backend) => load(path, name, backend, device, options)?,
     };
-    Ok(Engine { port: device.thread().add(runner), draft_model, text, info: Arc::new(info) })
+    let grammars = Arc::new(grammars(Arc::clone(&text), info.vocab_size));
+    {
+        let grammars = Arc::clone(&grammars);
+        // Without the thread the first request that wants a grammar waits a little longer.
+        let _ = std::thread::Builder::new().name("grammars".to_owned()).spawn(move || {
+            LazyLock::force(&grammars);
+        });
+    }
+    let port = device.thread().add(runner);
+    Ok(Engine { port, draft_model, text, info: Arc::new(info), grammars })
+}
+
+fn grammars(text: Arc<Text>, vocab_size: usize) -> LazyGrammars {
+    LazyLock::new(Box::new(move || {
+        // Logits beyond the tokenizer's vocabulary are padding and never chosen.
+        let vocab_size = vocab_size.min(text.tokenizer.vocab_size());
+        Grammars::new(&text.tokenizer, vocab_size, &text.end_tokens)
+    }))
 }
 
 /// A model that is ready for its device.

@@ -92,11 +92,7 @@ fn adjust<'a>(
         }
     }
     if let Some(mask) = allowed {
-        for (token, logit) in logits.to_mut().iter_mut().enumerate() {
-            if !mask.allows(token as TokenId) {
-                *logit = f32::NEG_INFINITY;
-            }
-        }
+        mask.apply(logits.to_mut());
     }
     logits
 }

@@ -12,6 +12,43 @@ impl Mask {
         Self { words: vec![0; vocab_size.div_ceil(64)] }
     }
 
+    /// Of a bit for each token, the lowest bit of the first word first.
+    pub fn of_words(words: &[u32]) -> Self {
+        let pairs = words.chunks(2);
+        let wide = |pair: &[u32]| u64::from(pair[0]) | u64::from(*pair.get(1).unwrap_or(&0)) << 32;
+        Self { words: pairs.map(wide).collect() }
+    }
+
+    pub fn is_empty(&self) -> bool {
+        self.words.iter().all(|&word| word == 0)
+    }
+
+    /// The token that is allowed, if it is the only one.
+    pub fn only(&self) -> Option<TokenId> {
+        let mut words = self.words.iter().enumerate().filter(|(_, word)| **word != 0);
+        let (index, word) = words.next()?;
+        let single = word.is_power_of_two() && words.next().is_none();
+        single.then(|| (64 * index) as TokenId + word.trailing_zeros())
+    }
+
+    /// What is not allowed becomes −∞.
+    pub(super) fn apply(&self, logits: &mut [f32]) {
+        let mut words = self.words.iter();
+        for chunk in logits.chunks_mut(64) {
+            match words.next().copied().unwrap_or(0) {
+                u64::MAX => {}
+                0 => chunk.fill(f32::NEG_INFINITY),
+                word => {
+                    for (bit, logit) in chunk.iter_mut().enumerate() {
+                        if word >> bit & 1 == 0 {
+                            *logit = f32::NEG_INFINITY;
+                        }
+                    }
+                }
+            }
+        }
+    }
+
     pub fn allow(&mut self, token: TokenId) {
         self.words[token as usize / 64] |= 1 << (token % 64);
     }

@@ -9,17 +9,19 @@ use crate::TokenId;
 #[derive(Clone, Debug)]
 pub struct Decoder {
     pieces: Arc<Pieces>,
+    /// Special tokens that are text.
+    shown: Arc<[TokenId]>,
     utf8: Utf8,
 }
 
 impl Decoder {
-    pub(super) fn new(pieces: Arc<Pieces>) -> Self {
-        Self { pieces, utf8: Utf8::default() }
+    pub(super) fn new(pieces: Arc<Pieces>, shown: Arc<[TokenId]>) -> Self {
+        Self { pieces, shown, utf8: Utf8::default() }
     }
 
     /// The characters that `token` completes; empty for a special token and while bytes are held.
     pub fn push(&mut self, token: TokenId) -> String {
-        if self.pieces.is_special(token) {
+        if self.pieces.is_special(token) && !self.shown.contains(&token) {
             return String::new();
         }
         self.utf8.push(self.pieces.bytes(token))

@@ -32,7 +32,7 @@ pub(super) fn load(folder: &Path, config: &Config) -> Result<Text, LoadError> {
     end.add_ids(settings.generation.get("eos_token_id"));
     end.add_turn_ends(template.as_ref());
     let end_tokens = end.finish();
-    Ok(Text { tokenizer, template, template_error, end_tokens })
+    Ok(Text::new(tokenizer, template, template_error, end_tokens))
 }
 
 fn tokenizer(folder: &Path) -> Result<Tokenizer, LoadError> {

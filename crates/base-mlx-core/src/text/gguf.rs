@@ -54,7 +54,7 @@ pub(super) fn load(path: &Path, metadata: &Metadata) -> Result<Text, LoadError> 
     end.add(["eos", "eot", "eom"].iter().filter_map(|name| vocabulary.id(metadata, name)));
     end.add_turn_ends(template.as_ref());
     let end_tokens = end.finish();
-    Ok(Text { tokenizer, template, template_error, end_tokens })
+    Ok(Text::new(tokenizer, template, template_error, end_tokens))
 }
 
 /// What `tokenizer.ggml.*` says.

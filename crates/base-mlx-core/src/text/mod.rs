@@ -7,6 +7,7 @@ mod end;
 mod folder;
 mod gguf;
 mod json;
+pub mod output;
 mod pretokenize;
 mod template;
 mod tokenizer;
@@ -17,6 +18,8 @@ pub use template::{ChatInput, ChatTemplate, Clock, SpecialTokens, TemplateError}
 pub use tokenizer::{AddSpecial, Tokenizer};
 
 use std::path::Path;
+
+use self::output::{OutputFormat, UnknownFormat};
 
 use crate::TokenId;
 use crate::weights::gguf::Metadata;
@@ -32,6 +35,8 @@ pub struct Text {
     pub template_error: Option<TemplateError>,
     /// The tokens that end an answer, in ascending order.
     pub end_tokens: Vec<TokenId>,
+    /// How the model writes calls and thoughts.
+    pub output: OutputFormat,
 }
 
 impl Text {
@@ -41,6 +46,30 @@ impl Text {
             Some(metadata) => Self::from_gguf(checkpoint.path(), metadata),
             None => Self::from_folder(checkpoint.path(), checkpoint.config()),
         }
+    }
+
+    fn new(
+        tokenizer: Tokenizer,
+        template: Option<ChatTemplate>,
+        template_error: Option<TemplateError>,
+        end_tokens: Vec<TokenId>,
+    ) -> Self {
+        let sources = template.as_ref().map(ChatTemplate::sources).unwrap_or_default();
+        let output = OutputFormat::of_template(&sources);
+        let text = Self { tokenizer, template, template_error, end_tokens, output: output.clone() };
+        text.with_output(output)
+    }
+
+    /// With calls written as the format of this name has them, whatever the template says.
+    pub fn with_tool_format(self, name: &str) -> Result<Self, UnknownFormat> {
+        let output = self.output.clone().with_tools(name)?;
+        Ok(self.with_output(output))
+    }
+
+    fn with_output(mut self, output: OutputFormat) -> Self {
+        self.tokenizer = self.tokenizer.showing(output.markers());
+        self.output = output;
+        self
     }
 
     /// From the files beside a folder's weights.

@@ -2,6 +2,8 @@ use std::fmt;
 use std::sync::Arc;
 
 use tokenizers::decoders::DecoderWrapper;
+use tokenizers::normalizers::{NormalizerWrapper, Sequence};
+use tokenizers::pre_tokenizers::PreTokenizerWrapper;
 use tokenizers::pre_tokenizers::metaspace::PrependScheme;
 
 use super::{Decoder, Opening};
@@ -15,6 +17,8 @@ pub struct Tokenizer {
     /// Added around a text beyond what `inner` adds.
     before: Vec<TokenId>,
     after: Vec<TokenId>,
+    /// Special tokens that show in an answer's text all the same, as who reads it looks for them.
+    shown: Arc<[TokenId]>,
 }
 
 /// Are the tokens wanted that the model expects around every text (mostly one at its beginning)? A chat template
@@ -50,13 +54,51 @@ impl Tokenizer {
     /// For the text that follows `tokens`: it begins a text only if they show nothing.
     pub fn opening_after(&self, tokens: &[TokenId]) -> Opening {
         let shows =
-            |&token: &TokenId| !self.is_special(token) && !self.token_bytes(token).is_empty();
+            |&token: &TokenId| !self.is_hidden(token) && !self.token_bytes(token).is_empty();
         Opening::new(self.pieces.strips_first_space() && !tokens.iter().any(shows))
     }
 
     /// For one answer's tokens, as they come.
     pub fn decoder(&self) -> Decoder {
-        Decoder::new(Arc::clone(&self.pieces))
+        Decoder::new(Arc::clone(&self.pieces), Arc::clone(&self.shown))
+    }
+
+    /// The tokens of a piece of text that others are before. Names of special tokens in it are text, but for those that
+    /// show.
+    pub fn encode_inside(&self, text: &str) -> Vec<TokenId> {
+        let tokens = self.encode_inner(text, false);
+        let hidden = |&token: &TokenId| self.is_hidden(token);
+        let Some(name) = tokens.iter().find(|token| hidden(token)) else { return tokens };
+        // Nothing is a name without its first character.
+        let name = String::from_utf8_lossy(self.token_bytes(*name)).into_owned();
+        let first = name.chars().next().map_or(0, char::len_utf8);
+        match text.find(&name) {
+            Some(at) if first < name.len() => {
+                let (before, behind) = text.split_at(at + first);
+                let mut tokens = self.encode_inside(before);
+                tokens.extend(self.encode_inside(behind));
+                tokens
+            }
+            _ => tokens,
+        }
+    }
+
+    /// The same for texts that go on where others end: no space is put before them.
+    pub fn continuing(&self) -> Self {
+        if !self.pieces.strips_first_space() {
+            return self.clone();
+        }
+        let mut inner = tokenizers::Tokenizer::clone(&self.inner);
+        let normalizer = inner.get_normalizer().cloned().and_then(without_prepend);
+        // Nothing is added to the vocabulary, which is all that could be refused.
+        let _ = inner.with_normalizer(normalizer);
+        if let Some(PreTokenizerWrapper::Metaspace(metaspace)) = inner.get_pre_tokenizer().cloned()
+        {
+            let mut metaspace = metaspace;
+            metaspace.set_prepend_scheme(PrependScheme::Never);
+            inner.with_pre_tokenizer(Some(metaspace));
+        }
+        Self { inner: Arc::new(inner), ..self.clone() }
     }
 
     /// The token's own bytes, which need not be whole characters; of a special token, its name. Empty for an id
@@ -70,9 +112,14 @@ impl Tokenizer {
         self.pieces.len()
     }
 
-    /// Is it a marker that never shows in an answer's text?
+    /// Is it a marker, and not a piece of text?
     pub fn is_special(&self, token: TokenId) -> bool {
         self.pieces.is_special(token)
+    }
+
+    /// Is it a special token that does not show?
+    pub fn is_hidden(&self, token: TokenId) -> bool {
+        self.is_special(token) && !self.shown.contains(&token)
     }
 
     /// The token that is written exactly so, a special one or not.
@@ -95,7 +142,15 @@ impl Tokenizer {
 
     pub(super) fn new(inner: tokenizers::Tokenizer, pieces: Pieces) -> Self {
         let (before, after) = (Vec::new(), Vec::new());
-        Self { inner: Arc::new(inner), pieces: Arc::new(pieces), before, after }
+        let shown = Arc::default();
+        Self { inner: Arc::new(inner), pieces: Arc::new(pieces), before, after, shown }
+    }
+
+    /// The tokens of these names show in an answer's text, special ones too.
+    pub(super) fn showing<'a>(self, names: impl IntoIterator<Item = &'a str>) -> Self {
+        let tokens = names.into_iter().filter_map(|name| self.token(name));
+        let shown = tokens.filter(|&token| self.is_special(token)).collect();
+        Self { shown, ..self }
     }
 
     pub(super) fn surrounded(self, before: Vec<TokenId>, after: Vec<TokenId>) -> Self {
@@ -132,6 +187,18 @@ impl Tokenizer {
 impl fmt::Debug for Tokenizer {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("Tokenizer").field("vocab_size", &self.vocab_size()).finish()
+    }
+}
+
+/// Leaves out what puts a space before every text.
+fn without_prepend(normalizer: NormalizerWrapper) -> Option<NormalizerWrapper> {
+    match normalizer {
+        NormalizerWrapper::Prepend(_) => None,
+        NormalizerWrapper::Sequence(steps) => {
+            let steps = steps.as_ref().iter().cloned().filter_map(without_prepend);
+            Some(NormalizerWrapper::Sequence(Sequence::new(steps.collect())))
+        }
+        other => Some(other),
     }
 }
 

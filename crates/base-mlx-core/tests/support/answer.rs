@@ -20,6 +20,9 @@ pub(crate) struct Answer {
     pub(crate) logprobs: Vec<Vec<(u32, u32, usize)>>,
     pub(crate) prompt_logprobs: Vec<u32>,
     pub(crate) reasons: Vec<Option<FinishReason>>,
+    /// Of each choice: what it thought, and its calls, name and arguments.
+    pub(crate) thoughts: Vec<String>,
+    pub(crate) calls: Vec<Vec<(String, String)>>,
     pub(crate) usage: Usage,
     pub(crate) cached: Cached,
 }
@@ -30,7 +33,11 @@ impl PartialEq for Answer {
         let usage = |answer: &Self| Usage { cached_tokens: 0, ..answer.usage };
         let parts = |answer: &Self| (answer.texts.clone(), answer.logprobs.clone());
         let ends = |answer: &Self| (answer.prompt_logprobs.clone(), answer.reasons.clone());
-        usage(self) == usage(other) && parts(self) == parts(other) && ends(self) == ends(other)
+        let others = |answer: &Self| (answer.thoughts.clone(), answer.calls.clone());
+        usage(self) == usage(other)
+            && others(self) == others(other)
+            && parts(self) == parts(other)
+            && ends(self) == ends(other)
     }
 }
 
@@ -57,6 +64,20 @@ pub(crate) fn fold_begun(cached: Cached, mut generation: Generation) -> Answer {
             Event::Prompt { logprobs, .. } => {
                 answer.prompt_logprobs = logprobs.iter().map(|e| e.logprob.to_bits()).collect();
             }
+            Event::Reasoning { choice, text } => {
+                answer.grow(choice);
+                answer.thoughts[choice].push_str(&text);
+            }
+            Event::ToolStart { choice, call, name } => {
+                answer.grow(choice);
+                assert_eq!(answer.calls[choice].len(), call);
+                answer.calls[choice].push((name, String::new()));
+            }
+            Event::ToolArgs { choice, call, text } => {
+                let calls = &mut answer.calls[choice];
+                assert_eq!(calls.len(), call + 1);
+                calls[call].1.push_str(&text);
+            }
             Event::Finish { choice, reason } => {
                 answer.grow(choice);
                 assert_eq!(answer.reasons[choice].replace(reason), None, "a choice ends once");
@@ -79,6 +100,8 @@ impl Answer {
         self.texts.resize_with(choices, String::new);
         self.logprobs.resize_with(choices, Vec::new);
         self.reasons.resize(choices, None);
+        self.thoughts.resize_with(choices, String::new);
+        self.calls.resize_with(choices, Vec::new);
     }
 }
 

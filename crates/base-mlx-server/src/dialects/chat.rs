@@ -89,6 +89,9 @@ impl Dialect for Chat {
             Event::Usage(usage) => {
                 return self.include_usage.then(|| self.write(None, Some(usage)));
             }
+            Event::Reasoning { .. } | Event::ToolStart { .. } | Event::ToolArgs { .. } => {
+                return None;
+            }
             Event::Begun(_) | Event::Prompt { .. } | Event::Error(_) => return None,
         };
         Some(self.write(Some(choice), None))
@@ -99,6 +102,7 @@ pub(super) fn reason_name(reason: FinishReason) -> &'static str {
     match reason {
         FinishReason::Stop => "stop",
         FinishReason::Length => "length",
+        FinishReason::ToolCalls => "tool_calls",
     }
 }
 
@@ -202,7 +206,8 @@ mod tests {
 
     #[test]
     fn point_12_usage_is_absent_or_null_until_the_last_chunk() {
-        let usage = Usage { prompt_tokens: 3, cached_tokens: 2, completion_tokens: 4 };
+        let usage =
+            Usage { prompt_tokens: 3, cached_tokens: 2, completion_tokens: 4, reasoning_tokens: 1 };
         assert_eq!(chat(false).chunk(Event::Usage(usage)), None);
         assert!(value(chat(false).opening().remove(0)).get("usage").is_none());
 
@@ -215,7 +220,7 @@ mod tests {
             json!({
                 "prompt_tokens": 3, "completion_tokens": 4, "total_tokens": 7,
                 "prompt_tokens_details": { "cached_tokens": 2 },
-                "completion_tokens_details": { "reasoning_tokens": 0 },
+                "completion_tokens_details": { "reasoning_tokens": 1 },
             })
         );
     }

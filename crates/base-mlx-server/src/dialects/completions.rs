@@ -75,6 +75,10 @@ impl Dialect for Completions {
             Event::Usage(usage) => {
                 return self.include_usage.then(|| self.write(Vec::new(), Some(Some(usage))));
             }
+            // A plain text is neither thought nor call.
+            Event::Reasoning { .. } | Event::ToolStart { .. } | Event::ToolArgs { .. } => {
+                return None;
+            }
             Event::Begun(_) | Event::Prompt { .. } | Event::Error(_) => return None,
         };
         Some(self.write(vec![choice], self.include_usage.then_some(None)))

@@ -8,6 +8,7 @@ use base_mlx_core::TokenId;
 use base_mlx_core::engine::{Draft, GenerateRequest, SamplingDefaults};
 use base_mlx_core::sample::SamplingParams;
 use base_mlx_core::sample::range::{self, Range};
+use base_mlx_core::text::output::OutputParser;
 use serde_json::Value;
 
 use crate::error::ApiError;
@@ -133,6 +134,9 @@ impl Parameters {
             score_prompt: false,
             background: false,
             draft: Draft::Nobody,
+            output: OutputParser::plain(),
+            constraint: None,
+            thinking_tokens: None,
             streamed: self.stream,
         })
     }

@@ -7,6 +7,7 @@ use base_mlx_core::engine::{
 };
 use base_mlx_core::sample::SamplingParams;
 use base_mlx_core::text::AddSpecial;
+use base_mlx_core::text::output::OutputParser;
 use futures_util::StreamExt;
 use futures_util::future::try_join_all;
 
@@ -92,7 +93,7 @@ async fn listen(mut generation: Generation) -> Result<Heard, GenerateError> {
             Event::Text { .. } => tokens.push(Instant::now()),
             Event::Usage(found) => usage = Some(found),
             Event::Error(error) => return Err(error),
-            Event::Begun(_) | Event::Prompt { .. } | Event::Finish { .. } => {}
+            _ => {}
         }
     }
     Ok(Heard { tokens, usage, end: Instant::now() })
@@ -115,6 +116,9 @@ pub(super) fn request(
         score_prompt: false,
         background: false,
         draft: Draft::Nobody,
+        output: OutputParser::plain(),
+        constraint: None,
+        thinking_tokens: None,
         streamed: true,
     })
 }

@@ -118,6 +118,11 @@ impl ChatTemplate {
         source.cloned().unwrap_or_default()
     }
 
+    /// All templates, one after another.
+    pub(super) fn sources(&self) -> String {
+        self.inner.sources.values().map(String::as_str).collect::<Vec<_>>().join("\n")
+    }
+
     /// None if there are no sources.
     pub(super) fn load(
         sources: BTreeMap<String, String>,

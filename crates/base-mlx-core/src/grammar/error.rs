@@ -1,0 +1,20 @@
+/// Why a grammar cannot be compiled.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum GrammarError {
+    /// A keyword of a schema that cannot be guaranteed, or a value of one.
+    #[error("{origin} cannot be guaranteed: {pointer}: {message}")]
+    Unsupported {
+        origin: String,
+        /// A JSON pointer from the schema's root: `/properties/age/not`.
+        pointer: String,
+        message: String,
+    },
+    #[error("{origin} is not a grammar: {message}")]
+    Invalid { origin: String, message: String },
+    /// It takes more time or memory than a grammar may.
+    #[error("{origin} is too complex: {message}")]
+    TooComplex { origin: String, message: String },
+    /// The model's tokens are of no use for grammars.
+    #[error("answers of this model cannot be held to a grammar: {0}")]
+    Vocabulary(String),
+}
