@@ -228,7 +228,7 @@ fn request(number: usize) -> GenerateRequest {
         draft: Draft::Nobody,
         output: OutputParser::plain(),
         constraint: None,
-        thinking_tokens: None,
+        thinking: None,
         streamed: dice.below(2) == 0,
     }
 }

@@ -39,7 +39,7 @@ fn request(prompt: &str) -> GenerateRequest {
         draft: Draft::Nobody,
         output: OutputParser::plain(),
         constraint: None,
-        thinking_tokens: None,
+        thinking: None,
         streamed: true,
     }
 }
