@@ -20,7 +20,7 @@ impl<B: Backend> ModelRunner<B> {
             let Some(choice) = self.choices.get_mut(&sequence.id) else { continue };
             let mut forced = choice.forced();
             if !forced.is_empty() {
-                forced.truncate(MOST);
+                forced.truncate(self.draft_tokens.unwrap_or(MOST));
                 if let Some(drafting) = &mut choice.drafting {
                     drafting.is_forced();
                 }
