@@ -37,7 +37,8 @@ pub(super) fn measure(
             row("held to a schema", format!("{} ({cost:+.1} %)", ms(&held))),
             row("with tokens drafted that must come", ms(&drafted)),
         ],
-    )
+    )?;
+    Ok(())
 }
 
 /// Milliseconds of each token after the first.
