@@ -3,9 +3,23 @@
 //! A format is described once; its description makes both the grammar that an answer cannot leave and the parser that reads
 //! it. Nothing here knows tokens: text comes in pieces, cut anywhere.
 
+mod calls;
+#[cfg(test)]
+mod cuts;
+mod fields;
 mod format;
 mod grammar;
+mod harmony;
+mod hermes;
+mod lark;
+mod literal;
+mod mark;
 mod parser;
+mod plain;
+mod qwen3_coder;
+mod sink;
+mod syntax;
+mod value;
 
 pub use format::{OutputFormat, Shape, UnknownFormat, Wanted};
 pub use grammar::{GrammarSource, Part, Rule, Spacing};
