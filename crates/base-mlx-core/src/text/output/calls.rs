@@ -171,20 +171,24 @@ impl CallReader {
             State::Free => sink.free(c, at),
             State::Head(matcher) | State::Next(matcher) => {
                 let found = matcher.push(c);
+                if let Match::Behind(meaning, _) = found {
+                    self.head(meaning);
+                    return self.step(c, at);
+                }
                 self.hold(c, at);
                 match found {
-                    Match::Open => {}
                     Match::Done(meaning, _) => self.head(meaning),
                     Match::Failed => self.fall_back(),
+                    _ => {}
                 }
             }
             State::Whole(matcher) => {
                 let found = matcher.push(c);
                 self.hold(c, at);
                 match found {
-                    Match::Open => {}
                     Match::Done(..) => self.state = State::Json(ValueReader::new(Words::Json)),
                     Match::Failed => self.fall_back(),
+                    _ => {}
                 }
             }
             State::Json(reader) => {
@@ -201,18 +205,18 @@ impl CallReader {
                 self.json(c);
             }
             State::WholeEnd(matcher) => match matcher.push(c) {
-                Match::Open => {}
                 Match::Done(..) => self.end_arguments(),
                 Match::Failed => self.broken(c, at),
+                _ => {}
             },
             State::Field(matcher) => match matcher.push(c) {
-                Match::Open => {}
                 Match::Done(Meaning::Field(index), tail) => self.field(index, tail),
                 Match::Done(..) => {
                     self.sink.args(if self.fields == 0 { "{}" } else { "}" });
                     self.end_arguments();
                 }
                 Match::Failed => self.broken(c, at),
+                _ => {}
             },
             State::Tail(tail) => match tail.strip_prefix(c) {
                 Some("") => self.state = self.raw(),
@@ -246,25 +250,25 @@ impl CallReader {
                 }
             }
             State::ValueEnd(matcher) => match matcher.push(c) {
-                Match::Open => {}
                 Match::Done(..) => self.state = self.next_field(),
                 Match::Failed => self.broken(c, at),
+                _ => {}
             },
             State::End(matcher) => match matcher.push(c) {
-                Match::Open => {}
                 Match::Done(Meaning::IdAtEnd, _) => self.id(Then::CallEnd),
                 Match::Done(..) => self.end_call(),
                 Match::Failed => {
                     self.end_call();
                     self.broken(c, at);
                 }
+                _ => {}
             },
-            State::Id(..) if c.is_ascii_alphanumeric() => {}
+            State::Id(matcher, _) if !matcher.has_begun() && c.is_ascii_alphanumeric() => {}
             State::Id(matcher, then) => match (matcher.push(c), *then) {
-                (Match::Open, _) => {}
                 (Match::Done(..), Then::Arguments) => self.arguments(),
                 (Match::Done(..), Then::CallEnd) => self.end_call(),
                 (Match::Failed, _) => self.broken(c, at),
+                _ => {}
             },
         }
     }

@@ -1,7 +1,13 @@
 use super::calls::{AfterStart, CallReader};
+use super::deepseek::{DEEPSEEK_V3, DEEPSEEK_V3_1};
+use super::gemma::{GEMMA, GEMMA_FENCED, GEMMA4};
+use super::glm::{GLM, GLM_CLOSE};
 use super::harmony::{self, HarmonyReader};
 use super::hermes::HERMES;
 use super::literal::{Literals, Unmarked};
+use super::llama3::{LFM2, LLAMA3_JSON, LLAMA3_PYTHONIC};
+use super::mistral::{MISTRAL, MISTRAL_ARGS};
+use super::phi4::{GRANITE3, PHI4};
 use super::plain::PLAIN;
 use super::qwen3_coder::QWEN3_CODER;
 use super::syntax::{Syntax, Thoughts};
@@ -164,28 +170,70 @@ fn parser(
     OutputParser::calls(CallReader::new(literals, thoughts, wanted.opened, text))
 }
 
-/// What a template must have, and must not have.
-struct Evidence {
-    all: &'static [&'static str],
-    none: &'static [&'static str],
-}
+/// What a template must have, each of them; what of some it must have one; and what it must not have.
+struct Evidence(&'static [&'static str], &'static [&'static str], &'static [&'static str]);
 
 impl Evidence {
     fn is_in(&self, source: &str) -> bool {
+        let Self(all, any, none) = self;
         let has = |text: &&str| source.contains(*text);
-        self.all.iter().all(has) && !self.none.iter().any(|text| has(&text))
+        all.iter().all(has) && (any.is_empty() || any.iter().any(has)) && !none.iter().any(has)
     }
 }
 
-const fn all(all: &'static [&'static str]) -> Evidence {
-    Evidence { all, none: &[] }
+const fn syntax(syntax: &'static Syntax) -> ToolFormat {
+    ToolFormat::Syntax(syntax)
 }
 
-/// The first one that is found counts.
-const TOOLS: [(ToolFormat, Evidence); 3] = [
-    (ToolFormat::Syntax(&QWEN3_CODER), all(&["<tool_call>", "<function=", "<parameter="])),
-    (ToolFormat::Syntax(&HERMES), all(&["<tool_call>", "\"arguments\""])),
-    (ToolFormat::Syntax(&PLAIN), all(&["\0"])),
+/// The first one that is found counts; the last one never is.
+const TOOLS: [(ToolFormat, Evidence); 18] = [
+    (ToolFormat::Harmony, Evidence(&["<|channel|>", "<|message|>"], &[], &[])),
+    (syntax(&DEEPSEEK_V3), Evidence(&["<｜tool▁calls▁begin｜>", "```json"], &[], &[])),
+    (syntax(&DEEPSEEK_V3_1), Evidence(&["<｜tool▁calls▁begin｜>"], &[], &[])),
+    (syntax(&MISTRAL_ARGS), Evidence(&["[TOOL_CALLS]", "[ARGS]"], &[], &[])),
+    (syntax(&MISTRAL), Evidence(&["[TOOL_CALLS]"], &[], &[])),
+    (syntax(&GEMMA4), Evidence(&["<|tool_call>", "<tool_call|>"], &[], &[])),
+    (syntax(&GEMMA), Evidence(&["<start_function_call>"], &[], &[])),
+    (syntax(&GEMMA_FENCED), Evidence(&["```tool_code"], &[], &[])),
+    (syntax(&PHI4), Evidence(&["<|/tool_call|>"], &[], &[])),
+    (syntax(&GRANITE3), Evidence(&["<|tool_call|>"], &[], &[])),
+    (syntax(&LFM2), Evidence(&["<|tool_call_start|>"], &[], &[])),
+    (
+        syntax(&GLM),
+        Evidence(
+            &["<tool_call>", "<arg_key>"],
+            &[
+                "</arg_key>\n<arg_value>",
+                "</arg_key>\\n",
+                "</arg_key>{{ '\\n<arg_value>'",
+                "\\n<arg_value>",
+            ],
+            &[],
+        ),
+    ),
+    (syntax(&GLM_CLOSE), Evidence(&["<tool_call>", "<arg_key>"], &[], &[])),
+    (syntax(&QWEN3_CODER), Evidence(&["<tool_call>", "<function=", "<parameter="], &[], &[])),
+    (
+        syntax(&HERMES),
+        Evidence(
+            &["<tool_call>"],
+            &["\"name\": ", "\\\"name\\\": ", "'name': "],
+            &["<tool_calls>"],
+        ),
+    ),
+    (
+        syntax(&LLAMA3_JSON),
+        Evidence(
+            &["{\"name\": \"' + tool_call.name", "\"parameters\": "],
+            &["<|start_header_id|>"],
+            &[],
+        ),
+    ),
+    (
+        syntax(&LLAMA3_PYTHONIC),
+        Evidence(&[], &["<|python_start|>", "[func_name1(params_name1"], &[]),
+    ),
+    (syntax(&PLAIN), Evidence(&[], &[], &[""])),
 ];
 
 /// The first one that is found counts.

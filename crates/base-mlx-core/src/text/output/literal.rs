@@ -185,25 +185,33 @@ pub(super) struct Matcher {
     alive: Vec<usize>,
     /// How much of them has come.
     read: usize,
+    /// One that has come whole, though more letters would make it another.
+    whole: Option<usize>,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Match {
     Open,
     Done(Meaning, &'static str),
+    /// It was done before this character.
+    Behind(Meaning, &'static str),
     /// None of them.
     Failed,
 }
 
 impl Matcher {
     pub fn new(list: &Arc<[Literal]>) -> Self {
-        Self { list: Arc::clone(list), alive: (0..list.len()).collect(), read: 0 }
+        Self { list: Arc::clone(list), alive: (0..list.len()).collect(), read: 0, whole: None }
     }
 
     /// What an empty text means.
     pub fn at_once(&self) -> Option<(Meaning, &'static str)> {
         let empty = |literal: &&Literal| literal.text.is_empty();
         self.list.iter().find(empty).map(|literal| (literal.meaning, literal.tail))
+    }
+
+    pub fn has_begun(&self) -> bool {
+        self.read > 0
     }
 
     pub fn push(&mut self, c: char) -> Match {
@@ -213,11 +221,26 @@ impl Matcher {
         let (list, read) = (&self.list, self.read);
         self.alive.retain(|&index| list[index].text[read..].starts_with(c));
         self.read += c.len_utf8();
+        let whole = self.whole.take().map(|index| &list[index]);
+        if self.alive.is_empty() {
+            return match whole {
+                Some(literal) if !is_letter(c) => Match::Behind(literal.meaning, literal.tail),
+                _ => Match::Failed,
+            };
+        }
         let done = |index: &&usize| list[**index].text.len() == self.read;
         match self.alive.iter().find(done) {
+            Some(&index) if is_letter(c) => {
+                self.whole = Some(index);
+                Match::Open
+            }
             Some(&index) => Match::Done(list[index].meaning, list[index].tail),
-            None if self.alive.is_empty() => Match::Failed,
             None => Match::Open,
         }
     }
+}
+
+/// Whether a name may go on with it.
+fn is_letter(c: char) -> bool {
+    c.is_alphanumeric() || "_-.".contains(c)
 }

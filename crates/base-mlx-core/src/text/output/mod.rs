@@ -6,15 +6,21 @@
 mod calls;
 #[cfg(test)]
 mod cuts;
+mod deepseek;
 mod fields;
 mod format;
+mod gemma;
+mod glm;
 mod grammar;
 mod harmony;
 mod hermes;
 mod lark;
 mod literal;
+mod llama3;
 mod mark;
+mod mistral;
 mod parser;
+mod phi4;
 mod plain;
 mod qwen3_coder;
 mod sink;
