@@ -82,8 +82,7 @@ pub(crate) fn run(arguments: Arguments, file: &ConfigFile, store: &Store) -> Res
         ..arguments.compute.engine(file)
     };
     if arguments.grammar {
-        let start =
-            |options| Ok(Engine::start(&model.path, &model.name, &device, options)?);
+        let start = |options| Ok(Engine::start(&model.path, &model.name, &device, options)?);
         return grammar::measure(start, &device, options, &arguments, &mut io::stdout());
     }
     let load = Instant::now();
