@@ -150,7 +150,9 @@ impl HarmonyReader {
             (State::Header(header) | State::Beginning(_, header), CHANNEL) => {
                 State::Header(header + " channel=")
             }
-            (State::Header(header), "<|constrain|>") => State::Header(header + " "),
+            (State::Header(header) | State::Beginning(_, header), "<|constrain|>") => {
+                State::Header(header + " ")
+            }
             (
                 State::Text | State::Over | State::Header(_) | State::Beginning(..),
                 END | START | CHANNEL,
@@ -158,6 +160,7 @@ impl HarmonyReader {
                 self.sink.mark();
                 State::Header(if mark == CHANNEL { " channel=".to_owned() } else { String::new() })
             }
+            (State::Beginning(_, header), _) => State::Header(header),
             (state, _) => state,
         };
     }
