@@ -9,10 +9,12 @@ use std::collections::HashMap;
 use std::sync::LazyLock;
 
 use base_mlx_core::backend::KV_CHUNK;
-use base_mlx_core::engine::{Draft, Engine, EngineOptions, GenerateRequest, KvDisk};
+use base_mlx_core::engine::{Draft, Engine, EngineOptions, GenerateRequest, KvDisk, Thinking};
+use base_mlx_core::grammar::Constraint;
 use base_mlx_core::sample::SamplingParams;
 use base_mlx_core::text::AddSpecial;
-use base_mlx_core::text::output::OutputParser;
+use base_mlx_core::text::output::{Calls, OutputFormat, OutputParser, Rule, Spacing, Tool, Wanted};
+use serde_json::{Value, json};
 use support::answer::{Answer, DEVICE, fold, run};
 use support::dice::Dice;
 use support::test_models::test_model;
@@ -97,6 +99,8 @@ fn everything_composes() {
         for (number, generation) in running {
             let answer = fold(generation);
             seen.cases += 1;
+            seen.calls += usize::from(answer.calls.iter().any(|calls| !calls.is_empty()));
+            seen.thoughts += usize::from(answer.thoughts.iter().any(|text| !text.is_empty()));
             seen.warm += usize::from(answer.cached.tokens > 0);
             assert_eq!(
                 answer,
@@ -131,6 +135,9 @@ struct Seen {
     several: usize,
     drafted: usize,
     background: usize,
+    held: usize,
+    calls: usize,
+    thoughts: usize,
 }
 
 impl Seen {
@@ -146,6 +153,7 @@ impl Seen {
         self.several += usize::from(request.choices > 1);
         self.drafted += usize::from(!matches!(request.draft, Draft::Nobody));
         self.background += usize::from(request.background);
+        self.held += usize::from(request.constraint.is_some());
     }
 
     fn enough(&self) -> bool {
@@ -160,6 +168,9 @@ impl Seen {
             self.several,
             self.drafted,
             self.background,
+            self.held,
+            self.calls,
+            self.thoughts,
         ];
         let disk = from_disk >= 5;
         cases >= 2000
@@ -169,6 +180,62 @@ impl Seen {
             && kinds.into_iter().all(|n| n > 100)
     }
 }
+
+/// What an answer is held to, how it is read, and how long it may think.
+#[derive(Clone)]
+struct Held {
+    output: OutputParser,
+    constraint: Option<Constraint>,
+    thinking: Option<Thinking>,
+}
+
+static HELD: LazyLock<Vec<Held>> = LazyLock::new(|| {
+    let person = json!({
+        "type": "object",
+        "properties": {
+            "name": { "type": "string", "maxLength": 8 },
+            "colours": { "type": "array", "items": { "enum": ["red", "green"] }, "maxItems": 2 },
+        },
+        "required": ["name", "colours"],
+        "additionalProperties": false,
+    });
+    let river = json!({ "type": "object", "properties": { "river": { "type": "string" } } });
+    let tool = |name: &str, parameters: &Value| Tool {
+        name: name.to_owned(),
+        parameters: parameters.clone(),
+        strict: true,
+        origin: String::new(),
+    };
+    let tools = vec![tool("find_person", &person), tool("find_river", &river)];
+    let calls = |required| Calls { tools: tools.clone(), required, parallel: true };
+    let content =
+        |rule| Wanted { content: Some(("content".to_owned(), rule)), ..Wanted::default() };
+    let schema = Rule::Json { schema: person.clone(), strict: true, spacing: Spacing::Compact };
+    let object = json!({ "type": "object" });
+    let object = Rule::Json { schema: object, strict: true, spacing: Spacing::Flexible };
+    let wanted = [
+        ("hermes", content(schema.clone()), None),
+        ("hermes", content(Rule::Regex("(Yes|No), [a-z ]{3,20}\\.".to_owned())), None),
+        ("hermes", Wanted { opened: true, ..content(schema) }, Some(5)),
+        ("hermes", Wanted { opened: true, ..Wanted::default() }, Some(3)),
+        ("hermes", Wanted { calls: calls(true), ..Wanted::default() }, None),
+        ("plain", Wanted { calls: calls(false), ..content(object) }, None),
+        ("hermes", Wanted { calls: calls(false), opened: true, ..Wanted::default() }, Some(0)),
+        ("qwen3-coder", Wanted { calls: calls(true), ..Wanted::default() }, None),
+        ("llama3-pythonic", Wanted { calls: calls(true), ..Wanted::default() }, None),
+    ];
+    let thinker = OutputFormat::of_template("<tool_call> <think> </think>");
+    let held = |(format, wanted, tokens): (&str, Wanted, Option<usize>)| {
+        let shape = thinker.clone().with_tools(format).unwrap().shape(&wanted);
+        let close = shape.closes_thoughts.unwrap_or_default();
+        Held {
+            output: shape.parser,
+            constraint: shape.grammar.map(|grammar| DRAFT.compile(&grammar).unwrap()),
+            thinking: tokens.map(|tokens| Thinking { tokens, close }),
+        }
+    };
+    wanted.into_iter().map(held).collect()
+});
 
 /// One of them: the same for the same number.
 fn request(number: usize) -> GenerateRequest {
@@ -216,19 +283,30 @@ fn request(number: usize) -> GenerateRequest {
         ..sampling
     };
     let stop = dice.one_of(&["", "", "two", " is", "e"]);
+    let is_held = dice.below(3) == 0;
+    let held = match is_held {
+        true => HELD[dice.below(HELD.len())].clone(),
+        false => Held { output: OutputParser::plain(), constraint: None, thinking: None },
+    };
+    let max_tokens = dice.one_of(&[1, 2, 6, 12, 20]);
+    let mut sampling = sampling;
+    if is_held {
+        // A grammar may leave nothing but what is banned, which is an error.
+        sampling.logit_bias.retain(|&(_, bias)| bias > -100.0);
+    }
     GenerateRequest {
         prompt: DRAFT.text().tokenizer.encode(&text, AddSpecial::No),
         choices: dice.one_of(&[1, 1, 1, 2, 3]),
         sampling,
-        max_tokens: Some(dice.one_of(&[1, 2, 6, 12, 20])),
+        max_tokens: Some(if is_held { 2 * max_tokens } else { max_tokens }),
         stop: if stop.is_empty() { Vec::new() } else { vec![stop.to_owned()] },
         ignore_end: dice.below(3) == 0,
         score_prompt: dice.below(6) == 0,
         background: false,
         draft: Draft::Nobody,
-        output: OutputParser::plain(),
-        constraint: None,
-        thinking_tokens: None,
+        output: held.output,
+        constraint: held.constraint,
+        thinking: held.thinking,
         streamed: dice.below(2) == 0,
     }
 }

@@ -14,7 +14,8 @@ use base_mlx_core::engine::{
 };
 use base_mlx_core::sample::SamplingParams;
 use base_mlx_core::text::AddSpecial;
-use base_mlx_core::text::output::OutputParser;
+use base_mlx_core::text::output::{GrammarSource, OutputParser, Part, Rule, Spacing};
+use serde_json::{Value, json};
 use support::answer::{Answer, DEVICE, fold, fold_begun, run};
 use support::test_models::test_model;
 
@@ -39,7 +40,7 @@ fn request(prompt: &str) -> GenerateRequest {
         draft: Draft::Nobody,
         output: OutputParser::plain(),
         constraint: None,
-        thinking_tokens: None,
+        thinking: None,
         streamed: true,
     }
 }
@@ -312,4 +313,77 @@ fn two_models_share_a_device_without_a_trace() {
     let second = SMOLLM2.generate(request("Name a colour.")).unwrap();
     assert_eq!((fold(first), fold(second)), alone);
     assert!(alone.0.texts[0].contains("Paris"), "{}", alone.0.texts[0]);
+}
+
+/// Held to a schema: JSON of a person.
+fn held(prompt: &str) -> GenerateRequest {
+    let schema = json!({
+        "type": "object",
+        "properties": {
+            "first_name": { "type": "string", "maxLength": 12 },
+            "age": { "type": "integer", "minimum": 0, "maximum": 120 },
+            "favourite_colours": {
+                "type": "array", "items": { "enum": ["red", "green", "blue"] }, "maxItems": 3
+            },
+        },
+        "required": ["first_name", "age", "favourite_colours"],
+        "additionalProperties": false,
+    });
+    let rule = Rule::Json { schema, strict: true, spacing: Spacing::Compact };
+    let part = Part { name: "content".into(), origin: "schema".into(), rule };
+    let source = GrammarSource { lark: "start: @content".into(), parts: vec![part] };
+    let constraint = Some(SMOLLM2.compile(&source).unwrap());
+    GenerateRequest { constraint, max_tokens: Some(100), ..request(prompt) }
+}
+
+fn is_a_person(text: &str) -> bool {
+    let person: Value = serde_json::from_str(text).unwrap();
+    let keys: Vec<&String> = person.as_object().unwrap().keys().collect();
+    let age = person["age"].as_u64().unwrap();
+    keys == ["first_name", "age", "favourite_colours"]
+        && person["first_name"].is_string()
+        && age <= 120
+        && person["favourite_colours"].as_array().unwrap().len() <= 3
+}
+
+#[test]
+fn an_answer_held_to_a_schema_is_the_same_with_all_drafts() {
+    for seed in 0..4 {
+        let mut asked = held("Tell me about yourself.");
+        asked.sampling = SamplingParams { temperature: 1.0, seed, ..SamplingParams::default() };
+        asked.sampling.logprobs = Some(2);
+        asked.choices = 2;
+        let plain = run(&SMOLLM2, asked.clone());
+        for (text, reason) in plain.texts.iter().zip(&plain.reasons) {
+            assert_eq!(*reason, Some(FinishReason::Stop), "{text}");
+            assert!(is_a_person(text), "{text}");
+        }
+        for draft in [Draft::PromptLookup, Draft::Model(SMOLLM2.clone())] {
+            assert_eq!(run(&SMOLLM2, GenerateRequest { draft, ..asked.clone() }), plain);
+        }
+        let mut company: Vec<_> =
+            mixed_requests().into_iter().map(|other| SMOLLM2.generate(other).unwrap()).collect();
+        company.truncate(5);
+        assert_eq!(run(&SMOLLM2, asked), plain);
+    }
+}
+
+#[test]
+fn an_answer_cut_in_its_grammar_says_so() {
+    let asked = GenerateRequest { max_tokens: Some(4), ..held("Tell me about yourself.") };
+    let answer = run(&SMOLLM2, asked);
+    assert_eq!(answer.reasons, [Some(FinishReason::Length)]);
+    assert!(answer.texts[0].starts_with("{\"first_name"), "{:?}", answer.texts);
+}
+
+#[test]
+fn a_grammar_that_everything_is_banned_from_is_an_error() {
+    let mut asked = held("Tell me about yourself.");
+    let tokens = SMOLLM2.text().tokenizer.vocab_size() as u32;
+    let brace = |token: &u32| SMOLLM2.text().tokenizer.token_bytes(*token).starts_with(b"{");
+    asked.sampling.logit_bias = (0..tokens).filter(brace).map(|token| (token, -100.0)).collect();
+    let mut generation = SMOLLM2.generate(asked).unwrap();
+    let events = std::iter::from_fn(|| generation.next_blocking());
+    let last = events.last().unwrap();
+    assert!(matches!(last, Event::Error(GenerateError::NoTokenLeft(_))), "{last:?}");
 }

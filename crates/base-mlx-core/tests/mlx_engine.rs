@@ -80,7 +80,7 @@ fn request(first: u32, sampling: SamplingParams) -> GenerateRequest {
         draft: Draft::Nobody,
         output: OutputParser::plain(),
         constraint: None,
-        thinking_tokens: None,
+        thinking: None,
         streamed: false,
     }
 }

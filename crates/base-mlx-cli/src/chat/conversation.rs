@@ -92,7 +92,7 @@ impl Conversation {
             draft: self.draft.clone(),
             output: OutputParser::plain(),
             constraint: None,
-            thinking_tokens: None,
+            thinking: None,
             streamed: true,
         })
     }

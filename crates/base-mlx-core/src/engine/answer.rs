@@ -4,20 +4,33 @@ use super::event::{Event, FinishReason, TokenLogprob};
 use super::stop::{Passed, StopStrings};
 use crate::TokenId;
 use crate::text::Decoder;
+use crate::text::output::{Output, OutputParser};
 
-/// Turns the tokens of one choice into events. Text leaves as soon as it is certain: incomplete characters and what may
-/// still become a stop string wait. Log probabilities leave with the text that they belong to.
+/// Turns the tokens of one choice into events. Text leaves as soon as it is certain: incomplete characters, what may still
+/// become a mark of the model's format, and what may still become a stop string wait. Log probabilities leave with the
+/// visible text that they belong to; what is not visible text takes its own along.
 #[derive(Clone, Debug)]
 pub(super) struct Answer<D> {
     choice: usize,
     decoder: D,
+    parser: OutputParser,
     stop: StopStrings,
     end_tokens: Vec<TokenId>,
-    /// Entries whose text is not out, in order.
+    /// Entries of which it is not known whether their text is visible, in order, by bytes of all text.
+    unread: VecDeque<Waiting>,
+    /// Entries whose visible text is not out, in order, by bytes of visible text.
     waiting: VecDeque<Waiting>,
-    /// Bytes of text that tokens made, and those of them that are out.
+    /// Bytes of text that tokens made.
     decoded: usize,
+    /// Bytes of visible text, and those of them that are out.
+    visible: usize,
     out: usize,
+    /// Bytes before the visible text that came last that are not visible.
+    skipped: usize,
+    /// Nothing has come since that is not visible.
+    is_visible: bool,
+    calls: usize,
+    complete_calls: usize,
     stopped: bool,
 }
 
@@ -40,14 +53,16 @@ impl Decode for Decoder {
 /// What a token added.
 #[derive(Clone, Debug, Default, PartialEq)]
 pub(super) struct Added {
-    pub(super) event: Option<Event>,
+    pub(super) events: Vec<Event>,
+    /// It is one of the model's thoughts, or a mark of theirs.
+    pub(super) reasoning: bool,
     /// The token was an end token or completed a stop string: it is the last one.
     pub(super) ended: Option<FinishReason>,
 }
 
 #[derive(Clone, Debug)]
 struct Waiting {
-    /// Where the token's text begins and ends, in bytes of the answer. A token that is only a part of a character, or has
+    /// Where the token's text begins and ends, in bytes. A token that is only a part of a character, or has
     /// no text, ends with the first byte that follows.
     start: usize,
     end: usize,
@@ -59,33 +74,51 @@ impl<D: Decode> Answer<D> {
     pub(super) fn new(
         choice: usize,
         decoder: D,
+        parser: OutputParser,
         stop: Vec<String>,
         end_tokens: Vec<TokenId>,
     ) -> Self {
         Self {
             choice,
             decoder,
+            is_visible: !parser.is_reasoning(),
+            parser,
             stop: StopStrings::new(stop),
             end_tokens,
+            unread: VecDeque::new(),
             waiting: VecDeque::new(),
             decoded: 0,
+            visible: 0,
             out: 0,
+            skipped: 0,
+            calls: 0,
+            complete_calls: 0,
             stopped: false,
         }
+    }
+
+    /// Whether the next token is one of the model's thoughts.
+    pub(super) fn is_reasoning(&self) -> bool {
+        self.parser.is_reasoning()
     }
 
     /// Adds the next token. After one that ended the answer, only `finish` may follow.
     pub(super) fn push(&mut self, token: TokenId, entry: Option<TokenLogprob>) -> Added {
         if self.end_tokens.contains(&token) {
-            return Added { event: None, ended: Some(FinishReason::Stop) };
+            return Added { ended: Some(FinishReason::Stop), ..Added::default() };
         }
         let text = self.decoder.push(token);
         if let Some(entry) = entry {
             let start = self.decoded;
-            self.waiting.push_back(Waiting { start, end: start + text.len().max(1), entry });
+            self.unread.push_back(Waiting { start, end: start + text.len().max(1), entry });
         }
-        let event = self.pass(&text);
-        Added { event, ended: self.stopped.then_some(FinishReason::Stop) }
+        let was_reasoning = self.parser.is_reasoning();
+        let events = self.read(&text);
+        Added {
+            events,
+            reasoning: was_reasoning || self.parser.is_reasoning(),
+            ended: self.stopped.then_some(FinishReason::Stop),
+        }
     }
 
     /// Ends the choice with what was held back, and with its last event.
@@ -93,20 +126,102 @@ impl<D: Decode> Answer<D> {
         let mut events = Vec::new();
         if !self.stopped {
             let text = self.decoder.finish();
-            events.extend(self.pass(&text));
+            events.extend(self.read(&text));
         }
-        // The last characters may complete a stop string, though no token did.
-        let reason = if self.stopped { FinishReason::Stop } else { reason };
+        if !self.stopped {
+            let outputs = self.parser.finish();
+            events.extend(self.take(outputs));
+        }
+        if !self.stopped {
+            // Tokens without text belong to the text before them if that was visible to its end.
+            let end = self.visible + self.skipped;
+            self.end_visible(if self.decoded == end { usize::MAX } else { end });
+        }
         let text = self.stop.finish();
         let logprobs = self.waiting.drain(..).map(|waiting| waiting.entry).collect();
         events.extend(self.text(text, logprobs));
+        let reason = match reason {
+            // The last characters may complete a stop string, though no token did.
+            _ if self.stopped => FinishReason::Stop,
+            FinishReason::Stop if self.complete_calls > 0 => FinishReason::ToolCalls,
+            reason => reason,
+        };
         events.push(Event::Finish { choice: self.choice, reason });
         events
     }
 
+    fn read(&mut self, text: &str) -> Vec<Event> {
+        self.decoded += text.len();
+        let outputs = self.parser.push(text);
+        self.take(outputs)
+    }
+
+    fn take(&mut self, outputs: Vec<Output>) -> Vec<Event> {
+        let choice = self.choice;
+        let mut events = Vec::with_capacity(outputs.len());
+        for output in outputs {
+            if self.stopped {
+                break;
+            }
+            match output {
+                Output::Content { text, start } => {
+                    if start != self.visible + self.skipped || !self.is_visible {
+                        self.end_visible(start);
+                        self.skipped = start - self.visible;
+                        self.is_visible = true;
+                    }
+                    self.make_visible(start + text.len());
+                    events.extend(self.pass(&text));
+                    continue;
+                }
+                Output::Reasoning(text) => events.push(Event::Reasoning { choice, text }),
+                Output::ToolStart { name } => {
+                    self.calls += 1;
+                    events.push(Event::ToolStart { choice, call: self.calls - 1, name });
+                }
+                Output::ToolArgs(text) => {
+                    events.push(Event::ToolArgs { choice, call: self.calls - 1, text });
+                }
+                Output::ToolEnd => self.complete_calls += 1,
+            }
+            self.end_visible(self.visible + self.skipped);
+            self.is_visible = false;
+        }
+        events
+    }
+
+    /// The text up to this byte is visible, so the entries that end in it are.
+    fn make_visible(&mut self, end: usize) {
+        let count = self.unread.iter().take_while(|entry| entry.end <= end).count();
+        let (skipped, visible) = (self.skipped, self.visible);
+        self.waiting.extend(self.unread.drain(..count).map(|unread| Waiting {
+            start: unread.start.saturating_sub(skipped).max(visible),
+            end: unread.end - skipped,
+            ..unread
+        }));
+    }
+
+    /// What comes between the visible text so far and `next` is not visible. An entry whose text began in it still is.
+    fn end_visible(&mut self, next: usize) {
+        if !self.is_visible {
+            self.unread.retain(|entry| entry.end > next);
+            return;
+        }
+        let end = self.visible + self.skipped;
+        let stays = next == usize::MAX;
+        let begun = self.unread.iter().take_while(|entry| stays || entry.start < end).count();
+        let visible = self.visible;
+        self.waiting.extend(self.unread.drain(..begun).map(|unread| Waiting {
+            start: visible,
+            end: visible,
+            ..unread
+        }));
+        self.unread.retain(|entry| entry.end > next);
+    }
+
     fn pass(&mut self, text: &str) -> Option<Event> {
         let Passed { text: passed, stopped } = self.stop.push(text);
-        self.decoded += text.len();
+        self.visible += text.len();
         self.out += passed.len();
         self.stopped = stopped;
         // Of the tokens that a stop string cuts, the one with visible text keeps its entry.
@@ -116,6 +231,7 @@ impl<D: Decode> Answer<D> {
         let logprobs = self.waiting.drain(..count).map(|waiting| waiting.entry).collect();
         if stopped {
             self.waiting.clear();
+            self.unread.clear();
         }
         self.text(passed, logprobs)
     }
@@ -164,7 +280,13 @@ mod tests {
     fn answer(tokens: &[&[u8]], stop: &[&str]) -> Answer<Bytes> {
         let vocabulary = tokens.iter().map(|bytes| bytes.to_vec()).collect();
         let decoder = Bytes { vocabulary, held: Vec::new() };
-        Answer::new(2, decoder, stop.iter().map(|stop| stop.to_string()).collect(), vec![END])
+        Answer::new(
+            2,
+            decoder,
+            OutputParser::plain(),
+            stop.iter().map(|stop| stop.to_string()).collect(),
+            vec![END],
+        )
     }
 
     /// Pushes tokens 0, 1, … until the answer ends; the pieces with their entries, and the reason.
@@ -173,7 +295,7 @@ mod tests {
         let mut reason = FinishReason::Length;
         for token in 0..answer.decoder.vocabulary.len() as TokenId {
             let added = answer.push(token, Some(entry(token)));
-            events.extend(added.event);
+            events.extend(added.events);
             if let Some(ended) = added.ended {
                 reason = ended;
                 break;
@@ -230,7 +352,7 @@ mod tests {
         answer.push(0, None);
         answer.push(1, None);
         let added = answer.push(END, Some(entry(END)));
-        assert_eq!(added, Added { event: None, ended: Some(FinishReason::Stop) });
+        assert_eq!(added, Added { ended: Some(FinishReason::Stop), ..Added::default() });
         let events = answer.finish(FinishReason::Stop);
         let text = Event::Text { choice: 2, text: "S".into(), logprobs: Vec::new() };
         assert_eq!(events, [text, Event::Finish { choice: 2, reason: FinishReason::Stop }]);

@@ -4,10 +4,11 @@
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::time::Instant;
 
-use super::Event;
 use super::device::panic_message;
+use super::held::Workers;
 use super::runner::{ModelRunner, token_logprob};
 use super::scheduler::{Outcome, Plan, PlannedSpan, Source};
+use super::{Event, GenerateError};
 use crate::backend::{Backend, DeviceError, Draw, KvCache, NO_TOKEN};
 use crate::sample::{Chosen, NoTokenLeft, SamplingParams, choose, score, uniform};
 use crate::step::Step;
@@ -49,6 +50,17 @@ impl<B: Backend> ModelRunner<B> {
         match flatten(work) {
             Ok((hidden, chosen)) => Ok(Begun { plan, began, hidden, chosen }),
             Err(message) => Err(Failed { plan, message }),
+        }
+    }
+
+    /// Begins to find out what grammars allow in the rows of a plan.
+    pub(super) fn start_masks(&mut self, plan: &Plan) {
+        for span in plan.spans.iter().filter(|span| span.chooses()) {
+            let Some(choice) = self.choices.get_mut(&span.sequence) else { continue };
+            let Some(held) = &mut choice.held else { continue };
+            let workers = self.mask_workers.get_or_insert_with(Workers::start);
+            let drafts = &span.tokens[span.choose_from + 1 - span.range.start..];
+            held.start(workers, drafts.to_vec());
         }
     }
 
@@ -141,14 +153,14 @@ impl<B: Backend> ModelRunner<B> {
         if row.position < span.choose_from || choice.prompt_scores.is_some() {
             return None;
         }
-        choice.params.is_plain().then(|| draw(&choice.params, row.position + 1))
+        choice.is_free().then(|| draw(&choice.params, row.position + 1))
     }
 
     /// Reads what a step has come to, chooses what the device could not, and sends what becomes visible by it.
     pub(super) fn choose_all(
         &mut self,
         begun: &Begun<B>,
-    ) -> Result<Vec<Result<Outcome, NoTokenLeft>>, DeviceError> {
+    ) -> Result<Vec<Result<Outcome, GenerateError>>, DeviceError> {
         let Begun { plan, hidden, chosen, .. } = begun;
         let mut turns: Vec<Turn> = plan.spans.iter().map(|_| Turn::default()).collect();
         let wanted = wanted_rows(&plan.spans);
@@ -217,7 +229,7 @@ impl<B: Backend> ModelRunner<B> {
                 continue;
             }
             let chosen = match token {
-                NO_TOKEN => Err(NoTokenLeft),
+                NO_TOKEN => Err(NoTokenLeft.into()),
                 token => Ok(Chosen { token, logprob: None }),
             };
             self.take(span, wanted.position, chosen, turn);
@@ -236,8 +248,11 @@ impl<B: Backend> ModelRunner<B> {
 
     /// Chooses the token after `position`.
     fn choose(&mut self, span: &PlannedSpan, position: usize, logits: &[f32], turn: &mut Turn) {
-        let Some(choice) = self.choices.get(&span.sequence) else { return };
-        let chosen = choose(logits, &choice.params, &choice.history, position + 1, None);
+        let Some(choice) = self.choices.get_mut(&span.sequence) else { return };
+        let chosen = choice.mask().and_then(|mask| {
+            let (params, history) = (&choice.params, &choice.history);
+            Ok(choose(logits, params, history, position + 1, mask.as_ref())?)
+        });
         self.take(span, position, chosen, turn);
     }
 
@@ -246,7 +261,7 @@ impl<B: Backend> ModelRunner<B> {
         &mut self,
         span: &PlannedSpan,
         position: usize,
-        chosen: Result<Chosen, NoTokenLeft>,
+        chosen: Result<Chosen, GenerateError>,
         turn: &mut Turn,
     ) {
         let choice = self.choices.get_mut(&span.sequence).expect("the caller looked");
@@ -268,15 +283,23 @@ impl<B: Backend> ModelRunner<B> {
         request.usage.completion_tokens += 1;
         let logprob = chosen.logprob.map(|found| token_logprob(&self.text, chosen.token, found));
         let added = choice.answer.push(chosen.token, logprob);
-        if let Some(event) = added.event {
+        request.usage.reasoning_tokens += usize::from(added.reasoning);
+        for event in added.events {
             let _ = request.events.send(event);
         }
+        let ended = match choice.accept(chosen.token, added.reasoning, added.ended) {
+            Ok(ended) => ended,
+            Err(error) => {
+                *turn = Turn { outcome: Err(error.into()), over: true };
+                return;
+            }
+        };
         // The next row counts only if it was computed with this token as its draft.
         let drafted = span.tokens.get(next - span.range.start);
-        turn.over = added.ended.is_some() || drafted != Some(&chosen.token);
+        turn.over = ended.is_some() || drafted != Some(&chosen.token);
         if let Ok(outcome) = &mut turn.outcome {
             outcome.tokens.push(chosen.token);
-            outcome.ended = added.ended;
+            outcome.ended = ended;
         }
     }
 
@@ -335,7 +358,7 @@ pub(super) fn flatten<T>(work: std::thread::Result<Result<T, DeviceError>>) -> R
 
 /// What one span's rows have come to so far.
 struct Turn {
-    outcome: Result<Outcome, NoTokenLeft>,
+    outcome: Result<Outcome, GenerateError>,
     /// The rows that follow were computed for nothing.
     over: bool,
 }

@@ -412,7 +412,7 @@ mod tests {
             draft: Draft::Nobody,
             output: crate::text::output::OutputParser::plain(),
             constraint: None,
-            thinking_tokens: None,
+            thinking: None,
             streamed: false,
         };
         let log = RequestLog::new("fake", request.streamed);

@@ -5,6 +5,7 @@
 //! everything else in this crate but `store`.
 
 mod answer;
+mod choice;
 mod compute;
 mod defaults;
 mod device;
@@ -12,6 +13,7 @@ mod disk;
 mod draft;
 mod event;
 mod generation;
+mod held;
 mod log;
 mod memory;
 mod metrics;
@@ -35,7 +37,7 @@ pub use draft::Draft;
 pub use event::{Event, FinishReason, GenerateError, TokenLogprob, TopLogprob, Usage};
 pub use generation::Generation;
 pub use prefix::{Evicted, Found, Keep, KeptId, PrefixIndex};
-pub use request::GenerateRequest;
+pub use request::{GenerateRequest, Thinking};
 pub use scheduler::{
     Dropped, Finished, Fork, Limits, Outcome, Plan, PlannedSpan, Refused, Scheduler, Source,
 };

@@ -4,6 +4,15 @@ use crate::grammar::Constraint;
 use crate::sample::SamplingParams;
 use crate::text::output::OutputParser;
 
+/// A budget of thoughts.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Thinking {
+    /// Most of them.
+    pub tokens: usize,
+    /// The text that ends them when there are so many.
+    pub close: String,
+}
+
 /// A validated request: every limit was checked where it was parsed.
 #[derive(Clone, Debug)]
 pub struct GenerateRequest {
@@ -29,8 +38,8 @@ pub struct GenerateRequest {
     pub output: OutputParser,
     /// What the answer is held to; each choice begins where this one is.
     pub constraint: Option<Constraint>,
-    /// Most tokens of thoughts; then they are closed.
-    pub thinking_tokens: Option<usize>,
+    /// How long the model may think; `None` is as long as it likes.
+    pub thinking: Option<Thinking>,
     /// Was the answer asked for as a stream? Only the log line wants to know.
     pub streamed: bool,
 }

@@ -9,9 +9,11 @@ use std::time::{Duration, Instant};
 use tokio::sync::mpsc::UnboundedSender;
 
 use super::answer::Answer;
+use super::choice::{Budget, Choice};
 use super::compute::{Begun, flatten};
 use super::device::{RequestId, Runner, Waker};
 use super::draft::{DraftModel, Drafting, ModelDrafter, Timing};
+use super::held::{Held, Workers};
 use super::log::{Memory, RequestLog};
 use super::memory::Room;
 use super::metrics::Metrics;
@@ -27,8 +29,8 @@ use super::{
 use crate::TokenId;
 use crate::backend::{Backend, KvCache, LayerSpec};
 use crate::models::LanguageModel;
-use crate::sample::{History, Logprob, NoTokenLeft, SamplingParams, choice_seed};
-use crate::text::{Decoder, Text};
+use crate::sample::{History, Logprob, SamplingParams, choice_seed};
+use crate::text::Text;
 
 /// A request on its way to the device thread.
 pub(super) struct Submission {
@@ -78,6 +80,8 @@ pub(super) struct ModelRunner<B: Backend> {
     queue: usize,
     /// How long a request may wait.
     max_wait: Option<Duration>,
+    /// There are none before somebody needs them.
+    pub(super) mask_workers: Option<Workers>,
     /// The step that was begun before the one before it was read.
     pub(super) ahead: Option<Begun<B>>,
     /// Steps of which nothing was wanted, so that nobody has waited for them.
@@ -100,19 +104,6 @@ pub(super) struct Unread {
     began: Instant,
     tokens: usize,
     prompt_tokens: usize,
-}
-
-/// One answer of a request.
-pub(super) struct Choice<B: Backend> {
-    pub(super) request: RequestId,
-    pub(super) params: SamplingParams,
-    pub(super) history: History,
-    pub(super) answer: Answer<Decoder>,
-    pub(super) drafting: Option<Drafting>,
-    /// Who drafts, if it is a model.
-    pub(super) draft_model: Option<Arc<DraftModel<B>>>,
-    /// Of the prompt's tokens, until they are sent; `None` when nobody asked or they were sent.
-    pub(super) prompt_scores: Option<Vec<TokenLogprob>>,
 }
 
 pub(super) struct Request {
@@ -146,6 +137,7 @@ impl<B: Backend> ModelRunner<B> {
             draft_tokens: options.draft_tokens,
             queue: options.queue,
             max_wait: options.max_wait,
+            mask_workers: None,
             ahead: None,
             unread: None,
             retired: Vec::new(),
@@ -163,14 +155,14 @@ impl<B: Backend> ModelRunner<B> {
     fn commit(
         &mut self,
         plan: &Plan,
-        outcomes: Vec<Result<Outcome, NoTokenLeft>>,
+        outcomes: Vec<Result<Outcome, GenerateError>>,
         took: Option<Duration>,
     ) {
         let mut kept = Vec::with_capacity(outcomes.len());
         for (span, outcome) in plan.spans.iter().zip(outcomes) {
             // A request that ends here takes its sequences along, so the scheduler skips their outcomes.
             if let (Err(error), Some(choice)) = (&outcome, self.choices.get(&span.sequence)) {
-                let last = Event::Error(GenerateError::NoTokenLeft(*error));
+                let last = Event::Error(error.clone());
                 self.end(choice.request, "failed", |_| Some(last));
             }
             kept.push(outcome.unwrap_or_default());
@@ -188,9 +180,7 @@ impl<B: Backend> ModelRunner<B> {
     /// Ends one choice, and its request with the last one.
     fn finish(&mut self, id: SequenceId, reason: FinishReason) {
         let mut choice = self.choices.remove(&id).expect("a finished sequence had a choice");
-        if let Some(drafting) = &choice.drafting {
-            drafting.log(&self.name);
-        }
+        choice.log(&self.name);
         let request = self.requests.get_mut(&choice.request).expect("a choice has its request");
         if let Some(logprobs) = choice.prompt_scores.take() {
             let _ = request.events.send(Event::Prompt { choice: 0, logprobs });
@@ -361,6 +351,7 @@ impl<B: Backend> ModelRunner<B> {
                     self.stalled = self.stored.as_ref().is_some_and(Stored::is_fetching);
                     return;
                 }
+                self.start_masks(&plan);
                 match self.begin(plan, None) {
                     Ok(begun) => begun,
                     Err(failed) => return self.fail(&failed.plan, &failed.message),
@@ -465,7 +456,7 @@ impl<B: Backend> Runner for ModelRunner<B> {
     }
 
     fn submit(&mut self, id: RequestId, submission: Submission) {
-        let Submission { request, draft_model, events, mut log } = submission;
+        let Submission { mut request, draft_model, events, mut log } = submission;
         let draft_model: Option<Arc<DraftModel<B>>> = draft_model
             .map(|model| model.downcast().expect("models of one device are of one backend"));
         self.drafters.retain(ModelDrafter::is_alive);
@@ -505,13 +496,27 @@ impl<B: Backend> Runner for ModelRunner<B> {
                 true => Vec::new(),
                 false => self.text.end_tokens.clone(),
             };
+            let last = index + 1 == request.choices.max(1);
             let seed = choice_seed(request.sampling.seed, index);
             let decoder = self.text.tokenizer.decoder();
             let choice = Choice {
                 request: id,
                 params: SamplingParams { seed, ..request.sampling.clone() },
                 history: history.clone(),
-                answer: Answer::new(index, decoder, request.stop.clone(), end_tokens),
+                answer: Answer::new(
+                    index,
+                    decoder,
+                    request.output.clone(),
+                    request.stop.clone(),
+                    end_tokens,
+                ),
+                held: match last {
+                    true => request.constraint.take(),
+                    false => request.constraint.clone(),
+                }
+                .map(Held::new),
+                thinking: (request.thinking.as_ref())
+                    .map(|thinking| Budget::new(thinking, &self.text.tokenizer)),
                 drafting: match request.draft {
                     Draft::Nobody => None,
                     Draft::PromptLookup => Some(Drafting::new(false)),

@@ -23,6 +23,13 @@ pub struct Constraint {
 #[error("the grammar cannot go on: {0}")]
 pub struct Broken(String);
 
+impl Broken {
+    /// Who had it is gone.
+    pub(crate) fn lost() -> Self {
+        Self("it was lost".to_owned())
+    }
+}
+
 impl fmt::Debug for Constraint {
     fn fmt(&self, f: &mut fmt::Formatter) -> fmt::Result {
         f.debug_struct("Constraint").field("error", &self.matcher.get_error()).finish()

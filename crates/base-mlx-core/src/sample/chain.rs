@@ -2,7 +2,7 @@
 
 use std::borrow::Cow;
 
-use super::logprob::{Logprob, score_clean};
+use super::logprob::{Logprob, score, score_clean};
 use super::random::uniform;
 use super::rank::{Rank, best, reaching};
 use super::softmax::{BLOCK, block_mass, mass, maximum, weight};
@@ -36,6 +36,9 @@ pub fn choose(
     position: usize,
     allowed: Option<&Mask>,
 ) -> Result<Chosen, NoTokenLeft> {
+    if let Some(token) = allowed.and_then(Mask::only) {
+        return only(logits, token, params);
+    }
     let raw = clean(logits);
     let adjusted = adjust(&raw, params, history, allowed);
     let maximum = maximum(&adjusted);
@@ -52,6 +55,18 @@ pub fn choose(
         draw(&adjusted, maximum, params.temperature, uniform(params.seed, position))
     };
     Ok(Chosen { token, logprob: params.logprobs.map(|top| score_clean(&raw, token, top)) })
+}
+
+/// The one token that is allowed, unless something else bans it.
+fn only(logits: &[f32], token: TokenId, params: &SamplingParams) -> Result<Chosen, NoTokenLeft> {
+    let is_banned = params.logit_bias.iter().any(|&(other, bias)| other == token && bias <= BAN);
+    match logits.get(token as usize) {
+        Some(&logit) if !is_banned && logit > f32::NEG_INFINITY => {
+            let logprob = params.logprobs.map(|top| score(logits, token, top));
+            Ok(Chosen { token, logprob })
+        }
+        _ => Err(NoTokenLeft),
+    }
 }
 
 /// Logits that are finite or −∞.

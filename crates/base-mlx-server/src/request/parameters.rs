@@ -136,7 +136,7 @@ impl Parameters {
             draft: Draft::Nobody,
             output: OutputParser::plain(),
             constraint: None,
-            thinking_tokens: None,
+            thinking: None,
             streamed: self.stream,
         })
     }

@@ -118,7 +118,7 @@ pub(super) fn request(
         draft: Draft::Nobody,
         output: OutputParser::plain(),
         constraint: None,
-        thinking_tokens: None,
+        thinking: None,
         streamed: true,
     })
 }

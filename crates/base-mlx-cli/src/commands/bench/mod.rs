@@ -2,6 +2,7 @@
 //! `compare` sets one beside another.
 
 mod compare;
+mod grammar;
 mod measure;
 mod mixed;
 mod report;
@@ -44,6 +45,10 @@ pub(crate) struct Arguments {
     #[arg(long, value_name = "TOKENS", value_parser = count)]
     #[arg(conflicts_with_all = ["json", "report", "compare"])]
     mixed: Option<usize>,
+    /// Measure instead what it costs to hold an answer to a JSON schema
+    #[arg(long)]
+    #[arg(conflicts_with_all = ["mixed", "streams", "json", "report", "compare"])]
+    grammar: bool,
     #[command(flatten)]
     compute: Compute,
     /// One JSON object
@@ -76,6 +81,10 @@ pub(crate) fn run(arguments: Arguments, file: &ConfigFile, store: &Store) -> Res
         prefix_bytes,
         ..arguments.compute.engine(file)
     };
+    if arguments.grammar {
+        let start = |options| Ok(Engine::start(&model.path, &model.name, &device, options)?);
+        return grammar::measure(start, &device, options, &arguments, &mut io::stdout());
+    }
     let load = Instant::now();
     let kv_cache_type = options.kv_format;
     let engine = Engine::start(&model.path, &model.name, &device, options)?;

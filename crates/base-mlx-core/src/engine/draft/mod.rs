@@ -68,8 +68,8 @@ pub(super) struct Drafting {
     by_model: bool,
     /// Of guesses by how many tokens the places were alike; a model's guesses have the first alone.
     luck: [Luck; KINDS],
-    /// What the draft of the step under way is of.
-    kind: usize,
+    /// What the draft of the step under way is of; `None` if it is not a guess.
+    kind: Option<usize>,
     report: Report,
 }
 
@@ -104,7 +104,7 @@ impl Drafting {
             true => [MODEL_LUCK; KINDS],
             false => LOOKUP_LUCK,
         };
-        Self { by_model, luck: luck.map(Luck::new), kind: 0, report: Report::default() }
+        Self { by_model, luck: luck.map(Luck::new), kind: Some(0), report: Report::default() }
     }
 
     pub(super) fn by_model(&self) -> bool {
@@ -122,9 +122,14 @@ impl Drafting {
         let Some((mut draft, alike)) = lookup(tokens, fixed.unwrap_or(MOST)) else {
             return Vec::new();
         };
-        self.kind = kind(alike);
+        self.kind = Some(kind(alike));
         draft.truncate(self.worth(timing, rows, fixed));
         draft
+    }
+
+    /// The draft of this step is what must come, whoever guesses.
+    pub(super) fn is_forced(&mut self) {
+        self.kind = None;
     }
 
     /// How many tokens of a guess are worth the time.
@@ -132,7 +137,7 @@ impl Drafting {
         if let Some(fixed) = fixed {
             return fixed;
         }
-        let luck = &mut self.luck[self.kind];
+        let luck = &mut self.luck[*self.kind.get_or_insert(0)];
         let step = timing.of_a_step(rows);
         let draft = timing.verify.of_one_more() + if self.by_model { timing.draft } else { 0.0 };
         let tokens_per_second = if step == 0.0 { 0.0 } else { rows as f64 / step };
@@ -161,7 +166,9 @@ impl Drafting {
         report.verifies += 1;
         report.proposed += drafts;
         report.accepted += accepted;
-        self.luck[self.kind].tried(drafts, accepted);
+        if let Some(kind) = self.kind {
+            self.luck[kind].tried(drafts, accepted);
+        }
     }
 
     /// The draft model was at work on this answer.

@@ -1,7 +1,7 @@
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::time::{Duration, Instant};
 
-use super::{Verified, Wanted};
+use super::{MOST, Verified, Wanted};
 use crate::TokenId;
 use crate::backend::Backend;
 use crate::engine::compute::{LOGITS_ROWS, flatten};
@@ -18,6 +18,15 @@ impl<B: Backend> ModelRunner<B> {
         let mut drafts = Vec::new();
         for sequence in self.scheduler.answering() {
             let Some(choice) = self.choices.get_mut(&sequence.id) else { continue };
+            let mut forced = choice.forced();
+            if !forced.is_empty() {
+                forced.truncate(self.draft_tokens.unwrap_or(MOST));
+                if let Some(drafting) = &mut choice.drafting {
+                    drafting.is_forced();
+                }
+                drafts.push((sequence.id, forced));
+                continue;
+            }
             let Some(drafting) = &mut choice.drafting else { continue };
             let fixed = self.draft_tokens;
             if drafting.by_model() {
@@ -35,7 +44,12 @@ impl<B: Backend> ModelRunner<B> {
         for index in 0..self.drafters.len() {
             drafts.extend(self.propose_by(index, &by_models));
         }
-        for (id, draft) in drafts {
+        for (id, mut draft) in drafts {
+            // What a grammar does not allow is not worth a row.
+            let held = self.choices.get_mut(&id).and_then(|choice| choice.held.as_mut());
+            if let Some(held) = held {
+                draft.truncate(held.follows(&draft));
+            }
             self.scheduler.draft(id, draft);
         }
     }

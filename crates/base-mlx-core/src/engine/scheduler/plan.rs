@@ -78,6 +78,11 @@ impl PlannedSpan {
     pub fn is_answer(&self) -> bool {
         self.choose_from == self.range.start
     }
+
+    /// It has rows to choose tokens from.
+    pub fn chooses(&self) -> bool {
+        self.choose_from < self.wanted.end
+    }
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

@@ -3,9 +3,29 @@
 //! A format is described once; its description makes both the grammar that an answer cannot leave and the parser that reads
 //! it. Nothing here knows tokens: text comes in pieces, cut anywhere.
 
+mod calls;
+#[cfg(test)]
+mod cuts;
+mod deepseek;
+mod fields;
 mod format;
+mod gemma;
+mod glm;
 mod grammar;
+mod harmony;
+mod hermes;
+mod lark;
+mod literal;
+mod llama3;
+mod mark;
+mod mistral;
 mod parser;
+mod phi4;
+mod plain;
+mod qwen3_coder;
+mod sink;
+mod syntax;
+mod value;
 
 pub use format::{OutputFormat, Shape, UnknownFormat, Wanted};
 pub use grammar::{GrammarSource, Part, Rule, Spacing};

@@ -1,3 +1,6 @@
+use super::calls::CallReader;
+use super::harmony::HarmonyReader;
+
 /// What an answer's text turns out to be, in order.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Output {
@@ -17,6 +20,15 @@ pub enum Output {
 #[derive(Clone, Debug, Default)]
 pub struct OutputParser {
     read: usize,
+    reader: Reader,
+}
+
+#[derive(Clone, Debug, Default)]
+enum Reader {
+    #[default]
+    Plain,
+    Calls(Box<CallReader>),
+    Harmony(Box<HarmonyReader>),
 }
 
 impl OutputParser {
@@ -25,24 +37,41 @@ impl OutputParser {
         Self::default()
     }
 
+    pub(super) fn calls(reader: CallReader) -> Self {
+        Self { read: 0, reader: Reader::Calls(Box::new(reader)) }
+    }
+
+    pub(super) fn harmony(reader: HarmonyReader) -> Self {
+        Self { read: 0, reader: Reader::Harmony(Box::new(reader)) }
+    }
+
     /// The next piece of text, whole characters.
     pub fn push(&mut self, text: &str) -> Vec<Output> {
         let start = self.read;
         self.read += text.len();
-        if text.is_empty() {
-            Vec::new()
-        } else {
-            vec![Output::Content { text: text.to_owned(), start }]
+        match &mut self.reader {
+            Reader::Plain if text.is_empty() => Vec::new(),
+            Reader::Plain => vec![Output::Content { text: text.to_owned(), start }],
+            Reader::Calls(reader) => reader.push(text, start),
+            Reader::Harmony(reader) => reader.push(text, start),
         }
     }
 
     /// The text has ended.
     pub fn finish(&mut self) -> Vec<Output> {
-        Vec::new()
+        match &mut self.reader {
+            Reader::Plain => Vec::new(),
+            Reader::Calls(reader) => reader.finish(self.read),
+            Reader::Harmony(reader) => reader.finish(self.read),
+        }
     }
 
     /// Whether what comes next is a part of the model's thoughts.
     pub fn is_reasoning(&self) -> bool {
-        false
+        match &self.reader {
+            Reader::Plain => false,
+            Reader::Calls(reader) => reader.is_reasoning(),
+            Reader::Harmony(reader) => reader.is_reasoning(),
+        }
     }
 }

@@ -1,0 +1,273 @@
+use serde_json::{Map, Value, json};
+
+use super::Tool;
+use super::syntax::{Args, Fields, Syntax, Words};
+
+/// How a tool's arguments are written.
+#[derive(Clone, Debug, PartialEq)]
+pub(super) enum Arguments {
+    /// As one JSON object between two texts.
+    Whole {
+        open: &'static str,
+        schema: Value,
+        close: &'static str,
+    },
+    Fields(Vec<Field>),
+}
+
+#[derive(Clone, Debug, PartialEq)]
+pub(super) struct Field {
+    pub name: String,
+    pub required: bool,
+    pub kind: Kind,
+}
+
+#[derive(Clone, Debug, PartialEq)]
+pub(super) enum Kind {
+    /// Any text, as it is.
+    Text,
+    /// One of these texts, as they are.
+    Choice(Vec<String>),
+    /// Python's `True` or `False`.
+    Truth,
+    Json(Value),
+}
+
+impl Arguments {
+    pub fn of(syntax: &Syntax, tool: &Tool) -> Self {
+        match &syntax.args {
+            Args::Json => Self::whole("", tool, ""),
+            Args::Fields(fields) => match plain_fields(fields, &tool.parameters) {
+                Some(fields) => Self::Fields(fields),
+                None => Self::whole(fields.whole.0, tool, fields.whole.1),
+            },
+        }
+    }
+
+    fn whole(open: &'static str, tool: &Tool, close: &'static str) -> Self {
+        Self::Whole { open, schema: object(&tool.parameters), close }
+    }
+}
+
+/// The schema, for objects only.
+pub(super) fn object(schema: &Value) -> Value {
+    match schema {
+        Value::Object(schema) => {
+            let mut schema = schema.clone();
+            schema.entry("type").or_insert_with(|| "object".into());
+            Value::Object(schema)
+        }
+        Value::Bool(false) => json!({ "allOf": [false] }),
+        _ => json!({ "type": "object" }),
+    }
+}
+
+/// `None` if the schema says more than which fields there are.
+fn plain_fields(syntax: &Fields, schema: &Value) -> Option<Vec<Field>> {
+    let schema = schema.as_object()?;
+    if !schema.keys().all(|key| PLAIN.contains(&key.as_str())) {
+        return None;
+    }
+    if schema.get("type").is_some_and(|kind| kind != "object") {
+        return None;
+    }
+    let properties = schema.get("properties")?.as_object()?;
+    let required = match schema.get("required") {
+        Some(names) => names.as_array()?.as_slice(),
+        None => &[],
+    };
+    if !required.iter().all(|name| name.as_str().is_some_and(|name| properties.contains_key(name)))
+    {
+        return None;
+    }
+    let field = |(name, property): (&String, &Value)| {
+        let required = required.iter().any(|other| other == name);
+        let kind = kind(syntax, property, schema)?;
+        is_word(name).then(|| Field { name: name.clone(), required, kind })
+    };
+    properties.iter().map(field).collect()
+}
+
+fn kind(syntax: &Fields, property: &Value, root: &Map<String, Value>) -> Option<Kind> {
+    if let Some((open, close)) = syntax.text {
+        let raw_end = [close, syntax.value_end].concat();
+        if is_plain_text(property) {
+            return Some(Kind::Text);
+        }
+        if let Some(texts) = choice(property) {
+            let stands = |text: &String| !text.contains(raw_end.trim_end()) && !text.is_empty();
+            // What is around it would be cut off from it.
+            let alone = !open.is_empty() || texts.iter().all(|text| text.trim() == text);
+            if alone && texts.iter().all(stands) {
+                return Some(Kind::Choice(texts));
+            }
+        }
+    }
+    if syntax.words == Words::Python && is_only(property, "boolean") {
+        return Some(Kind::Truth);
+    }
+    let mut schema = match property {
+        Value::Object(schema) => schema.clone(),
+        Value::Bool(true) => Map::new(),
+        _ => return None,
+    };
+    for key in ["$defs", "definitions"] {
+        if let Some(shared) = root.get(key) {
+            schema.entry(key).or_insert_with(|| shared.clone());
+        }
+    }
+    let schema = Value::Object(schema);
+    refers_to_shared(&schema).then_some(Kind::Json(schema))
+}
+
+/// Whether all references lead to what is carried along.
+fn refers_to_shared(schema: &Value) -> bool {
+    match schema {
+        Value::Object(schema) => schema.iter().all(|(key, value)| match value {
+            Value::String(target) if key == "$ref" => {
+                target.starts_with("#/$defs/") || target.starts_with("#/definitions/")
+            }
+            value => key != "$id" && refers_to_shared(value),
+        }),
+        Value::Array(schemas) => schemas.iter().all(refers_to_shared),
+        _ => true,
+    }
+}
+
+/// Text of any kind, or nothing at all, which a model writes by leaving the field out.
+fn is_plain_text(property: &Value) -> bool {
+    let of_two = |schemas: &Value| match schemas.as_array().map(Vec::as_slice) {
+        Some([one, other]) => {
+            let pair = |one, other| is_only(one, "string") && is_only(other, "null");
+            pair(one, other) || pair(other, one)
+        }
+        _ => false,
+    };
+    let Some(schema) = property.as_object() else { return false };
+    let says = |key: &&String| !NOTES.contains(&key.as_str());
+    let mut keys = schema.keys().filter(says);
+    match (keys.next().map(String::as_str), keys.next()) {
+        (Some("type"), None) => {
+            property["type"] == "string"
+                || property["type"] == json!(["string", "null"])
+                || property["type"] == json!(["null", "string"])
+        }
+        (Some("anyOf" | "oneOf"), None) => schema.values().any(of_two),
+        _ => false,
+    }
+}
+
+/// Whether it says its type and nothing else.
+fn is_only(property: &Value, kind: &str) -> bool {
+    property.as_object().is_some_and(|schema| {
+        schema.get("type").is_some_and(|this| this == kind)
+            && schema.keys().all(|key| key == "type" || NOTES.contains(&key.as_str()))
+    })
+}
+
+fn choice(property: &Value) -> Option<Vec<String>> {
+    let schema = property.as_object()?;
+    let known = |key: &String| {
+        matches!(key.as_str(), "type" | "enum" | "const") || NOTES.contains(&key.as_str())
+    };
+    let is_text = schema.get("type").is_none_or(|kind| kind == "string");
+    if !is_text || !schema.keys().all(known) {
+        return None;
+    }
+    let text = |value: &Value| value.as_str().map(str::to_owned);
+    match (schema.get("enum"), schema.get("const")) {
+        (Some(values), None) => {
+            let texts: Vec<String> = values.as_array()?.iter().map(text).collect::<Option<_>>()?;
+            (!texts.is_empty()).then_some(texts)
+        }
+        (None, Some(value)) => Some(vec![text(value)?]),
+        _ => None,
+    }
+}
+
+/// Whether it cannot be taken for anything that is around it.
+fn is_word(name: &str) -> bool {
+    let starts = |c: char| c.is_alphabetic() || c == '_';
+    name.starts_with(starts) && name.chars().all(|c| c.is_alphanumeric() || c == '_')
+}
+
+/// What a schema of plain fields may say.
+const PLAIN: [&str; 12] = [
+    "type",
+    "properties",
+    "required",
+    "additionalProperties",
+    "$defs",
+    "definitions",
+    "$schema",
+    "title",
+    "description",
+    "examples",
+    "default",
+    "$comment",
+];
+
+/// What holds a value to nothing.
+const NOTES: [&str; 8] = [
+    "title",
+    "description",
+    "default",
+    "examples",
+    "example",
+    "$comment",
+    "deprecated",
+    "readOnly",
+];
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::text::output::qwen3_coder::QWEN3_CODER;
+
+    fn kinds(parameters: Value) -> Option<Vec<Kind>> {
+        let tool = Tool { name: "f".to_owned(), parameters, strict: false, origin: String::new() };
+        match Arguments::of(&QWEN3_CODER, &tool) {
+            Arguments::Fields(fields) => Some(fields.into_iter().map(|field| field.kind).collect()),
+            Arguments::Whole { .. } => None,
+        }
+    }
+
+    #[test]
+    fn plain_text_stands_for_itself_and_all_else_is_json() {
+        let kinds = kinds(json!({ "type": "object", "properties": {
+            "a": { "type": "string", "description": "any" },
+            "b": { "anyOf": [{ "type": "string" }, { "type": "null" }], "default": null },
+            "c": { "type": "string", "enum": ["x", "y z"] },
+            "d": { "type": "string", "pattern": "^a" },
+            "e": { "type": "integer" },
+            "f": { "type": "string", "enum": [" x"] },
+        }}));
+        let json = |value: Value| Kind::Json(value);
+        assert_eq!(
+            kinds.unwrap(),
+            [
+                Kind::Text,
+                Kind::Text,
+                Kind::Choice(vec!["x".to_owned(), "y z".to_owned()]),
+                json(json!({ "type": "string", "pattern": "^a" })),
+                json(json!({ "type": "integer" })),
+                json(json!({ "type": "string", "enum": [" x"] })),
+            ]
+        );
+    }
+
+    #[test]
+    fn shared_definitions_go_along_and_other_references_keep_the_object_whole() {
+        let kinds_of = kinds(json!({
+            "properties": { "a": { "$ref": "#/$defs/A" } },
+            "$defs": { "A": { "type": "integer" } },
+        }));
+        let a = json!({ "$ref": "#/$defs/A", "$defs": { "A": { "type": "integer" } } });
+        assert_eq!(kinds_of.unwrap(), [Kind::Json(a)]);
+        assert_eq!(kinds(json!({ "properties": { "a": { "$ref": "#" } } })), None);
+        assert_eq!(kinds(json!({ "properties": {}, "minProperties": 1 })), None);
+        assert_eq!(kinds(json!({ "properties": { "a>": {} } })), None);
+        assert_eq!(kinds(json!({ "type": "object" })), None);
+        assert_eq!(kinds(json!({ "properties": {}, "required": ["a"] })), None);
+    }
+}

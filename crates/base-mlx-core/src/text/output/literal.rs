@@ -1,0 +1,246 @@
+use std::sync::Arc;
+
+use super::fields::{Arguments, Kind};
+use super::syntax::{Args, Id, Syntax};
+use super::value::is_space;
+use super::{Calls, Tool};
+
+/// A text that the parser waits for, white space apart, and what it means.
+#[derive(Clone, Debug)]
+pub(super) struct Literal {
+    text: String,
+    /// White space at its end, which text that stands for itself begins behind.
+    tail: &'static str,
+    meaning: Meaning,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Meaning {
+    /// The arguments of this tool's call come next.
+    Call(usize),
+    /// The same without marks, as JSON; in a fence or not.
+    Bare(usize, Fence),
+    /// An identifier comes next, then the arguments of this tool's call.
+    IdOf(usize),
+    /// An identifier comes next, then the end of the call.
+    IdAtEnd,
+    /// The value of this field comes next.
+    Field(usize),
+    /// The end of what is being read.
+    End,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Fence {
+    None,
+    /// Three backquotes.
+    Open,
+}
+
+/// All texts that calls of these tools are made of.
+#[derive(Debug)]
+pub(super) struct Literals {
+    pub syntax: &'static Syntax,
+    pub tools: Vec<ToolLiterals>,
+    /// At the answer's beginning.
+    pub start: Arc<[Literal]>,
+    /// Behind the trigger.
+    pub first: Arc<[Literal]>,
+    /// Behind a call.
+    pub next: Arc<[Literal]>,
+    /// Behind a call without marks.
+    pub nothing: Arc<[Literal]>,
+    /// Behind the arguments.
+    pub end: Arc<[Literal]>,
+    pub fence_end: [Arc<[Literal]>; 2],
+    /// Behind an identifier.
+    pub id_end: Arc<[Literal]>,
+    /// Behind the value of a field that is not plain text.
+    pub value_end: Arc<[Literal]>,
+}
+
+#[derive(Debug)]
+pub(super) struct ToolLiterals {
+    pub name: String,
+    pub arguments: Arguments,
+    /// Before and behind arguments that are one JSON object.
+    pub whole: [Arc<[Literal]>; 2],
+    /// The first field or none at all, any further field or the end.
+    pub fields: [Arc<[Literal]>; 2],
+}
+
+/// What a call may look like where it has no marks.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Unmarked {
+    /// JSON that names a tool is a call.
+    Json,
+    /// Calls are as the format has them, from the answer's beginning on.
+    Never,
+}
+
+impl Literals {
+    pub fn new(syntax: &'static Syntax, calls: &Calls, unmarked: Unmarked) -> Self {
+        let tools = &calls.tools;
+        let heads = |before: String| -> Vec<Literal> {
+            let of_tool = |(index, tool): (usize, &Tool)| {
+                let name = [&before, &*syntax.written(&tool.name)].concat();
+                let call = literal(&[&name, syntax.named].concat(), Meaning::Call(index));
+                let id = match syntax.id {
+                    Some(Id::AfterName(open)) => {
+                        Some(literal(&[&name, open].concat(), Meaning::IdOf(index)))
+                    }
+                    _ => None,
+                };
+                std::iter::once(call).chain(id)
+            };
+            tools.iter().enumerate().flat_map(of_tool).collect()
+        };
+        let mut start = Vec::new();
+        if unmarked == Unmarked::Never || syntax.trigger.is_none() {
+            start.extend(heads([syntax.open, syntax.call].concat()));
+        }
+        if unmarked == Unmarked::Json {
+            start.extend(tools.iter().enumerate().flat_map(bare));
+        }
+        let mut next = heads(syntax.next());
+        next.extend((!syntax.close.is_empty()).then(|| literal(syntax.close, Meaning::End)));
+        let mut end = vec![literal(syntax.end, Meaning::End)];
+        let mut id_end = vec![literal(syntax.named, Meaning::End)];
+        if let Some(Id::AfterArgs(open, close)) = syntax.id {
+            end.push(literal(open, Meaning::IdAtEnd));
+            id_end = vec![literal(&[close, syntax.end].concat(), Meaning::End)];
+        }
+        let value_end = match &syntax.args {
+            Args::Json => "",
+            Args::Fields(fields) => fields.value_end,
+        };
+        let one = |text: &str| -> Arc<[Literal]> { [literal(text, Meaning::End)].into() };
+        Self {
+            syntax,
+            tools: tools.iter().map(|tool| ToolLiterals::new(syntax, tool)).collect(),
+            start: start.into(),
+            first: heads(syntax.behind_trigger()).into(),
+            next: next.into(),
+            nothing: Arc::new([]),
+            end: end.into(),
+            fence_end: [one("}"), one("}```")],
+            id_end: id_end.into(),
+            value_end: one(value_end),
+        }
+    }
+}
+
+impl ToolLiterals {
+    fn new(syntax: &'static Syntax, tool: &Tool) -> Self {
+        let arguments = Arguments::of(syntax, tool);
+        let one = |text: &str| -> Arc<[Literal]> { [literal(text, Meaning::End)].into() };
+        let whole = match &arguments {
+            Arguments::Whole { open, close, .. } => [one(open), one(close)],
+            Arguments::Fields(_) => [one(""), one("")],
+        };
+        let mut lists = [Vec::new(), Vec::new()];
+        if let (Args::Fields(marks), Arguments::Fields(fields)) = (&syntax.args, &arguments) {
+            for (list, before) in lists.iter_mut().zip([marks.open, marks.between]) {
+                for (index, field) in fields.iter().enumerate() {
+                    let is_raw = matches!(field.kind, Kind::Text | Kind::Choice(_));
+                    let text = marks.text.filter(|_| is_raw).map_or("", |(open, _)| open);
+                    let key = [before, marks.key, &field.name, marks.keyed, text].concat();
+                    let tail = if text.is_empty() { marks.keyed } else { text };
+                    let literal = literal(&key, Meaning::Field(index));
+                    list.push(Literal { tail: &tail[tail.trim_end().len()..], ..literal });
+                }
+            }
+            lists[0].push(literal(&[marks.open, marks.close].concat(), Meaning::End));
+            lists[1].push(literal(marks.close, Meaning::End));
+        }
+        let fields = lists.map(Arc::from);
+        Self { name: tool.name.clone(), arguments, whole, fields }
+    }
+}
+
+fn bare((index, tool): (usize, &Tool)) -> Vec<Literal> {
+    let fences = [("", Fence::None), ("```json", Fence::Open), ("```", Fence::Open)];
+    let mut literals = Vec::new();
+    for (text, fence) in fences {
+        for key in BARE_KEYS {
+            let name = super::syntax::quoted(&tool.name);
+            let text = format!("{text}{{\"name\":\"{name}\",\"{key}\":");
+            literals.push(literal(&text, Meaning::Bare(index, fence)));
+        }
+    }
+    literals
+}
+
+/// What holds the arguments of calls without marks.
+pub(super) const BARE_KEYS: [&str; 2] = ["arguments", "parameters"];
+
+fn literal(text: &str, meaning: Meaning) -> Literal {
+    Literal { text: text.chars().filter(|&c| !is_space(c)).collect(), tail: "", meaning }
+}
+
+/// Which of some texts comes.
+#[derive(Clone, Debug)]
+pub(super) struct Matcher {
+    list: Arc<[Literal]>,
+    alive: Vec<usize>,
+    /// How much of them has come.
+    read: usize,
+    /// One that has come whole, though more letters would make it another.
+    whole: Option<usize>,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Match {
+    Open,
+    Done(Meaning, &'static str),
+    /// It was done before this character.
+    Behind(Meaning, &'static str),
+    /// None of them.
+    Failed,
+}
+
+impl Matcher {
+    pub fn new(list: &Arc<[Literal]>) -> Self {
+        Self { list: Arc::clone(list), alive: (0..list.len()).collect(), read: 0, whole: None }
+    }
+
+    /// What an empty text means.
+    pub fn at_once(&self) -> Option<(Meaning, &'static str)> {
+        let empty = |literal: &&Literal| literal.text.is_empty();
+        self.list.iter().find(empty).map(|literal| (literal.meaning, literal.tail))
+    }
+
+    pub fn has_begun(&self) -> bool {
+        self.read > 0
+    }
+
+    pub fn push(&mut self, c: char) -> Match {
+        if is_space(c) {
+            return Match::Open;
+        }
+        let (list, read) = (&self.list, self.read);
+        self.alive.retain(|&index| list[index].text[read..].starts_with(c));
+        self.read += c.len_utf8();
+        let whole = self.whole.take().map(|index| &list[index]);
+        if self.alive.is_empty() {
+            return match whole {
+                Some(literal) if !is_letter(c) => Match::Behind(literal.meaning, literal.tail),
+                _ => Match::Failed,
+            };
+        }
+        let done = |index: &&usize| list[**index].text.len() == self.read;
+        match self.alive.iter().find(done) {
+            Some(&index) if is_letter(c) => {
+                self.whole = Some(index);
+                Match::Open
+            }
+            Some(&index) => Match::Done(list[index].meaning, list[index].tail),
+            None => Match::Open,
+        }
+    }
+}
+
+/// Whether a name may go on with it.
+fn is_letter(c: char) -> bool {
+    c.is_alphanumeric() || "_-.".contains(c)
+}
