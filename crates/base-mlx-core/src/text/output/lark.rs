@@ -73,21 +73,21 @@ pub(super) fn grammar(
 }
 
 impl Lark {
-    pub fn finish(mut self) -> GrammarSource {
+    pub(super) fn finish(mut self) -> GrammarSource {
         self.rules.push_str(TERMINALS);
         GrammarSource { lark: self.rules, parts: self.parts }
     }
 
-    pub fn rule(&mut self, name: &str, body: &str) {
+    pub(super) fn rule(&mut self, name: &str, body: &str) {
         let _ = writeln!(self.rules, "{name}: {body}");
     }
 
-    pub fn part(&mut self, name: &str, origin: &str, rule: Rule) {
+    pub(super) fn part(&mut self, name: &str, origin: &str, rule: Rule) {
         self.parts.push(Part { name: name.to_owned(), origin: origin.to_owned(), rule });
     }
 
     /// The arguments of a tool as a JSON object.
-    pub fn object(&mut self, name: &str, tool: &Tool, spacing: Spacing) {
+    pub(super) fn object(&mut self, name: &str, tool: &Tool, spacing: Spacing) {
         let schema = super::fields::object(&tool.parameters);
         self.part(name, &tool.origin, Rule::Json { schema, strict: tool.strict, spacing });
     }
