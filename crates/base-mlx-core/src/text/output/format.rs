@@ -4,7 +4,7 @@ use super::gemma::{GEMMA, GEMMA_FENCED, GEMMA4};
 use super::glm::{GLM, GLM_CLOSE};
 use super::harmony::{self, HarmonyReader};
 use super::hermes::HERMES;
-use super::literal::{Literals, Unmarked};
+use super::literal::{BARE_KEYS, Literals, Unmarked};
 use super::llama3::{LFM2, LLAMA3_JSON, LLAMA3_PYTHONIC};
 use super::mistral::{MISTRAL, MISTRAL_ARGS, MISTRAL_SPACE};
 use super::phi4::{APRIEL, GRANITE3, NEMOTRON, PHI4};
@@ -130,6 +130,11 @@ impl OutputFormat {
         let thoughts = self.thoughts.filter(|_| wanted.opened || wanted.may_think);
         let closes_thoughts = thoughts.map(|thoughts| thoughts.forced.to_owned());
         match self.tools {
+            // What is held to be text could be read as a call, whose arguments nothing had held to their schema.
+            ToolFormat::Syntax(syntax) if syntax.is_bare() && may_be_a_call(wanted) => {
+                let tools = ToolFormat::Syntax(&HERMES);
+                Self { tools, ..self.clone() }.shape(wanted)
+            }
             ToolFormat::Syntax(syntax) => Shape {
                 grammar: lark::grammar(syntax, thoughts, wanted),
                 parser: parser(syntax, thoughts, wanted),
@@ -151,6 +156,19 @@ impl ToolFormat {
             Self::Harmony => "harmony",
         }
     }
+}
+
+/// Whether text that is not a call could look like one without marks.
+fn may_be_a_call(wanted: &Wanted) -> bool {
+    let Some((_, content)) = &wanted.content else { return false };
+    if wanted.calls.tools.is_empty() || wanted.calls.required {
+        return false;
+    }
+    let Rule::Json { schema, .. } = content else { return true };
+    let says_object = schema["type"] == "object" && schema["additionalProperties"] == false;
+    let has = |key: &str| schema["properties"].get(key).is_some();
+    let may_hold = has("name") && BARE_KEYS.iter().any(|key| has(key));
+    !says_object || may_hold || schema.get("patternProperties").is_some()
 }
 
 fn parser(
@@ -288,6 +306,29 @@ mod tests {
         assert_eq!(shape.grammar, None);
         assert_eq!(shape.closes_thoughts.as_deref(), Some("\n</think>\n\n"));
         assert!(shape.parser.is_reasoning());
+    }
+
+    #[test]
+    fn text_that_could_be_read_as_a_call_has_calls_between_marks_beside_it() {
+        let rule =
+            |schema| Rule::Json { schema, strict: true, spacing: super::super::Spacing::Compact };
+        let tool = super::super::Tool {
+            name: "get".to_owned(),
+            parameters: serde_json::json!({}),
+            strict: true,
+            origin: String::new(),
+        };
+        let calls = Calls { tools: vec![tool], required: false, parallel: true };
+        let lark = |schema| {
+            let content = Some((String::new(), rule(schema)));
+            let wanted = Wanted { calls: calls.clone(), content, ..Wanted::default() };
+            OutputFormat::default().shape(&wanted).grammar.unwrap().lark
+        };
+        assert!(lark(serde_json::json!({ "type": "object" })).contains("<tool_call>"));
+        let closed = serde_json::json!({
+            "type": "object", "properties": { "name": {} }, "additionalProperties": false,
+        });
+        assert!(!lark(closed).contains("<tool_call>"));
     }
 
     #[test]
