@@ -70,8 +70,8 @@ impl Count {
                     GrammarError::Unsupported { pointer, .. } => {
                         pointer.is_empty() || schema.pointer(pointer).is_some()
                     }
-                    GrammarError::Invalid { .. } => true,
-                    _ => false,
+                    GrammarError::Invalid { .. } | GrammarError::TooComplex { .. } => true,
+                    GrammarError::Vocabulary(_) => false,
                 };
                 assert!(is_named, "{name}: {error}");
                 return;

@@ -50,6 +50,11 @@ impl<'a> Builder<'a> {
         while let Some(given) = self.references.next_unwritten() {
             let name = References::name(definitions.len());
             let prepared = format!("/{DEFINITIONS}/{name}");
+            if definitions.len() == MAX_REFERENCES {
+                return Err(
+                    self.too_complex(format!("more than {MAX_REFERENCES} schemas are referred to"))
+                );
+            }
             let target = self.root.pointer(&given).expect("a reference was found to lead there");
             let definition =
                 self.schema(target, &At { place: Place { given, prepared }, depth: 0 })?;
@@ -69,12 +74,9 @@ impl<'a> Builder<'a> {
         };
         self.places.push(at.place.clone());
         if at.depth > MAX_DEPTH || self.places.len() > MAX_SUBSCHEMAS {
-            return Err(GrammarError::TooComplex {
-                origin: self.origin.to_owned(),
-                message: format!(
-                    "more than {MAX_SUBSCHEMAS} subschemas, or {MAX_DEPTH} in one another"
-                ),
-            });
+            let most =
+                format!("more than {MAX_SUBSCHEMAS} subschemas, or {MAX_DEPTH} in one another");
+            return Err(self.too_complex(most));
         }
         let mut written = Map::new();
         // What every value has to satisfy besides.
@@ -342,6 +344,10 @@ impl<'a> Builder<'a> {
         Ok(())
     }
 
+    fn too_complex(&self, message: String) -> GrammarError {
+        GrammarError::TooComplex { origin: self.origin.to_owned(), message }
+    }
+
     fn malformed(&self, pointer: &str, expected: &str) -> GrammarError {
         let place = if pointer.is_empty() { "the whole" } else { pointer };
         GrammarError::Invalid {
@@ -355,3 +361,5 @@ impl<'a> Builder<'a> {
 const MAX_DEPTH: usize = 256;
 /// FHIR, the largest schema of the wild, has 20,000.
 const MAX_SUBSCHEMAS: usize = 40_000;
+/// The compiler calls itself for each that is in another.
+const MAX_REFERENCES: usize = 3000;

@@ -7,6 +7,7 @@ mod keywords;
 mod numbers;
 mod pattern;
 mod references;
+mod size;
 
 use serde_json::{Map, Value, json};
 
@@ -39,7 +40,21 @@ pub(super) fn prepare(
     strict: bool,
     origin: &str,
 ) -> Result<Prepared, GrammarError> {
-    build::Builder::new(schema, strict, origin).build()
+    let prepared = build::Builder::new(schema, strict, origin).build()?;
+    if let Some((pointer, why)) = size::too_complex(&prepared) {
+        let message = if pointer.is_empty() { why } else { format!("{pointer}: {why}") };
+        return Err(GrammarError::TooComplex { origin: origin.to_owned(), message });
+    }
+    if let Some(name) = size::circle(&prepared.schema) {
+        let prepared_at = format!("/{DEFINITIONS}/{name}");
+        let place = prepared.places.iter().find(|place| place.prepared == prepared_at);
+        return Err(GrammarError::Unsupported {
+            origin: origin.to_owned(),
+            pointer: place.map_or(String::new(), |place| format!("{}/$ref", place.given)),
+            message: "it leads to itself".to_owned(),
+        });
+    }
+    Ok(prepared)
 }
 
 impl Prepared {

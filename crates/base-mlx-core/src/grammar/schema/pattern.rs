@@ -62,6 +62,9 @@ fn escape(rest: &str, in_class: bool) -> Result<(String, &str), String> {
     };
     let after = &rest[escaped.len_utf8()..];
     let hex = |digits: &str| u32::from_str_radix(digits, 16).ok();
+    if let ('p' | 'P' | 'u', Some((name, after))) = (escaped, braced(after)) {
+        return Ok((format!("\\{escaped}{{{name}}}"), after));
+    }
     Ok(match escaped {
         'd' | 'D' | 'w' | 'W' | 's' | 'S' | 'n' | 'r' | 't' | 'f' | 'v' => {
             (format!("\\{escaped}"), after)
@@ -80,7 +83,6 @@ fn escape(rest: &str, in_class: bool) -> Result<(String, &str), String> {
             Some(code) => (format!("\\x{code:02x}"), &after[2..]),
             None => ("x".to_owned(), after),
         },
-        'u' if after.starts_with('{') => (String::from("\\u"), after),
         'u' => {
             let Some(code) = after.get(..4).and_then(hex) else {
                 return Ok(("u".to_owned(), after));
@@ -96,7 +98,6 @@ fn escape(rest: &str, in_class: bool) -> Result<(String, &str), String> {
                 _ => (format!("\\u{{{code:x}}}"), after),
             }
         }
-        'p' | 'P' if after.starts_with('{') => (format!("\\{escaped}"), after),
         letter if letter.is_ascii_alphanumeric() => (letter.to_string(), after),
         '<' | '>' => (escaped.to_string(), after),
         mark if mark.is_ascii() => (format!("\\{mark}"), after),
@@ -112,9 +113,13 @@ fn is_count(rest: &str) -> bool {
     !least.is_empty() && are_digits(least) && are_digits(most)
 }
 
-/// Whether the `}` that ends `before` ends a count, or the name of a property of characters.
+/// Whether the `}` that ends `before` ends a count.
 fn closes_count(before: &str) -> bool {
-    let Some((head, count)) = before[..before.len() - 1].rsplit_once('{') else { return false };
-    let is_name = ["\\p", "\\P", "\\u"].iter().any(|escape| head.ends_with(escape));
-    is_name || is_count(&format!("{count}}}"))
+    let count = before[..before.len() - 1].rsplit_once('{').map(|(_, count)| count);
+    count.is_some_and(|count| is_count(&format!("{count}}}")))
+}
+
+/// What is in the braces that a text begins with, and the rest.
+fn braced(text: &str) -> Option<(&str, &str)> {
+    text.strip_prefix('{')?.split_once('}')
 }

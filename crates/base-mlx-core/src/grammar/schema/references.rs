@@ -88,8 +88,7 @@ impl<'a> References<'a> {
                 .strip_prefix(at.as_str())
                 .is_some_and(|rest| rest.is_empty() || rest.starts_with('/'))
         };
-        let (here, base) =
-            self.resources.iter().rev().filter(around).max_by_key(|(at, _)| at.len())?;
+        let (here, base) = self.resources.iter().filter(around).max_by_key(|(at, _)| at.len())?;
         let (uri, fragment) = reference.split_once('#').unwrap_or((reference, ""));
         let (resource, base) = match uri {
             "" => (here, base),
