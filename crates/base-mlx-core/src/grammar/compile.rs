@@ -26,13 +26,11 @@ pub(super) fn check_size(source: &GrammarSource) -> Result<(), GrammarError> {
         if bytes > most {
             return too_complex(&part.origin, format!("it has {bytes} bytes, {most} are possible"));
         }
-        if let Rule::Lark(text) | Rule::Regex(text) = &part.rule {
-            if nesting(text) > MAX_NESTING {
-                return too_complex(
-                    &part.origin,
-                    format!("more than {MAX_NESTING} brackets in one another"),
-                );
-            }
+        if let Rule::Lark(text) | Rule::Regex(text) = &part.rule
+            && nesting(text) > MAX_NESTING
+        {
+            let message = format!("more than {MAX_NESTING} brackets in one another");
+            return too_complex(&part.origin, message);
         }
     }
     if source.parts.len() > MAX_PARTS {

@@ -38,12 +38,12 @@ impl At {
 }
 
 impl<'a> Builder<'a> {
-    pub fn new(root: &'a Value, strict: bool, origin: &'a str) -> Self {
+    pub(super) fn new(root: &'a Value, strict: bool, origin: &'a str) -> Self {
         let references = References::of(root);
         Self { root, strict, origin, references, warnings: Vec::new(), places: Vec::new() }
     }
 
-    pub fn build(mut self) -> Result<Prepared, GrammarError> {
+    pub(super) fn build(mut self) -> Result<Prepared, GrammarError> {
         let nowhere = Place { given: String::new(), prepared: String::new() };
         let mut schema = self.schema(self.root, &At { place: nowhere, depth: 0 })?;
         let mut definitions = Map::new();

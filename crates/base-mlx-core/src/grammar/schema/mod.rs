@@ -17,20 +17,20 @@ use crate::text::output::Spacing;
 /// A schema as the compiler gets it.
 #[derive(Debug)]
 pub(super) struct Prepared {
-    pub schema: Value,
+    pub(super) schema: Value,
     /// What was left out of it; none in strict mode.
-    pub warnings: Vec<String>,
+    pub(super) warnings: Vec<String>,
     /// Where each of its subschemas was in the schema as given, outermost first.
-    pub places: Vec<Place>,
+    pub(super) places: Vec<Place>,
 }
 
 /// A subschema by where it was and where it is.
 #[derive(Clone, Debug)]
 pub(super) struct Place {
     /// JSON pointer into the schema as given.
-    pub given: String,
+    pub(super) given: String,
     /// JSON pointer into the schema as prepared.
-    pub prepared: String,
+    pub(super) prepared: String,
 }
 
 /// Checks `schema` and writes it anew. An error names the keyword by its JSON pointer: what is malformed in any case, what
@@ -59,12 +59,12 @@ pub(super) fn prepare(
 
 impl Prepared {
     /// The whole schema with options for the compiler.
-    pub fn with_options(&self, lenient: bool, spacing: Spacing) -> Value {
+    pub(super) fn with_options(&self, lenient: bool, spacing: Spacing) -> Value {
         with_options(self.schema.clone(), lenient, spacing)
     }
 
     /// One subschema by itself, with all that it may refer to.
-    pub fn alone(&self, place: &Place, spacing: Spacing) -> Option<Value> {
+    pub(super) fn alone(&self, place: &Place, spacing: Spacing) -> Option<Value> {
         let mut schema = self.schema.pointer(&place.prepared)?.clone();
         if let (Some(schema), Some(definitions)) =
             (schema.as_object_mut(), self.schema.get(DEFINITIONS))

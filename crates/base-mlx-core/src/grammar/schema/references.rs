@@ -16,7 +16,7 @@ pub(super) struct References<'a> {
 }
 
 impl<'a> References<'a> {
-    pub fn of(root: &'a Value) -> Self {
+    pub(super) fn of(root: &'a Value) -> Self {
         let mut references = Self {
             root,
             resources: vec![(String::new(), String::new())],
@@ -70,7 +70,7 @@ impl<'a> References<'a> {
     }
 
     /// Our name of what a reference at this place leads to; `None` if that is not here.
-    pub fn resolve(&mut self, reference: &str, place: &str) -> Option<String> {
+    pub(super) fn resolve(&mut self, reference: &str, place: &str) -> Option<String> {
         let target = self.target(reference, place)?;
         self.root.pointer(&target)?;
         if let Some(name) = self.names.get(&target) {
@@ -106,12 +106,12 @@ impl<'a> References<'a> {
     }
 
     /// The place of what a reference led to first, and that was not asked for yet.
-    pub fn next_unwritten(&mut self) -> Option<String> {
+    pub(super) fn next_unwritten(&mut self) -> Option<String> {
         self.unwritten.pop_front()
     }
 
     /// Of the reference with this number, in the order they are written.
-    pub fn name(number: usize) -> String {
+    pub(super) fn name(number: usize) -> String {
         format!("{number}")
     }
 }
