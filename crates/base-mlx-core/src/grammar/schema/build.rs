@@ -92,11 +92,12 @@ impl<'a> Builder<'a> {
                     if keyword == "enum" && value.as_array().is_none_or(Vec::is_empty) {
                         return Err(self.malformed(&pointer, "an array with a value"));
                     }
-                    match numbers::inexact(value) {
-                        None => {
-                            written.insert(keyword.clone(), value.clone());
-                        }
-                        Some(number) => self.cannot(&pointer, &format!("{number} is too large"))?,
+                    if let Some(number) = numbers::inexact(value) {
+                        self.cannot(&pointer, &format!("{number} is too large"))?;
+                    } else if keywords::has_control(value) {
+                        self.cannot(&pointer, "control characters are not supported")?;
+                    } else {
+                        written.insert(keyword.clone(), value.clone());
                     }
                 }
                 "$ref" => {

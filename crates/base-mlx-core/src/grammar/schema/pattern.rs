@@ -49,6 +49,11 @@ pub(super) fn translated(regex: &str) -> Result<String, String> {
             '}' if !in_class && !closes_count(&regex[..regex.len() - rest.len()]) => {
                 written.push_str("\\}")
             }
+            control
+                if !in_class && control.is_ascii_control() && !"\n\r\t\u{c}".contains(control) =>
+            {
+                return Err(CONTROL.to_owned());
+            }
             other => written.push(other),
         }
     }
@@ -66,9 +71,11 @@ fn escape(rest: &str, in_class: bool) -> Result<(String, &str), String> {
         return Ok((format!("\\{escaped}{{{name}}}"), after));
     }
     Ok(match escaped {
-        'd' | 'D' | 'w' | 'W' | 's' | 'S' | 'n' | 'r' | 't' | 'f' | 'v' => {
-            (format!("\\{escaped}"), after)
-        }
+        'v' | '0' | 'c' if !in_class => return Err(CONTROL.to_owned()),
+        // White space is not quite what it is elsewhere.
+        's' => ("[^\\S\\u{85}]".to_owned(), after),
+        'S' => ("[^\\s\\u{feff}]".to_owned(), after),
+        'd' | 'D' | 'w' | 'W' | 'n' | 'r' | 't' | 'f' | 'v' => (format!("\\{escaped}"), after),
         'b' if in_class => ("\\x08".to_owned(), after),
         'b' | 'B' => return Err("word boundaries are not supported".to_owned()),
         '0' if !after.starts_with(|next: char| next.is_ascii_digit()) => {
@@ -80,6 +87,7 @@ fn escape(rest: &str, in_class: bool) -> Result<(String, &str), String> {
             None => return Err("`\\c` without a letter".to_owned()),
         },
         'x' => match after.get(..2).and_then(hex) {
+            Some(code) if code < 32 && !in_class => return Err(CONTROL.to_owned()),
             Some(code) => (format!("\\x{code:02x}"), &after[2..]),
             None => ("x".to_owned(), after),
         },
@@ -95,6 +103,7 @@ fn escape(rest: &str, in_class: bool) -> Result<(String, &str), String> {
                     (format!("\\u{{{code:x}}}"), &after[6..])
                 }
                 (0xd800..0xe000, _) => return Err("half a character".to_owned()),
+                (..32, _) if !in_class => return Err(CONTROL.to_owned()),
                 _ => (format!("\\u{{{code:x}}}"), after),
             }
         }
@@ -123,3 +132,6 @@ fn closes_count(before: &str) -> bool {
 fn braced(text: &str) -> Option<(&str, &str)> {
     text.strip_prefix('{')?.split_once('}')
 }
+
+/// The compiler would drop them.
+const CONTROL: &str = "control characters are not supported";

@@ -13,6 +13,8 @@ pub(super) struct References<'a> {
     anchors: HashMap<(String, String), String>,
     names: HashMap<String, String>,
     unwritten: std::collections::VecDeque<String>,
+    /// What is beside a reference is not looked at, as drafts before 2019-09 have it.
+    is_alone: bool,
 }
 
 impl<'a> References<'a> {
@@ -23,10 +25,12 @@ impl<'a> References<'a> {
             anchors: HashMap::new(),
             names: HashMap::new(),
             unwritten: Default::default(),
+            is_alone: false,
         };
         let draft = root.get("$schema").and_then(Value::as_str).unwrap_or_default();
         let id =
             if draft.contains("draft-04") || draft.contains("draft-03") { "id" } else { "$id" };
+        references.is_alone = draft.contains("draft-0");
         references.collect(root, String::new(), String::new(), id);
         references
     }
@@ -35,7 +39,8 @@ impl<'a> References<'a> {
         match value {
             Value::Object(keywords) => {
                 let string = |keyword| keywords.get(keyword).and_then(Value::as_str);
-                match string(id).map(|id| id.strip_suffix('#').unwrap_or(id)) {
+                let is_named = !self.is_alone || string("$ref").is_none();
+                match string(id).filter(|_| is_named).map(|id| id.strip_suffix('#').unwrap_or(id)) {
                     Some(id) if id.starts_with('#') => {
                         self.anchors.insert((base.clone(), id[1..].to_owned()), place.clone());
                     }
