@@ -26,13 +26,11 @@ pub(super) fn check_size(source: &GrammarSource) -> Result<(), GrammarError> {
         if bytes > most {
             return too_complex(&part.origin, format!("it has {bytes} bytes, {most} are possible"));
         }
-        if let Rule::Lark(text) | Rule::Regex(text) = &part.rule {
-            if nesting(text) > MAX_NESTING {
-                return too_complex(
-                    &part.origin,
-                    format!("more than {MAX_NESTING} brackets in one another"),
-                );
-            }
+        if let Rule::Lark(text) | Rule::Regex(text) = &part.rule
+            && nesting(text) > MAX_NESTING
+        {
+            let message = format!("more than {MAX_NESTING} brackets in one another");
+            return too_complex(&part.origin, message);
         }
     }
     if source.parts.len() > MAX_PARTS {
@@ -93,7 +91,21 @@ pub(super) fn compile(
         });
     }
     let warnings = parts.into_iter().flat_map(|part| part.warnings).collect();
-    Ok(Constraint::new(parser, warnings))
+    let constraint = Constraint::new(parser, warnings);
+    // Some grammars end before they began.
+    match constraint.clone().allowed() {
+        Ok(_) => Ok(constraint),
+        Err(broken) => {
+            let origin = largest(source).to_owned();
+            let message = broken.to_string();
+            Err(match is_about_size(&message) {
+                true => GrammarError::TooComplex { origin, message },
+                false => {
+                    GrammarError::Invalid { origin, message: "nothing satisfies it".to_owned() }
+                }
+            })
+        }
+    }
 }
 
 struct Compiler<'a> {
@@ -132,7 +144,7 @@ impl Compiler<'_> {
                 return Err(invalid("there is nothing to choose from"));
             }
             Rule::Choice(texts) => {
-                let texts: Vec<String> = texts.iter().map(|text| json!(text).to_string()).collect();
+                let texts: Vec<String> = texts.iter().map(|text| literal(text)).collect();
                 grammar.lark_grammar = Some(format!("start: TEXT\nTEXT: {}", texts.join(" | ")));
             }
         }
@@ -293,6 +305,15 @@ fn lark_of_regex(regex: &str) -> String {
     format!("start: /{}/", regex_to_lark(whole, ""))
 }
 
+/// A text as Lark has it. Its strings cannot have control characters, its regexes can.
+fn literal(text: &str) -> String {
+    if !text.chars().any(char::is_control) {
+        return json!(text).to_string();
+    }
+    let escaped = text.chars().map(|char| format!("\\u{{{:x}}}", char as u32));
+    format!("/{}/", escaped.collect::<String>())
+}
+
 /// Without the picture of the source and the state of the compiler that follow it.
 fn first_line(error: impl Display) -> String {
     let message = error.to_string();
@@ -315,12 +336,13 @@ fn is_about_size(message: &str) -> bool {
     [
         "too big",
         "too large",
-        "too many",
+        "too many items",
+        "too many expressions",
         "too deep",
         "limit",
         "fuel",
         "level exceeded",
-        "cannot go on",
+        "compiler cannot go on",
     ]
     .iter()
     .any(|words| message.contains(words))

@@ -22,7 +22,7 @@ struct Entry {
 pub(super) struct Key(String);
 
 impl Key {
-    pub fn of(source: &GrammarSource) -> Self {
+    pub(super) fn of(source: &GrammarSource) -> Self {
         let mut key = format!("{:?}", source.lark);
         for part in &source.parts {
             let _ = write!(key, " {:?} {:?} ", part.name, part.origin);
@@ -38,7 +38,7 @@ impl Key {
 }
 
 impl Kept {
-    pub fn find(&mut self, key: &Key) -> Option<Result<Constraint, GrammarError>> {
+    pub(super) fn find(&mut self, key: &Key) -> Option<Result<Constraint, GrammarError>> {
         let index = self.entries.iter().rposition(|entry| &entry.key == key)?;
         let entry = self.entries.remove(index);
         let found = entry.made.clone();
@@ -46,7 +46,7 @@ impl Kept {
         Some(found)
     }
 
-    pub fn keep(&mut self, key: Key, made: &Result<Constraint, GrammarError>) {
+    pub(super) fn keep(&mut self, key: Key, made: &Result<Constraint, GrammarError>) {
         self.entries.retain(|entry| entry.key != key);
         let bytes = key.0.len() + made.as_ref().map_or(0, Constraint::bytes);
         if bytes > MAX_BYTES {

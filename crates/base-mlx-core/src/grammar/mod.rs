@@ -105,7 +105,8 @@ const COMPILE_TIME: Duration = Duration::from_secs(2);
 
 /// What one grammar may cost; each limit ends in an error.
 const LIMITS: ParserLimits = ParserLimits {
-    max_items_in_row: 2000,
+    // Four for each property that may come next.
+    max_items_in_row: 10_000,
     // 50,000 take a millisecond or two.
     initial_lexer_fuel: 1_000_000,
     // A mask takes 20 ms at most.
@@ -113,7 +114,7 @@ const LIMITS: ParserLimits = ParserLimits {
     step_max_items: 50_000,
     // A state takes a kilobyte or two.
     max_lexer_states: 50_000,
-    max_grammar_size: 500_000,
+    max_grammar_size: 200_000,
     precompute_large_lexemes: true,
     verbose_errors: false,
 };

@@ -16,12 +16,12 @@ struct Places {
 }
 
 impl Workers {
-    pub fn new(count: usize) -> Self {
+    pub(super) fn new(count: usize) -> Self {
         Self { places: Arc::new(Places { free: Mutex::new(count), freed: Condvar::new() }) }
     }
 
     /// What `work` makes within `time`, which counts from when a worker is free for it. An error says why there is nothing.
-    pub fn run<T: Send + 'static>(
+    pub(super) fn run<T: Send + 'static>(
         &self,
         time: Duration,
         work: impl FnOnce() -> T + Send + 'static,

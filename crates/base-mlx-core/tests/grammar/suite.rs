@@ -14,6 +14,10 @@ fn no_invalid_instance_of_the_suite_passes() {
     for draft in ["draft4", "draft6", "draft7", "draft2019-09", "draft2020-12"] {
         let folder = test_model("schemas/suite").join(draft);
         for file in files(&folder) {
+            // What strings contain is for people to know.
+            if file.ends_with("optional/content.json") {
+                continue;
+            }
             let groups: Vec<Value> =
                 serde_json::from_slice(&std::fs::read(&file).unwrap()).unwrap();
             for group in groups {
@@ -57,10 +61,11 @@ struct Count {
 impl Count {
     fn group(&mut self, vocabulary: &Vocabulary, group: &Value, draft: &str, name: &str) {
         let mut schema = group["schema"].clone();
-        if let (Some(schema), "draft4") = (schema.as_object_mut(), draft) {
-            schema
-                .entry("$schema")
-                .or_insert_with(|| "http://json-schema.org/draft-04/schema#".into());
+        if let (Some(schema), Some(number)) = (schema.as_object_mut(), draft.strip_prefix("draft"))
+            && number.len() == 1
+        {
+            let draft = format!("http://json-schema.org/draft-0{number}/schema#");
+            schema.entry("$schema").or_insert_with(|| draft.into());
         }
         self.groups += 1;
         let constraint = match vocabulary.strict(&schema) {
@@ -70,8 +75,8 @@ impl Count {
                     GrammarError::Unsupported { pointer, .. } => {
                         pointer.is_empty() || schema.pointer(pointer).is_some()
                     }
-                    GrammarError::Invalid { .. } => true,
-                    _ => false,
+                    GrammarError::Invalid { .. } | GrammarError::TooComplex { .. } => true,
+                    GrammarError::Vocabulary(_) => false,
                 };
                 assert!(is_named, "{name}: {error}");
                 return;

@@ -179,7 +179,7 @@ fn what_the_compiler_refuses_is_named_by_its_pointer() {
         ),
         (json!({ "items": { "type": "string", "pattern": "[a" } }), "/items/pattern"),
         (
-            json!({ "items": [{ "type": "integer", "minimum": 3, "maximum": 2 }], "minItems": 1 }),
+            json!({ "type": "array", "items": [{ "type": "integer", "minimum": 3, "maximum": 2 }], "minItems": 1 }),
             "/items/0/minimum",
         ),
     ] {

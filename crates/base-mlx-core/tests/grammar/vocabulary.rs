@@ -1,4 +1,4 @@
-use std::collections::HashSet;
+use std::collections::{HashMap, HashSet};
 
 use base_mlx_core::TokenId;
 use base_mlx_core::grammar::{Constraint, GrammarError, Grammars};
@@ -19,6 +19,9 @@ pub(crate) struct Vocabulary {
     pub(crate) grammars: Grammars,
     /// Tokens that end strings, arrays and objects.
     closing: Vec<TokenId>,
+    /// Those that show.
+    by_bytes: HashMap<Vec<u8>, TokenId>,
+    longest: usize,
 }
 
 impl Vocabulary {
@@ -32,7 +35,11 @@ impl Vocabulary {
             !bytes.is_empty() && bytes.iter().all(|byte| b"\"}],:".contains(byte))
         };
         let closing = (0..size as TokenId).filter(closes).collect();
-        Self { tokenizer, end_tokens, size, grammars, closing }
+        let shown = (0..size as TokenId).filter(|&token| !tokenizer.is_hidden(token));
+        let by_bytes: HashMap<_, _> =
+            shown.map(|token| (tokenizer.token_bytes(token).to_vec(), token)).collect();
+        let longest = by_bytes.keys().map(Vec::len).max().unwrap();
+        Self { tokenizer, end_tokens, size, grammars, closing, by_bytes, longest }
     }
 
     pub(crate) fn smollm2() -> Self {
@@ -79,12 +86,10 @@ impl Vocabulary {
         if failed.contains(&(end - rest.len())) {
             return false;
         }
-        let mut candidates = self.allowed(&mask);
-        candidates.retain(|&token| {
-            let bytes = self.tokenizer.token_bytes(token);
-            !bytes.is_empty() && !self.tokenizer.is_hidden(token) && rest.starts_with(bytes)
-        });
-        candidates.sort_by_key(|&token| std::cmp::Reverse(self.tokenizer.token_bytes(token).len()));
+        let spelled = (1..=rest.len().min(self.longest)).rev();
+        let tokens = spelled.filter_map(|length| self.by_bytes.get(&rest[..length]));
+        let candidates: Vec<TokenId> =
+            tokens.copied().filter(|&token| mask.allows(token)).collect();
         for token in candidates {
             constraint.accept(token).unwrap();
             let rest = &rest[self.tokenizer.token_bytes(token).len()..];

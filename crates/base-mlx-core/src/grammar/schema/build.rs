@@ -38,18 +38,23 @@ impl At {
 }
 
 impl<'a> Builder<'a> {
-    pub fn new(root: &'a Value, strict: bool, origin: &'a str) -> Self {
+    pub(super) fn new(root: &'a Value, strict: bool, origin: &'a str) -> Self {
         let references = References::of(root);
         Self { root, strict, origin, references, warnings: Vec::new(), places: Vec::new() }
     }
 
-    pub fn build(mut self) -> Result<Prepared, GrammarError> {
+    pub(super) fn build(mut self) -> Result<Prepared, GrammarError> {
         let nowhere = Place { given: String::new(), prepared: String::new() };
         let mut schema = self.schema(self.root, &At { place: nowhere, depth: 0 })?;
         let mut definitions = Map::new();
         while let Some(given) = self.references.next_unwritten() {
             let name = References::name(definitions.len());
             let prepared = format!("/{DEFINITIONS}/{name}");
+            if definitions.len() == MAX_REFERENCES {
+                return Err(
+                    self.too_complex(format!("more than {MAX_REFERENCES} schemas are referred to"))
+                );
+            }
             let target = self.root.pointer(&given).expect("a reference was found to lead there");
             let definition =
                 self.schema(target, &At { place: Place { given, prepared }, depth: 0 })?;
@@ -69,12 +74,9 @@ impl<'a> Builder<'a> {
         };
         self.places.push(at.place.clone());
         if at.depth > MAX_DEPTH || self.places.len() > MAX_SUBSCHEMAS {
-            return Err(GrammarError::TooComplex {
-                origin: self.origin.to_owned(),
-                message: format!(
-                    "more than {MAX_SUBSCHEMAS} subschemas, or {MAX_DEPTH} in one another"
-                ),
-            });
+            let most =
+                format!("more than {MAX_SUBSCHEMAS} subschemas, or {MAX_DEPTH} in one another");
+            return Err(self.too_complex(most));
         }
         let mut written = Map::new();
         // What every value has to satisfy besides.
@@ -90,11 +92,12 @@ impl<'a> Builder<'a> {
                     if keyword == "enum" && value.as_array().is_none_or(Vec::is_empty) {
                         return Err(self.malformed(&pointer, "an array with a value"));
                     }
-                    match numbers::inexact(value) {
-                        None => {
-                            written.insert(keyword.clone(), value.clone());
-                        }
-                        Some(number) => self.cannot(&pointer, &format!("{number} is too large"))?,
+                    if let Some(number) = numbers::inexact(value) {
+                        self.cannot(&pointer, &format!("{number} is too large"))?;
+                    } else if keywords::has_control(value) {
+                        self.cannot(&pointer, "control characters are not supported")?;
+                    } else {
+                        written.insert(keyword.clone(), value.clone());
                     }
                 }
                 "$ref" => {
@@ -342,6 +345,10 @@ impl<'a> Builder<'a> {
         Ok(())
     }
 
+    fn too_complex(&self, message: String) -> GrammarError {
+        GrammarError::TooComplex { origin: self.origin.to_owned(), message }
+    }
+
     fn malformed(&self, pointer: &str, expected: &str) -> GrammarError {
         let place = if pointer.is_empty() { "the whole" } else { pointer };
         GrammarError::Invalid {
@@ -355,3 +362,5 @@ impl<'a> Builder<'a> {
 const MAX_DEPTH: usize = 256;
 /// FHIR, the largest schema of the wild, has 20,000.
 const MAX_SUBSCHEMAS: usize = 40_000;
+/// The compiler calls itself for each that is in another.
+const MAX_REFERENCES: usize = 3000;

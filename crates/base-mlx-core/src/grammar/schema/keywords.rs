@@ -52,3 +52,15 @@ pub(super) fn are_distinct(count: u64, keywords: &Map<String, Value>) -> bool {
     let required = keywords.get("required").and_then(Value::as_array).map_or(0, Vec::len);
     count <= required as u64 + 1
 }
+
+/// Whether a text among these has a character that JSON spells by its number: the compiler would drop it.
+pub(super) fn has_control(value: &Value) -> bool {
+    match value {
+        Value::String(text) => {
+            text.chars().any(|char| char.is_ascii_control() && !"\n\r\t\u{8}\u{c}".contains(char))
+        }
+        Value::Array(values) => values.iter().any(has_control),
+        Value::Object(values) => values.values().any(has_control),
+        _ => false,
+    }
+}

@@ -7,6 +7,7 @@ mod keywords;
 mod numbers;
 mod pattern;
 mod references;
+mod size;
 
 use serde_json::{Map, Value, json};
 
@@ -16,20 +17,20 @@ use crate::text::output::Spacing;
 /// A schema as the compiler gets it.
 #[derive(Debug)]
 pub(super) struct Prepared {
-    pub schema: Value,
+    pub(super) schema: Value,
     /// What was left out of it; none in strict mode.
-    pub warnings: Vec<String>,
+    pub(super) warnings: Vec<String>,
     /// Where each of its subschemas was in the schema as given, outermost first.
-    pub places: Vec<Place>,
+    pub(super) places: Vec<Place>,
 }
 
 /// A subschema by where it was and where it is.
 #[derive(Clone, Debug)]
 pub(super) struct Place {
     /// JSON pointer into the schema as given.
-    pub given: String,
+    pub(super) given: String,
     /// JSON pointer into the schema as prepared.
-    pub prepared: String,
+    pub(super) prepared: String,
 }
 
 /// Checks `schema` and writes it anew. An error names the keyword by its JSON pointer: what is malformed in any case, what
@@ -39,17 +40,31 @@ pub(super) fn prepare(
     strict: bool,
     origin: &str,
 ) -> Result<Prepared, GrammarError> {
-    build::Builder::new(schema, strict, origin).build()
+    let prepared = build::Builder::new(schema, strict, origin).build()?;
+    if let Some((pointer, why)) = size::too_complex(&prepared) {
+        let message = if pointer.is_empty() { why } else { format!("{pointer}: {why}") };
+        return Err(GrammarError::TooComplex { origin: origin.to_owned(), message });
+    }
+    if let Some(name) = size::circle(&prepared.schema) {
+        let prepared_at = format!("/{DEFINITIONS}/{name}");
+        let place = prepared.places.iter().find(|place| place.prepared == prepared_at);
+        return Err(GrammarError::Unsupported {
+            origin: origin.to_owned(),
+            pointer: place.map_or(String::new(), |place| format!("{}/$ref", place.given)),
+            message: "it leads to itself".to_owned(),
+        });
+    }
+    Ok(prepared)
 }
 
 impl Prepared {
     /// The whole schema with options for the compiler.
-    pub fn with_options(&self, lenient: bool, spacing: Spacing) -> Value {
+    pub(super) fn with_options(&self, lenient: bool, spacing: Spacing) -> Value {
         with_options(self.schema.clone(), lenient, spacing)
     }
 
     /// One subschema by itself, with all that it may refer to.
-    pub fn alone(&self, place: &Place, spacing: Spacing) -> Option<Value> {
+    pub(super) fn alone(&self, place: &Place, spacing: Spacing) -> Option<Value> {
         let mut schema = self.schema.pointer(&place.prepared)?.clone();
         if let (Some(schema), Some(definitions)) =
             (schema.as_object_mut(), self.schema.get(DEFINITIONS))

@@ -49,6 +49,11 @@ pub(super) fn translated(regex: &str) -> Result<String, String> {
             '}' if !in_class && !closes_count(&regex[..regex.len() - rest.len()]) => {
                 written.push_str("\\}")
             }
+            control
+                if !in_class && control.is_ascii_control() && !"\n\r\t\u{c}".contains(control) =>
+            {
+                return Err(CONTROL.to_owned());
+            }
             other => written.push(other),
         }
     }
@@ -62,10 +67,15 @@ fn escape(rest: &str, in_class: bool) -> Result<(String, &str), String> {
     };
     let after = &rest[escaped.len_utf8()..];
     let hex = |digits: &str| u32::from_str_radix(digits, 16).ok();
+    if let ('p' | 'P' | 'u', Some((name, after))) = (escaped, braced(after)) {
+        return Ok((format!("\\{escaped}{{{name}}}"), after));
+    }
     Ok(match escaped {
-        'd' | 'D' | 'w' | 'W' | 's' | 'S' | 'n' | 'r' | 't' | 'f' | 'v' => {
-            (format!("\\{escaped}"), after)
-        }
+        'v' | '0' | 'c' if !in_class => return Err(CONTROL.to_owned()),
+        // White space is not quite what it is elsewhere.
+        's' => ("[^\\S\\u{85}]".to_owned(), after),
+        'S' => ("[^\\s\\u{feff}]".to_owned(), after),
+        'd' | 'D' | 'w' | 'W' | 'n' | 'r' | 't' | 'f' | 'v' => (format!("\\{escaped}"), after),
         'b' if in_class => ("\\x08".to_owned(), after),
         'b' | 'B' => return Err("word boundaries are not supported".to_owned()),
         '0' if !after.starts_with(|next: char| next.is_ascii_digit()) => {
@@ -77,10 +87,10 @@ fn escape(rest: &str, in_class: bool) -> Result<(String, &str), String> {
             None => return Err("`\\c` without a letter".to_owned()),
         },
         'x' => match after.get(..2).and_then(hex) {
+            Some(code) if code < 32 && !in_class => return Err(CONTROL.to_owned()),
             Some(code) => (format!("\\x{code:02x}"), &after[2..]),
             None => ("x".to_owned(), after),
         },
-        'u' if after.starts_with('{') => (String::from("\\u"), after),
         'u' => {
             let Some(code) = after.get(..4).and_then(hex) else {
                 return Ok(("u".to_owned(), after));
@@ -93,10 +103,10 @@ fn escape(rest: &str, in_class: bool) -> Result<(String, &str), String> {
                     (format!("\\u{{{code:x}}}"), &after[6..])
                 }
                 (0xd800..0xe000, _) => return Err("half a character".to_owned()),
+                (..32, _) if !in_class => return Err(CONTROL.to_owned()),
                 _ => (format!("\\u{{{code:x}}}"), after),
             }
         }
-        'p' | 'P' if after.starts_with('{') => (format!("\\{escaped}"), after),
         letter if letter.is_ascii_alphanumeric() => (letter.to_string(), after),
         '<' | '>' => (escaped.to_string(), after),
         mark if mark.is_ascii() => (format!("\\{mark}"), after),
@@ -112,9 +122,16 @@ fn is_count(rest: &str) -> bool {
     !least.is_empty() && are_digits(least) && are_digits(most)
 }
 
-/// Whether the `}` that ends `before` ends a count, or the name of a property of characters.
+/// Whether the `}` that ends `before` ends a count.
 fn closes_count(before: &str) -> bool {
-    let Some((head, count)) = before[..before.len() - 1].rsplit_once('{') else { return false };
-    let is_name = ["\\p", "\\P", "\\u"].iter().any(|escape| head.ends_with(escape));
-    is_name || is_count(&format!("{count}}}"))
+    let count = before[..before.len() - 1].rsplit_once('{').map(|(_, count)| count);
+    count.is_some_and(|count| is_count(&format!("{count}}}")))
 }
+
+/// What is in the braces that a text begins with, and the rest.
+fn braced(text: &str) -> Option<(&str, &str)> {
+    text.strip_prefix('{')?.split_once('}')
+}
+
+/// The compiler would drop them.
+const CONTROL: &str = "control characters are not supported";

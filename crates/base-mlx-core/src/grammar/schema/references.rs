@@ -13,20 +13,24 @@ pub(super) struct References<'a> {
     anchors: HashMap<(String, String), String>,
     names: HashMap<String, String>,
     unwritten: std::collections::VecDeque<String>,
+    /// What is beside a reference is not looked at, as drafts before 2019-09 have it.
+    is_alone: bool,
 }
 
 impl<'a> References<'a> {
-    pub fn of(root: &'a Value) -> Self {
+    pub(super) fn of(root: &'a Value) -> Self {
         let mut references = Self {
             root,
             resources: vec![(String::new(), String::new())],
             anchors: HashMap::new(),
             names: HashMap::new(),
             unwritten: Default::default(),
+            is_alone: false,
         };
         let draft = root.get("$schema").and_then(Value::as_str).unwrap_or_default();
         let id =
             if draft.contains("draft-04") || draft.contains("draft-03") { "id" } else { "$id" };
+        references.is_alone = draft.contains("draft-0");
         references.collect(root, String::new(), String::new(), id);
         references
     }
@@ -35,7 +39,8 @@ impl<'a> References<'a> {
         match value {
             Value::Object(keywords) => {
                 let string = |keyword| keywords.get(keyword).and_then(Value::as_str);
-                match string(id).map(|id| id.strip_suffix('#').unwrap_or(id)) {
+                let is_named = !self.is_alone || string("$ref").is_none();
+                match string(id).filter(|_| is_named).map(|id| id.strip_suffix('#').unwrap_or(id)) {
                     Some(id) if id.starts_with('#') => {
                         self.anchors.insert((base.clone(), id[1..].to_owned()), place.clone());
                     }
@@ -70,7 +75,7 @@ impl<'a> References<'a> {
     }
 
     /// Our name of what a reference at this place leads to; `None` if that is not here.
-    pub fn resolve(&mut self, reference: &str, place: &str) -> Option<String> {
+    pub(super) fn resolve(&mut self, reference: &str, place: &str) -> Option<String> {
         let target = self.target(reference, place)?;
         self.root.pointer(&target)?;
         if let Some(name) = self.names.get(&target) {
@@ -88,8 +93,7 @@ impl<'a> References<'a> {
                 .strip_prefix(at.as_str())
                 .is_some_and(|rest| rest.is_empty() || rest.starts_with('/'))
         };
-        let (here, base) =
-            self.resources.iter().rev().filter(around).max_by_key(|(at, _)| at.len())?;
+        let (here, base) = self.resources.iter().filter(around).max_by_key(|(at, _)| at.len())?;
         let (uri, fragment) = reference.split_once('#').unwrap_or((reference, ""));
         let (resource, base) = match uri {
             "" => (here, base),
@@ -107,12 +111,12 @@ impl<'a> References<'a> {
     }
 
     /// The place of what a reference led to first, and that was not asked for yet.
-    pub fn next_unwritten(&mut self) -> Option<String> {
+    pub(super) fn next_unwritten(&mut self) -> Option<String> {
         self.unwritten.pop_front()
     }
 
     /// Of the reference with this number, in the order they are written.
-    pub fn name(number: usize) -> String {
+    pub(super) fn name(number: usize) -> String {
         format!("{number}")
     }
 }

@@ -34,6 +34,7 @@ fn a_keyword_that_cannot_be_guaranteed_is_named_by_its_pointer() {
         ("pattern", json!("(?=a)")),
         ("$ref", json!("https://example.com/other.json")),
         ("const", json!(9007199254740993_u64)),
+        ("enum", json!(["a", "hello\u{0}there"])),
         ("minimum", json!(1e300)),
     ] {
         let (error, ..) = refused(json!({ "items": { keyword: value } }));
@@ -161,14 +162,18 @@ fn regexes_of_javascript_are_spelled_anew() {
         ("${a}", r"$\{a\}"),
         ("a{2}b{1,}", "a{2}b{1,}"),
         (r"\p{L}\u{41}", r"\p{L}\u{41}"),
-        (r"\u0041\x41\cA\0", r"\u{41}\x41\x01\x00"),
+        (r"\u0041\x41[\cA\0]", r"\u{41}\x41[\x01\x00]"),
+        (r"\s[\S]", r"[^\S\u{85}][[^\s\u{feff}]]"),
         (r"\ud83d\ude00", r"\u{1f600}"),
         (r"\_\-\<\@", r"\_\-<\@"),
         ("(?<name>a)(?:b)", "(?<name>a)(?:b)"),
     ] {
         assert_eq!(pattern::translated(javascript).as_deref(), Ok(ours), "{javascript}");
     }
-    for refused in ["(?=a)", "(?!a)", "(?<=a)", "(?<!a)", r"(a)\1", r"\bword", "[]", "\\"] {
+    for refused in [
+        "(?=a)", "(?!a)", "(?<=a)", "(?<!a)", r"(a)\1", r"\bword", "[]", "\\", "\\0", "\\v",
+        "\u{1}",
+    ] {
         pattern::translated(refused).unwrap_err();
     }
 }
