@@ -317,6 +317,13 @@ mod tests {
     }
 
     #[test]
+    fn an_unknown_tool_format_is_told_at_once_with_those_there_are() {
+        let error = check_tool_format(Some("smoke-signs")).unwrap_err().to_string();
+        assert!(error.contains("smoke-signs") && error.contains("hermes"), "{error}");
+        assert!(check_tool_format(Some("hermes")).is_ok() && check_tool_format(None).is_ok());
+    }
+
+    #[test]
     fn a_file_without_keys_is_an_error() {
         let folder = tempfile::tempdir().unwrap();
         let file = folder.path().join("keys");
