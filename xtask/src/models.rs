@@ -1,4 +1,4 @@
-//! Models for tests, as ordinary Python packages: an index of packages is what a build machine behind a firewall
+//! Models and schemas for tests, as ordinary Python packages: an index of packages is what a build machine behind a firewall
 //! can still reach. Everything is pinned twice, the package and what comes out of it.
 
 use std::fs::File;
@@ -172,8 +172,6 @@ impl Package {
     /// pip asks a source package's build backend for metadata even if it only downloads. This one answers with what
     /// pip already knows, so that no build tool is needed and nothing of the package runs.
     fn write_stand_in_backend(&self, folder: &Path) -> Result<()> {
-        let module = folder.join("scikit_build_core");
-        std::fs::create_dir_all(&module)?;
         let dist_info = format!("{}-{}.dist-info", self.name.replace('-', "_"), self.version);
         let metadata =
             format!("Metadata-Version: 2.1\\nName: {}\\nVersion: {}\\n", self.name, self.version);
@@ -185,8 +183,12 @@ impl Package {
                      file.write('{metadata}')\n    \
                  return '{dist_info}'\n"
         );
-        std::fs::write(module.join("__init__.py"), "")?;
-        std::fs::write(module.join("build.py"), code)?;
+        for backend in ["scikit_build_core", "hatchling"] {
+            let module = folder.join(backend);
+            std::fs::create_dir_all(&module)?;
+            std::fs::write(module.join("__init__.py"), "")?;
+            std::fs::write(module.join("build.py"), &code)?;
+        }
         Ok(())
     }
 }
@@ -348,5 +350,108 @@ const MODELS: &[Model] = &[
             extensions: &["gguf", "inp", "jinja", "out"],
         },
         sha256: "db5d76d118fc6640c7f704d91b82671200d789ec09f9d6f069f03c5ab250a02c",
+    },
+    // The JSON Schema Test Suite.
+    Model {
+        name: "schemas/suite",
+        packages: &[Package {
+            name: "jsonschema",
+            version: "4.26.0",
+            kind: Kind::Source,
+            sha256: "0c26707e2efad8aa1bfc5b7ce170f3fccc2e4918ff85989ba9ffa9facb2be326",
+        }],
+        content: Content::Folder { inside: "jsonschema-4.26.0/json/tests", extensions: &["json"] },
+        sha256: "3fbab2a00a6dc9f9e933825744140f6eb419d88892ef06b1d9f8f7f3d779516a",
+    },
+    // Schemas that people wrote.
+    Model {
+        name: "schemas/cloudformation",
+        packages: &[wheel(
+            "cfn-lint",
+            "1.58.0",
+            "9d9f06043160756a6158f5c3f92a44ce38254b1c578127461608305bc8262987",
+        )],
+        content: Content::Folder {
+            inside: "cfnlint/data/schemas/resources",
+            extensions: &["json"],
+        },
+        sha256: "67b77d3a5072123b20a853924be2bec3a33e13c33cac2e69b332f090d556caba",
+    },
+    Model {
+        name: "schemas/stix",
+        packages: &[wheel(
+            "stix2-validator",
+            "3.3.2",
+            "114c1de273566153dbc0583292727ef9b697a8fe13199b5689e65fcaf3a91376",
+        )],
+        content: Content::Folder { inside: "stix2validator", extensions: &["json"] },
+        sha256: "dc1a569f482ccbbf9cf78ecfd09b2d9b40792695b4dd0de473c5bc82df90baf5",
+    },
+    Model {
+        name: "schemas/check-jsonschema",
+        packages: &[wheel(
+            "check-jsonschema",
+            "0.39.0",
+            "14ce5c94871c551268ea948ffe21e9f1464dc48fb20bf9a4c13deeaaf756cf9b",
+        )],
+        content: Content::Folder {
+            inside: "check_jsonschema/builtin_schemas/vendor",
+            extensions: &["json"],
+        },
+        sha256: "5439556d34b88fd117561793605be0e3a315b7b2d69fb75d294ede5272cb2811",
+    },
+    Model {
+        name: "schemas/pyproject",
+        packages: &[wheel(
+            "validate-pyproject-schema-store",
+            "2026.10.23",
+            "9509eb1488915a5f902b6cf5f352c489574fcd3e6750dc91dcda0e9028e12bb6",
+        )],
+        content: Content::Folder {
+            inside: "validate_pyproject_schema_store/resources",
+            extensions: &["json"],
+        },
+        sha256: "4d1c4cf9875d3f3db6e038a34b16bd4d82e6fd2f4f85412e326b5f0f7dc12957",
+    },
+    Model {
+        name: "schemas/nbformat",
+        packages: &[wheel(
+            "nbformat",
+            "5.11.1",
+            "cc6698fa75f4fab8755ead786317815f13a6fee3b53311c0abb1a8b51d52f7ec",
+        )],
+        content: Content::Folder { inside: "nbformat", extensions: &["json"] },
+        sha256: "43a4ef69158091f317b05812fef842f6d9e80590576f37d058d861bb6a3ea7f2",
+    },
+    Model {
+        name: "schemas/vega-lite",
+        packages: &[wheel(
+            "altair",
+            "6.3.0",
+            "7defb6ca730676dfc99a299768e2769f51585fcb3dc960ea71aacc368929d65e",
+        )],
+        content: Content::Folder { inside: "altair/vegalite/v6/schema", extensions: &["json"] },
+        sha256: "74251cb1337ea08ae414c9aaa62a5b7b768be259d25fcab42eed597ae097b3f2",
+    },
+    Model {
+        name: "schemas/cyclonedx",
+        packages: &[wheel(
+            "cyclonedx-python-lib",
+            "11.12.0",
+            "0e807521a921a5c3cb8ce1153f8a61d29eedfe76a46aac2796b7c6b573391a54",
+        )],
+        content: Content::Folder { inside: "cyclonedx/schema/_res", extensions: &["json"] },
+        sha256: "747ada03efd9c3695bb3afa5b5028047a4944c2cacc00a0c58f3c9c4057b2430",
+    },
+    // Functions for models to call.
+    Model {
+        name: "schemas/functions",
+        packages: &[wheel(
+            "bfcl-eval",
+            "2026.3.23",
+            "3bb6dfa5f0c68ad403c9ec50b00db2bb3b4cc9b38ab1ff33f48fe30d853d3a0a",
+        )],
+        content: Content::Folder { inside: "bfcl_eval/data", extensions: &["json"] },
+        sha256: "8f4e18475ee6ac22827aa5ccaee566d1c938b40cc49b37d645eed0800758423e",
     },
 ];

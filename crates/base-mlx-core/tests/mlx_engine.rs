@@ -10,7 +10,7 @@ use base_mlx_core::engine::{
     Device, DeviceKind, DeviceOptions, Draft, Engine, EngineOptions, Event, GenerateRequest,
 };
 use base_mlx_core::sample::SamplingParams;
-use base_mlx_core::text::output::OutputParser;
+use base_mlx_core::text::output::{GrammarSource, OutputParser, Part, Rule};
 use serde_json::json;
 
 static DEVICE: LazyLock<Device> = LazyLock::new(|| {
@@ -59,7 +59,8 @@ fn noise(name: &str) -> PathBuf {
         "model": { "type": "BPE", "vocab": vocab, "merges": [] },
     });
     std::fs::write(folder.join("tokenizer.json"), tokenizer.to_string()).unwrap();
-    std::fs::write(folder.join("tokenizer_config.json"), "{}").unwrap();
+    // Nobody ends by it but who is held to a grammar.
+    std::fs::write(folder.join("tokenizer_config.json"), r#"{"eos_token":"!"}"#).unwrap();
     folder
 }
 
@@ -168,6 +169,26 @@ fn rows_of_every_kind_share_a_batch_without_a_trace() {
             let expected = &alone[number].0;
             assert!(nearly_equal(&found.0, expected), "request {number}: {found:?}, {expected:?}");
         }
+    }
+}
+
+#[test]
+fn an_answer_held_to_a_grammar_has_company() {
+    let engine = engine(&DEVICE, "qwen3/tied");
+    let rule = Rule::Regex("([0-9][A-F]){4,6}".to_owned());
+    let part = Part { name: "content".into(), origin: "regex".into(), rule };
+    let source = GrammarSource { lark: "start: @content".into(), parts: vec![part] };
+    let constraint = Some(engine.compile(&source).unwrap());
+    let sampling = SamplingParams { temperature: 0.9, seed: 3, ..SamplingParams::default() };
+    let held = GenerateRequest { constraint, choices: 2, ..request(1, sampling) };
+    let company: Vec<_> =
+        mixed().into_iter().map(|other| engine.generate(other).unwrap()).collect();
+    let (texts, _) = answer(&engine, held);
+    company.into_iter().for_each(|other| drop(fold(other)));
+    for text in texts {
+        let pairs: Vec<&[u8]> = text.as_bytes().chunks(2).collect();
+        let fits = |pair: &&[u8]| pair[0].is_ascii_digit() && (b'A'..=b'F').contains(&pair[1]);
+        assert!((4..=6).contains(&pairs.len()) && pairs.iter().all(fits), "{text}");
     }
 }
 

@@ -1,10 +1,10 @@
-use std::io::Write;
+use std::io::{self, IsTerminal, Write};
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail};
 use base_mlx_core::TokenId;
 use base_mlx_core::engine::{Draft, Engine, Event, FinishReason, GenerateRequest, Usage};
-use base_mlx_core::text::output::OutputParser;
+use base_mlx_core::text::output::{OutputParser, Wanted};
 use base_mlx_core::text::{AddSpecial, ChatInput, Opening};
 use futures_util::{Stream, StreamExt};
 use serde_json::{Map, Value, json};
@@ -80,8 +80,9 @@ impl Conversation {
     }
 
     fn request(&self) -> Result<GenerateRequest> {
+        let (prompt, output) = self.prompt()?;
         Ok(GenerateRequest {
-            prompt: self.prompt()?,
+            prompt,
             choices: 1,
             sampling: self.parameters.sampling(&self.engine.info().sampling),
             max_tokens: self.parameters.max_tokens(),
@@ -90,7 +91,7 @@ impl Conversation {
             score_prompt: false,
             background: false,
             draft: self.draft.clone(),
-            output: OutputParser::plain(),
+            output,
             constraint: None,
             thinking: None,
             streamed: true,
@@ -106,8 +107,8 @@ impl Conversation {
         }
     }
 
-    /// A model without a chat template was not made for conversations; it continues the text.
-    fn prompt(&self) -> Result<Vec<TokenId>> {
+    /// And what reads the answer. A model without a chat template was not made for conversations; it continues the text.
+    fn prompt(&self) -> Result<(Vec<TokenId>, OutputParser)> {
         let text = self.engine.text();
         let system = self.parameters.system();
         if let Some(error) = &text.template_error {
@@ -116,7 +117,8 @@ impl Conversation {
         let Some(template) = &text.template else {
             let said = self.messages.iter().filter_map(|message| message["content"].as_str());
             let all: Vec<_> = system.into_iter().chain(said).collect();
-            return Ok(text.tokenizer.encode(&all.join("\n"), AddSpecial::Yes));
+            let prompt = text.tokenizer.encode(&all.join("\n"), AddSpecial::Yes);
+            return Ok((prompt, OutputParser::plain()));
         };
         let system = system.map(|text| json!({ "role": "system", "content": text }));
         let messages = Value::from_iter(system.into_iter().chain(self.messages.iter().cloned()));
@@ -128,7 +130,9 @@ impl Conversation {
                 kwargs: &Map::new(),
             })
             .context("the model's chat template does not take this conversation")?;
-        Ok(text.tokenizer.encode(&rendered, AddSpecial::No))
+        let opened = text.output.opens_thoughts(&rendered);
+        let wanted = Wanted { opened, may_think: true, ..Wanted::default() };
+        Ok((text.tokenizer.encode(&rendered, AddSpecial::No), text.output.shape(&wanted).parser))
     }
 }
 
@@ -137,6 +141,8 @@ impl Conversation {
 struct Answer {
     opening: Opening,
     said: String,
+    /// Thoughts were shown last.
+    thinks: bool,
     first: Option<Instant>,
     reason: Option<FinishReason>,
     usage: Option<Usage>,
@@ -153,13 +159,22 @@ impl Answer {
             match event {
                 Event::Text { mut text, .. } => {
                     text.drain(..self.opening.skip(text.as_bytes()));
+                    self.end_thoughts()?;
                     self.first.get_or_insert_with(Instant::now);
                     self.said += &text;
                     out.write_all(text.as_bytes())?;
                     out.flush()?;
                 }
-                Event::Reasoning { .. } | Event::ToolStart { .. } | Event::ToolArgs { .. } => {}
-                Event::Finish { reason, .. } => self.reason = Some(reason),
+                Event::Reasoning { text, .. } => {
+                    self.first.get_or_insert_with(Instant::now);
+                    self.show_thought(&text)?;
+                }
+                // No tool was offered.
+                Event::ToolStart { .. } | Event::ToolArgs { .. } => {}
+                Event::Finish { reason, .. } => {
+                    self.end_thoughts()?;
+                    self.reason = Some(reason);
+                }
                 Event::Usage(usage) => {
                     self.usage = Some(usage);
                     return Ok(());
@@ -171,7 +186,24 @@ impl Answer {
         }
         bail!("the answer broke off")
     }
+
+    /// For people only: the answer is what is not thought.
+    fn show_thought(&mut self, text: &str) -> io::Result<()> {
+        let mut stderr = io::stderr();
+        if stderr.is_terminal() {
+            self.thinks = true;
+            write!(stderr, "{DIM}{text}{PLAIN}")?;
+        }
+        Ok(())
+    }
+
+    fn end_thoughts(&mut self) -> io::Result<()> {
+        if std::mem::take(&mut self.thinks) { write!(io::stderr(), "\n\n") } else { Ok(()) }
+    }
 }
+
+const DIM: &str = "\x1b[2m";
+const PLAIN: &str = "\x1b[0m";
 
 #[cfg(test)]
 mod tests {

@@ -1,16 +1,20 @@
 use std::fmt;
 use std::sync::Arc;
 
+use llguidance::toktrie::TokEnv;
 use llguidance::{Matcher, TokenParser};
 
-use super::GrammarError;
 use crate::TokenId;
 use crate::sample::Mask;
 
 /// One answer's place in a grammar. It moves only by tokens that the mask allowed.
 pub struct Constraint {
     matcher: Matcher,
+    vocabulary: TokEnv,
+    /// Tokens that ended the answer after nothing else could follow.
+    ends: usize,
     warnings: Arc<[String]>,
+    bytes: usize,
 }
 
 /// The grammar allows nothing, or its limits are used up: a bug or a hostile grammar, and in no case a reason to let the
@@ -33,22 +37,35 @@ impl fmt::Debug for Constraint {
 }
 
 impl Clone for Constraint {
-    /// One that shares nothing, so that both may move on different threads.
+    /// One that shares nothing that changes, so that both may move on different threads.
     fn clone(&self) -> Self {
-        Self { matcher: self.matcher.deep_clone(), warnings: Arc::clone(&self.warnings) }
+        Self {
+            matcher: self.matcher.deep_clone(),
+            vocabulary: Arc::clone(&self.vocabulary),
+            ends: self.ends,
+            warnings: Arc::clone(&self.warnings),
+            bytes: self.bytes,
+        }
     }
 }
 
 impl Constraint {
-    pub(super) fn new(parser: TokenParser) -> Result<Self, GrammarError> {
-        let mut matcher = Matcher::new(Ok(parser));
-        let warnings = matcher.grammar_warnings().into();
-        Ok(Self { matcher, warnings })
+    pub(super) fn new(parser: TokenParser, warnings: Vec<String>) -> Self {
+        let vocabulary = Arc::clone(&parser.token_env);
+        let lexer = parser.parser.lexer_stats();
+        let bytes = lexer.num_bytes + BYTES_OF_LEXEME * lexer.num_regexps;
+        let matcher = Matcher::new(Ok(parser));
+        Self { matcher, vocabulary, ends: 0, warnings: warnings.into(), bytes }
     }
 
     /// What was left out of the grammar, for people.
     pub fn warnings(&self) -> &[String] {
         &self.warnings
+    }
+
+    /// About what it takes before it moved.
+    pub(super) fn bytes(&self) -> usize {
+        self.bytes
     }
 
     /// The tokens that may come next; at least one.
@@ -60,27 +77,47 @@ impl Constraint {
 
     /// Goes on by a token that is allowed.
     pub fn accept(&mut self, token: TokenId) -> Result<(), Broken> {
-        self.matcher.consume_token(token).map_err(broken)
+        if !self.is_over() {
+            return self.matcher.consume_token(token).map_err(broken);
+        }
+        if !self.vocabulary.tok_trie().eos_tokens().contains(&token) {
+            return Err(Broken(format!("token {token} comes after the end")));
+        }
+        self.ends += 1;
+        Ok(())
     }
 
     /// Goes back by so many tokens.
     pub fn rollback(&mut self, tokens: usize) -> Result<(), Broken> {
-        self.matcher.rollback(tokens).map_err(broken)
+        let ends = tokens.min(self.ends);
+        self.ends -= ends;
+        self.matcher.rollback(tokens - ends).map_err(broken)
     }
 
     /// The tokens that come next because nothing else may; none at a place where the model has a choice.
     pub fn forced(&mut self) -> Vec<TokenId> {
-        self.matcher.compute_ff_tokens()
+        if self.is_over() { Vec::new() } else { self.matcher.compute_ff_tokens() }
     }
 
-    /// How many of these may follow one after another.
+    /// How many of these may follow one after another: as the masks would have it.
     pub fn follows(&mut self, tokens: &[TokenId]) -> usize {
-        self.matcher.validate_tokens(tokens).unwrap_or(0)
+        // A quick look first. It lets texts through in any spelling, where a mask asks for that of the tokenizer.
+        let most = self.matcher.validate_tokens(tokens).unwrap_or(0);
+        let mut follow = 0;
+        for &token in &tokens[..most] {
+            if !self.allowed().is_ok_and(|mask| mask.allows(token)) || self.accept(token).is_err() {
+                break;
+            }
+            follow += 1;
+        }
+        // If that fails, so will the next mask.
+        let _ = self.rollback(follow);
+        follow
     }
 
     /// Whether the text may end here.
     pub fn may_stop(&mut self) -> bool {
-        self.matcher.is_accepting().unwrap_or(false)
+        self.is_over() || self.matcher.is_accepting().unwrap_or(false)
     }
 
     /// Whether nothing can follow.
@@ -90,5 +127,9 @@ impl Constraint {
 }
 
 fn broken(error: impl fmt::Display) -> Broken {
-    Broken(error.to_string())
+    let error = error.to_string();
+    Broken(error.lines().next().unwrap_or_default().to_owned())
 }
+
+/// What the compiler keeps of a lexeme beside its regex, about.
+const BYTES_OF_LEXEME: usize = 1024;

@@ -2,7 +2,7 @@
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum GrammarError {
     /// A keyword of a schema that cannot be guaranteed, or a value of one.
-    #[error("{origin} cannot be guaranteed: {pointer}: {message}")]
+    #[error("{origin} cannot be guaranteed: {}: {message}", if pointer.is_empty() { "the whole" } else { pointer })]
     Unsupported {
         origin: String,
         /// A JSON pointer from the schema's root: `/properties/age/not`.

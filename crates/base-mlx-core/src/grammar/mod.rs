@@ -3,32 +3,42 @@
 //!
 //! May import `text` and `sample`.
 
+mod compile;
 mod constraint;
 mod error;
+mod finite;
+mod kept;
+mod schema;
 mod vocabulary;
+mod workers;
 
 pub use constraint::{Broken, Constraint};
 pub use error::GrammarError;
 
 use std::fmt;
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::Duration;
 
 use llguidance::ParserFactory;
-use llguidance::api::{GrammarWithLexer, TopLevelGrammar};
+use llguidance::api::ParserLimits;
 use llguidance::earley::SlicedBiasComputer;
 use llguidance::toktrie::InferenceCapabilities;
-use serde_json::{Value, json};
 
 use crate::TokenId;
 use crate::text::Tokenizer;
-use crate::text::output::{GrammarSource, Part, Rule, Spacing};
+use crate::text::output::GrammarSource;
+use kept::{Kept, Key};
+use workers::Workers;
 
-/// Compiles grammars for one vocabulary.
+/// Compiles grammars for one vocabulary, and keeps what it compiled last: the tools of a conversation come with each turn.
 pub struct Grammars {
-    factory: ParserFactory,
+    factory: Arc<ParserFactory>,
+    workers: Workers,
+    kept: Arc<Mutex<Kept>>,
 }
 
 impl fmt::Debug for Grammars {
-    fn fmt(&self, f: &mut fmt::Formatter) -> fmt::Result {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.debug_struct("Grammars").finish_non_exhaustive()
     }
 }
@@ -48,65 +58,62 @@ impl Grammars {
         let mut factory = ParserFactory::new(&environment, capabilities, &slices)
             .map_err(|error| GrammarError::Vocabulary(error.to_string()))?;
         factory.quiet();
-        factory.limits_mut().verbose_errors = false;
-        Ok(Self { factory })
+        *factory.limits_mut() = LIMITS;
+        Ok(Self {
+            factory: Arc::new(factory),
+            workers: Workers::new(WORKERS),
+            kept: Arc::default(),
+        })
     }
 
-    /// Blocks for as long as it takes, which the size of what is compiled bounds.
+    /// Blocks until it is done, at most a few seconds: what takes longer is too complex.
     pub fn compile(&self, source: &GrammarSource) -> Result<Constraint, GrammarError> {
-        let main =
-            GrammarWithLexer { lark_grammar: Some(source.lark.clone()), ..Default::default() };
-        let parts = source.parts.iter().map(grammar);
-        let grammar = TopLevelGrammar {
-            grammars: std::iter::once(main).chain(parts).collect(),
-            max_tokens: None,
+        compile::check_size(source)?;
+        let key = Key::of(source);
+        let find = {
+            let (kept, key) = (Arc::clone(&self.kept), key.clone());
+            move || kept.lock().unwrap_or_else(PoisonError::into_inner).find(&key)
         };
-        let parser = self.factory.create_parser(grammar);
-        Constraint::new(parser.map_err(|error| GrammarError::Invalid {
-            origin: String::new(),
-            message: error.to_string(),
-        })?)
+        if let Some(found) = find() {
+            return found;
+        }
+        let (factory, kept) = (Arc::clone(&self.factory), Arc::clone(&self.kept));
+        let work = {
+            let source = source.clone();
+            move || {
+                // Another may have compiled it while this one waited for a worker.
+                if let Some(found) = find() {
+                    return found;
+                }
+                let made = compile::compile(&factory, &source, COMPILE_TIME);
+                // What is late is kept all the same, so that it takes no worker's time again.
+                kept.lock().unwrap_or_else(PoisonError::into_inner).keep(key, &made);
+                made
+            }
+        };
+        let late = |message: String| GrammarError::TooComplex {
+            origin: compile::largest(source).to_owned(),
+            message,
+        };
+        self.workers.run(COMPILE_TIME, work).unwrap_or_else(|message| Err(late(message)))
     }
 }
 
-fn grammar(part: &Part) -> GrammarWithLexer {
-    let name = Some(part.name.clone());
-    match &part.rule {
-        Rule::Json { schema, strict, spacing } => {
-            let schema = with_options(schema, *strict, *spacing);
-            GrammarWithLexer { name, json_schema: Some(schema), ..Default::default() }
-        }
-        Rule::Lark(lark) => {
-            GrammarWithLexer { name, lark_grammar: Some(lark.clone()), ..Default::default() }
-        }
-        Rule::Regex(regex) => {
-            let lark = format!("start: /{}/", regex.replace('/', "\\/"));
-            GrammarWithLexer { name, lark_grammar: Some(lark), ..Default::default() }
-        }
-        Rule::Choice(texts) => {
-            let texts: Vec<String> = texts.iter().map(|text| json!(text).to_string()).collect();
-            let lark = format!("start: {}", texts.join(" | "));
-            GrammarWithLexer { name, lark_grammar: Some(lark), ..Default::default() }
-        }
-    }
-}
+/// How many grammars are compiled at once: a hostile one takes one of these for [`COMPILE_TIME`].
+const WORKERS: usize = 2;
+const COMPILE_TIME: Duration = Duration::from_secs(2);
 
-fn with_options(schema: &Value, strict: bool, spacing: Spacing) -> Value {
-    let mut options = match spacing {
-        Spacing::Compact => {
-            json!({ "whitespace_flexible": false, "item_separator": ", ", "key_separator": ": " })
-        }
-        Spacing::Flexible => json!({ "whitespace_pattern": WHITE_SPACE }),
-    };
-    options["lenient"] = (!strict).into();
-    let mut schema = match schema {
-        Value::Object(schema) => schema.clone(),
-        Value::Bool(true) => serde_json::Map::new(),
-        other => serde_json::Map::from_iter([("allOf".to_owned(), json!([other]))]),
-    };
-    schema.insert("x-guidance".to_owned(), options);
-    Value::Object(schema)
-}
-
-/// As much of it as pretty-printed JSON of some depth wants.
-const WHITE_SPACE: &str = r"[ \n\t]{0,24}";
+/// What one grammar may cost; each limit ends in an error.
+const LIMITS: ParserLimits = ParserLimits {
+    max_items_in_row: 2000,
+    // 50,000 take a millisecond or two.
+    initial_lexer_fuel: 1_000_000,
+    // A mask takes 20 ms at most.
+    step_lexer_fuel: 200_000,
+    step_max_items: 50_000,
+    // A state takes a kilobyte or two.
+    max_lexer_states: 50_000,
+    max_grammar_size: 500_000,
+    precompute_large_lexemes: true,
+    verbose_errors: false,
+};

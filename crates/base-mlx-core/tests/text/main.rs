@@ -7,6 +7,7 @@ mod end_tokens;
 mod files;
 mod hostile;
 mod messages;
+mod output;
 mod real_models;
 mod sources;
 #[path = "../support/mod.rs"]

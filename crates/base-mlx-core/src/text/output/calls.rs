@@ -70,7 +70,7 @@ enum Then {
 }
 
 impl CallReader {
-    pub fn new(
+    pub(super) fn new(
         literals: Option<Literals>,
         thoughts: Option<&'static Thoughts>,
         opened: bool,
@@ -97,14 +97,14 @@ impl CallReader {
         reader
     }
 
-    pub fn push(&mut self, text: &str, start: usize) -> Vec<Output> {
+    pub(super) fn push(&mut self, text: &str, start: usize) -> Vec<Output> {
         for (at, c) in text.char_indices() {
             self.step(c, start + at);
         }
         self.sink.take()
     }
 
-    pub fn finish(&mut self, end: usize) -> Vec<Output> {
+    pub(super) fn finish(&mut self, end: usize) -> Vec<Output> {
         if let State::Opening(read) = self.state {
             // More than one character of the mark is a mark that was cut off.
             if self.held.trim_start().chars().count() > 1 && read > 0 {
@@ -126,7 +126,7 @@ impl CallReader {
         sink.take()
     }
 
-    pub fn is_reasoning(&self) -> bool {
+    pub(super) fn is_reasoning(&self) -> bool {
         matches!(self.state, State::Thoughts(_))
     }
 

@@ -17,9 +17,9 @@ pub(super) enum Arguments {
 
 #[derive(Clone, Debug, PartialEq)]
 pub(super) struct Field {
-    pub name: String,
-    pub required: bool,
-    pub kind: Kind,
+    pub(super) name: String,
+    pub(super) required: bool,
+    pub(super) kind: Kind,
 }
 
 #[derive(Clone, Debug, PartialEq)]
@@ -34,7 +34,7 @@ pub(super) enum Kind {
 }
 
 impl Arguments {
-    pub fn of(syntax: &Syntax, tool: &Tool) -> Self {
+    pub(super) fn of(syntax: &Syntax, tool: &Tool) -> Self {
         match &syntax.args {
             Args::Json => Self::whole("", tool, ""),
             Args::Fields(fields) => match plain_fields(fields, &tool.parameters) {

@@ -6,8 +6,8 @@ use super::harmony::{self, HarmonyReader};
 use super::hermes::HERMES;
 use super::literal::{Literals, Unmarked};
 use super::llama3::{LFM2, LLAMA3_JSON, LLAMA3_PYTHONIC};
-use super::mistral::{MISTRAL, MISTRAL_ARGS};
-use super::phi4::{GRANITE3, PHI4};
+use super::mistral::{MISTRAL, MISTRAL_ARGS, MISTRAL_SPACE};
+use super::phi4::{APRIEL, GRANITE3, NEMOTRON, PHI4};
 use super::plain::PLAIN;
 use super::qwen3_coder::QWEN3_CODER;
 use super::syntax::{Syntax, Thoughts};
@@ -170,14 +170,23 @@ fn parser(
     OutputParser::calls(CallReader::new(literals, thoughts, wanted.opened, text))
 }
 
-/// What a template must have, each of them; what of some it must have one; and what it must not have.
-struct Evidence(&'static [&'static str], &'static [&'static str], &'static [&'static str]);
+/// Texts that a template must have.
+enum Evidence {
+    All(&'static [&'static str]),
+    /// All of these, and one of those.
+    AllAndOne(&'static [&'static str], &'static [&'static str]),
+    /// Models are not asked this way by their templates.
+    None,
+}
 
 impl Evidence {
     fn is_in(&self, source: &str) -> bool {
-        let Self(all, any, none) = self;
         let has = |text: &&str| source.contains(*text);
-        all.iter().all(has) && (any.is_empty() || any.iter().any(has)) && !none.iter().any(has)
+        match self {
+            Self::All(all) => all.iter().all(has),
+            Self::AllAndOne(all, any) => all.iter().all(has) && any.iter().any(has),
+            Self::None => false,
+        }
     }
 }
 
@@ -185,55 +194,44 @@ const fn syntax(syntax: &'static Syntax) -> ToolFormat {
     ToolFormat::Syntax(syntax)
 }
 
-/// The first one that is found counts; the last one never is.
-const TOOLS: [(ToolFormat, Evidence); 18] = [
-    (ToolFormat::Harmony, Evidence(&["<|channel|>", "<|message|>"], &[], &[])),
-    (syntax(&DEEPSEEK_V3), Evidence(&["<｜tool▁calls▁begin｜>", "```json"], &[], &[])),
-    (syntax(&DEEPSEEK_V3_1), Evidence(&["<｜tool▁calls▁begin｜>"], &[], &[])),
-    (syntax(&MISTRAL_ARGS), Evidence(&["[TOOL_CALLS]", "[ARGS]"], &[], &[])),
-    (syntax(&MISTRAL), Evidence(&["[TOOL_CALLS]"], &[], &[])),
-    (syntax(&GEMMA4), Evidence(&["<|tool_call>", "<tool_call|>"], &[], &[])),
-    (syntax(&GEMMA), Evidence(&["<start_function_call>"], &[], &[])),
-    (syntax(&GEMMA_FENCED), Evidence(&["```tool_code"], &[], &[])),
-    (syntax(&PHI4), Evidence(&["<|/tool_call|>"], &[], &[])),
-    (syntax(&GRANITE3), Evidence(&["<|tool_call|>"], &[], &[])),
-    (syntax(&LFM2), Evidence(&["<|tool_call_start|>"], &[], &[])),
+/// The first one that is found counts.
+const TOOLS: [(ToolFormat, Evidence); 22] = [
+    (ToolFormat::Harmony, Evidence::All(&["<|channel|>", "<|message|>"])),
+    (syntax(&DEEPSEEK_V3), Evidence::All(&["<｜tool▁calls▁begin｜>", "```json"])),
+    (syntax(&DEEPSEEK_V3_1), Evidence::All(&["<｜tool▁calls▁begin｜>"])),
+    (syntax(&MISTRAL_ARGS), Evidence::All(&["[TOOL_CALLS]", "[ARGS]"])),
+    (syntax(&MISTRAL), Evidence::All(&["[TOOL_CALLS]["])),
+    (syntax(&MISTRAL_SPACE), Evidence::All(&["[TOOL_CALLS] ["])),
+    (syntax(&MISTRAL), Evidence::All(&["[TOOL_CALLS]"])),
+    (syntax(&GEMMA4), Evidence::All(&["<|tool_call>", "<tool_call|>"])),
+    (syntax(&GEMMA), Evidence::All(&["<start_function_call>"])),
+    (syntax(&GEMMA_FENCED), Evidence::All(&["```tool_code"])),
+    (syntax(&PHI4), Evidence::All(&["<|/tool_call|>"])),
+    (syntax(&GRANITE3), Evidence::All(&["<|tool_call|>"])),
+    (syntax(&NEMOTRON), Evidence::All(&["<TOOLCALL>["])),
+    (syntax(&APRIEL), Evidence::All(&["<tool_calls>["])),
+    (syntax(&LFM2), Evidence::All(&["<|tool_call_start|>"])),
     (
+        // A line end between key and value, as it is or as Jinja writes it.
         syntax(&GLM),
-        Evidence(
+        Evidence::AllAndOne(
             &["<tool_call>", "<arg_key>"],
-            &[
-                "</arg_key>\n<arg_value>",
-                "</arg_key>\\n",
-                "</arg_key>{{ '\\n<arg_value>'",
-                "\\n<arg_value>",
-            ],
-            &[],
+            &["</arg_key>\n<arg_value>", "</arg_key>\\n", "\\n<arg_value>"],
         ),
     ),
-    (syntax(&GLM_CLOSE), Evidence(&["<tool_call>", "<arg_key>"], &[], &[])),
-    (syntax(&QWEN3_CODER), Evidence(&["<tool_call>", "<function=", "<parameter="], &[], &[])),
+    (syntax(&GLM_CLOSE), Evidence::All(&["<tool_call>", "<arg_key>"])),
+    (syntax(&QWEN3_CODER), Evidence::All(&["<tool_call>", "<function=", "<parameter="])),
     (
+        // As it is, or as it stands in a string of Jinja's, or of Python's.
         syntax(&HERMES),
-        Evidence(
-            &["<tool_call>"],
-            &["\"name\": ", "\\\"name\\\": ", "'name': "],
-            &["<tool_calls>"],
-        ),
+        Evidence::AllAndOne(&["<tool_call>"], &["\"name\": ", "\\\"name\\\": ", "'name': "]),
     ),
     (
         syntax(&LLAMA3_JSON),
-        Evidence(
-            &["{\"name\": \"' + tool_call.name", "\"parameters\": "],
-            &["<|start_header_id|>"],
-            &[],
-        ),
+        Evidence::All(&["<|start_header_id|>", "{\"name\": function name, \"parameters\": "]),
     ),
-    (
-        syntax(&LLAMA3_PYTHONIC),
-        Evidence(&[], &["<|python_start|>", "[func_name1(params_name1"], &[]),
-    ),
-    (syntax(&PLAIN), Evidence(&[], &[], &[""])),
+    (syntax(&LLAMA3_PYTHONIC), Evidence::All(&["[func_name1(params_name1"])),
+    (syntax(&PLAIN), Evidence::None),
 ];
 
 /// The first one that is found counts.
@@ -244,3 +242,60 @@ const THOUGHTS: [Thoughts; 5] = [
     Thoughts { open: "<seed:think>", close: "</seed:think>", forced: "\n</seed:think>" },
     Thoughts { open: "<|channel>thought\n", close: "<channel|>", forced: "\n<channel|>" },
 ];
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn every_format_has_its_name() {
+        let known = OutputFormat::default().with_tools("other").unwrap_err().known;
+        for name in known.split(", ") {
+            assert_eq!(OutputFormat::default().with_tools(name).unwrap().name(), name);
+        }
+        assert_eq!(
+            OutputFormat::default().with_tools("other").unwrap_err().to_string(),
+            "there is no tool format \"other\"; there are harmony, deepseek-v3, deepseek-v3.1, \
+             mistral-args, mistral, gemma4, gemma, gemma-fenced, phi4, granite3, nemotron, apriel, lfm2, \
+             glm, qwen3-coder, hermes, llama3-json, llama3-pythonic, plain"
+        );
+    }
+
+    #[test]
+    fn a_templates_own_way_is_not_given_up_for_its_name() {
+        let format = OutputFormat::of_template("<tool_call><arg_key></arg_key><arg_value>");
+        let ToolFormat::Syntax(syntax) = format.with_tools("glm").unwrap().tools else { panic!() };
+        assert_eq!(syntax.named, "");
+    }
+
+    #[test]
+    fn thoughts_are_open_if_the_prompt_ends_with_their_mark() {
+        let format = OutputFormat::of_template("<think></think>");
+        assert!(format.opens_thoughts("<|im_start|>assistant\n<think>\n"));
+        assert!(!format.opens_thoughts("<think>\n\n</think>\n\n"));
+        assert!(!OutputFormat::default().opens_thoughts("<think>"));
+        let harmony = OutputFormat::default().with_tools("harmony").unwrap();
+        assert!(!harmony.opens_thoughts("<|start|>assistant"));
+        assert!(harmony.opens_thoughts("<|start|>assistant<|channel|>analysis<|message|>"));
+    }
+
+    #[test]
+    fn nothing_wanted_needs_no_grammar() {
+        let shape = OutputFormat::of_template("<think></think>").shape(&Wanted::default());
+        assert_eq!((shape.grammar, shape.closes_thoughts), (None, None));
+        let wanted = Wanted { opened: true, ..Wanted::default() };
+        let shape = OutputFormat::of_template("<think></think>").shape(&wanted);
+        assert_eq!(shape.grammar, None);
+        assert_eq!(shape.closes_thoughts.as_deref(), Some("\n</think>\n\n"));
+        assert!(shape.parser.is_reasoning());
+    }
+
+    #[test]
+    fn marks_may_be_special_tokens() {
+        let format = OutputFormat::of_template("<think></think>[TOOL_CALLS][ARGS]");
+        assert_eq!(
+            format.markers(),
+            ["[TOOL_CALLS]", "[ARGS]", "[CALL_ID]", "<think>", "</think>"]
+        );
+    }
+}

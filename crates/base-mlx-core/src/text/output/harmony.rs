@@ -92,7 +92,7 @@ enum State {
 }
 
 impl HarmonyReader {
-    pub fn new(wanted: &Wanted) -> Self {
+    pub(super) fn new(wanted: &Wanted) -> Self {
         let tools = wanted.calls.tools.iter().map(|tool| tool.name.clone()).collect();
         let state = match wanted.opened {
             true => State::Thoughts,
@@ -101,14 +101,14 @@ impl HarmonyReader {
         Self { tools, marks: Marks::new(MARKERS), state, sink: Sink::new() }
     }
 
-    pub fn push(&mut self, text: &str, start: usize) -> Vec<Output> {
+    pub(super) fn push(&mut self, text: &str, start: usize) -> Vec<Output> {
         for (at, c) in text.char_indices() {
             self.step(c, start + at);
         }
         self.sink.take()
     }
 
-    pub fn finish(&mut self, end: usize) -> Vec<Output> {
+    pub(super) fn finish(&mut self, end: usize) -> Vec<Output> {
         let (state, sink) = (&mut self.state, &mut self.sink);
         self.marks.finish(end, |c, at| state.read(c, at, sink));
         if let State::Beginning(at, text) = &self.state
@@ -120,7 +120,7 @@ impl HarmonyReader {
         self.sink.take()
     }
 
-    pub fn is_reasoning(&self) -> bool {
+    pub(super) fn is_reasoning(&self) -> bool {
         matches!(self.state, State::Thoughts)
     }
 
@@ -150,7 +150,9 @@ impl HarmonyReader {
             (State::Header(header) | State::Beginning(_, header), CHANNEL) => {
                 State::Header(header + " channel=")
             }
-            (State::Header(header), "<|constrain|>") => State::Header(header + " "),
+            (State::Header(header) | State::Beginning(_, header), "<|constrain|>") => {
+                State::Header(header + " ")
+            }
             (
                 State::Text | State::Over | State::Header(_) | State::Beginning(..),
                 END | START | CHANNEL,
@@ -158,6 +160,7 @@ impl HarmonyReader {
                 self.sink.mark();
                 State::Header(if mark == CHANNEL { " channel=".to_owned() } else { String::new() })
             }
+            (State::Beginning(_, header), _) => State::Header(header),
             (state, _) => state,
         };
     }

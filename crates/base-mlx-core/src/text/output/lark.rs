@@ -46,7 +46,7 @@ pub(super) fn grammar(
         lark.rule("thoughts[lazy]", &format!("TEXT {}", literal(thoughts.close)));
     } else if let Some(thoughts) = may_begin {
         let (open, close) = (literal(thoughts.open), literal(thoughts.close));
-        lark.rule("thoughts[lazy]", &format!("SPACE {open} TEXT {close}"));
+        lark.rule("thoughts[lazy]", &format!("LEAD {open} TEXT {close}"));
         if is_text {
             // An answer that begins with the mark is within it.
             lark.rule("UNTHOUGHT", &format!("TEXT & ~(SPACE {open} TEXT)"));
@@ -73,21 +73,21 @@ pub(super) fn grammar(
 }
 
 impl Lark {
-    pub fn finish(mut self) -> GrammarSource {
+    pub(super) fn finish(mut self) -> GrammarSource {
         self.rules.push_str(TERMINALS);
         GrammarSource { lark: self.rules, parts: self.parts }
     }
 
-    pub fn rule(&mut self, name: &str, body: &str) {
+    pub(super) fn rule(&mut self, name: &str, body: &str) {
         let _ = writeln!(self.rules, "{name}: {body}");
     }
 
-    pub fn part(&mut self, name: &str, origin: &str, rule: Rule) {
+    pub(super) fn part(&mut self, name: &str, origin: &str, rule: Rule) {
         self.parts.push(Part { name: name.to_owned(), origin: origin.to_owned(), rule });
     }
 
     /// The arguments of a tool as a JSON object.
-    pub fn object(&mut self, name: &str, tool: &Tool, spacing: Spacing) {
+    pub(super) fn object(&mut self, name: &str, tool: &Tool, spacing: Spacing) {
         let schema = super::fields::object(&tool.parameters);
         self.part(name, &tool.origin, Rule::Json { schema, strict: tool.strict, spacing });
     }
@@ -105,32 +105,32 @@ impl Lark {
         self.rule("calls", &format!("({first}) over"));
     }
 
-    /// From behind a tool's name on.
+    /// `rest0` from behind a tool's name on, `behind0` from its arguments on.
     fn rest(&mut self, syntax: &'static Syntax, index: usize, tool: &Tool) {
         let named = literal(syntax.named);
         let named = match syntax.id {
             Some(Id::AfterName(open)) => format!("({} /{ID}/)? {named}", literal(open)),
             _ => named,
         };
+        self.rule(&format!("rest{index}"), &format!("{named} behind{index}"));
         let end = match syntax.id {
             Some(Id::AfterArgs(open, close)) => {
                 format!("({} /{ID}/ {})? {}", literal(open), literal(close), literal(syntax.end))
             }
-            _ if syntax.end.is_empty() => String::new(),
             _ => literal(syntax.end),
         };
         let args = match (Arguments::of(syntax, tool), &syntax.args) {
-            (Arguments::Whole { open, close, .. }, _) => {
-                self.object(&format!("args{index}"), tool, Spacing::Compact);
-                format!("{} @args{index} {}", optional(open), optional(close))
-            }
             (Arguments::Fields(fields), Args::Fields(marks)) => {
                 self.fields(marks, index, tool, &fields);
-                format!("{} first{index}_0", optional(marks.open))
+                format!("{} first{index}_0", literal(marks.open))
+            }
+            (Arguments::Whole { open, close, .. }, _) => {
+                self.object(&format!("args{index}"), tool, Spacing::Compact);
+                format!("{} @args{index} {}", literal(open), literal(close))
             }
             (Arguments::Fields(_), Args::Json) => return,
         };
-        self.rule(&format!("rest{index}"), &format!("{named} {args} {end}"));
+        self.rule(&format!("behind{index}"), &format!("{args} {end}"));
     }
 
     /// Fields in their order, required ones for sure. `first` rules come where no field has been written.
@@ -162,14 +162,14 @@ impl Lark {
             Kind::Text => {
                 let end = raw_end.trim_end();
                 self.rule(&format!("{name}[lazy]"), &format!("TEXT {}", literal(end)));
-                format!("{name} {}", optional(&raw_end[end.len()..]))
+                format!("{name} {}", literal(&raw_end[end.len()..]))
             }
             Kind::Choice(texts) => {
                 let texts: Vec<String> =
                     texts.iter().map(|text| literal(&[text, &*raw_end].concat())).collect();
                 format!("({})", texts.join(" | "))
             }
-            Kind::Truth => format!("(\"True\" | \"False\") {}", optional(marks.value_end)),
+            Kind::Truth => format!("(\"True\" | \"False\") {}", literal(marks.value_end)),
             Kind::Json(schema) => {
                 let rule = Rule::Json {
                     schema: schema.clone(),
@@ -178,7 +178,7 @@ impl Lark {
                 };
                 let origin = format!("{}.properties.{}", tool.origin, field.name);
                 self.part(name, &origin, rule);
-                format!("@{name} {}", optional(marks.value_end))
+                format!("@{name} {}", literal(marks.value_end))
             }
         }
     }
@@ -197,9 +197,6 @@ impl Lark {
                 let rule = format!("{name}_start{index}");
                 self.rule(&format!("{rule}[lazy]"), &format!("SPACE {}", literal(&start)));
                 answers.push(format!("{rule} behind{index} over"));
-                if name == "answer" {
-                    self.behind(syntax, index, tool);
-                }
             }
         }
         answers.push("bare".to_owned());
@@ -207,20 +204,6 @@ impl Lark {
         if name == "answer" {
             self.bare(syntax, calls);
         }
-    }
-
-    /// From the arguments on.
-    fn behind(&mut self, syntax: &'static Syntax, index: usize, tool: &Tool) {
-        let args = match (Arguments::of(syntax, tool), &syntax.args) {
-            (Arguments::Fields(_), Args::Fields(marks)) => {
-                format!("{} first{index}_0", optional(marks.open))
-            }
-            (Arguments::Whole { open, close, .. }, _) => {
-                format!("{} @args{index} {}", optional(open), optional(close))
-            }
-            (Arguments::Fields(_), Args::Json) => return,
-        };
-        self.rule(&format!("behind{index}"), &format!("{args} {}", optional(syntax.end)));
     }
 
     /// JSON that names a tool, in a fence or not, is a call: what small models write in place of their format.
@@ -297,12 +280,9 @@ fn json_literal(text: &str) -> String {
     literal(&format!("\"{}\"", quoted(text)))
 }
 
-fn optional(text: &str) -> String {
-    if text.is_empty() { String::new() } else { literal(text) }
-}
-
 const TERMINALS: &str = r#"TEXT: /(.|\n)*/
 SPACE: /[ \t\r\n]*/
+LEAD: /[ \t\r\n]{0,4}/
 GAP: /[ \t\n]{1,24}/
 LINES: /\n{1,2}/
 "#;

@@ -40,33 +40,33 @@ pub(super) enum Fence {
 /// All texts that calls of these tools are made of.
 #[derive(Debug)]
 pub(super) struct Literals {
-    pub syntax: &'static Syntax,
-    pub tools: Vec<ToolLiterals>,
+    pub(super) syntax: &'static Syntax,
+    pub(super) tools: Vec<ToolLiterals>,
     /// At the answer's beginning.
-    pub start: Arc<[Literal]>,
+    pub(super) start: Arc<[Literal]>,
     /// Behind the trigger.
-    pub first: Arc<[Literal]>,
+    pub(super) first: Arc<[Literal]>,
     /// Behind a call.
-    pub next: Arc<[Literal]>,
+    pub(super) next: Arc<[Literal]>,
     /// Behind a call without marks.
-    pub nothing: Arc<[Literal]>,
+    pub(super) nothing: Arc<[Literal]>,
     /// Behind the arguments.
-    pub end: Arc<[Literal]>,
-    pub fence_end: [Arc<[Literal]>; 2],
+    pub(super) end: Arc<[Literal]>,
+    pub(super) fence_end: [Arc<[Literal]>; 2],
     /// Behind an identifier.
-    pub id_end: Arc<[Literal]>,
+    pub(super) id_end: Arc<[Literal]>,
     /// Behind the value of a field that is not plain text.
-    pub value_end: Arc<[Literal]>,
+    pub(super) value_end: Arc<[Literal]>,
 }
 
 #[derive(Debug)]
 pub(super) struct ToolLiterals {
-    pub name: String,
-    pub arguments: Arguments,
+    pub(super) name: String,
+    pub(super) arguments: Arguments,
     /// Before and behind arguments that are one JSON object.
-    pub whole: [Arc<[Literal]>; 2],
+    pub(super) whole: [Arc<[Literal]>; 2],
     /// The first field or none at all, any further field or the end.
-    pub fields: [Arc<[Literal]>; 2],
+    pub(super) fields: [Arc<[Literal]>; 2],
 }
 
 /// What a call may look like where it has no marks.
@@ -79,7 +79,7 @@ pub(super) enum Unmarked {
 }
 
 impl Literals {
-    pub fn new(syntax: &'static Syntax, calls: &Calls, unmarked: Unmarked) -> Self {
+    pub(super) fn new(syntax: &'static Syntax, calls: &Calls, unmarked: Unmarked) -> Self {
         let tools = &calls.tools;
         let heads = |before: String| -> Vec<Literal> {
             let of_tool = |(index, tool): (usize, &Tool)| {
@@ -200,21 +200,21 @@ pub(super) enum Match {
 }
 
 impl Matcher {
-    pub fn new(list: &Arc<[Literal]>) -> Self {
+    pub(super) fn new(list: &Arc<[Literal]>) -> Self {
         Self { list: Arc::clone(list), alive: (0..list.len()).collect(), read: 0, whole: None }
     }
 
     /// What an empty text means.
-    pub fn at_once(&self) -> Option<(Meaning, &'static str)> {
+    pub(super) fn at_once(&self) -> Option<(Meaning, &'static str)> {
         let empty = |literal: &&Literal| literal.text.is_empty();
         self.list.iter().find(empty).map(|literal| (literal.meaning, literal.tail))
     }
 
-    pub fn has_begun(&self) -> bool {
+    pub(super) fn has_begun(&self) -> bool {
         self.read > 0
     }
 
-    pub fn push(&mut self, c: char) -> Match {
+    pub(super) fn push(&mut self, c: char) -> Match {
         if is_space(c) {
             return Match::Open;
         }

@@ -14,13 +14,13 @@ pub(super) enum Found {
 }
 
 impl Marks {
-    pub fn new<S: Into<String>>(marks: impl IntoIterator<Item = S>) -> Self {
+    pub(super) fn new<S: Into<String>>(marks: impl IntoIterator<Item = S>) -> Self {
         let marks = marks.into_iter().map(Into::into).filter(|mark: &String| !mark.is_empty());
         Self { marks: marks.collect(), held: String::new() }
     }
 
     /// `text` gets what is no mark, with the place of each character. `at` is the place of `c`.
-    pub fn push(&mut self, c: char, at: usize, mut text: impl FnMut(char, usize)) -> Found {
+    pub(super) fn push(&mut self, c: char, at: usize, mut text: impl FnMut(char, usize)) -> Found {
         self.held.push(c);
         let end = at + c.len_utf8();
         while let Some(first) = self.held.chars().next() {
@@ -39,7 +39,7 @@ impl Marks {
 
     /// What is held at the text's end is a mark that was cut off, or text if it shows too little of one. `end` is where
     /// the text ends.
-    pub fn finish(&mut self, end: usize, mut text: impl FnMut(char, usize)) {
+    pub(super) fn finish(&mut self, end: usize, mut text: impl FnMut(char, usize)) {
         let held = std::mem::take(&mut self.held);
         let shows = held.chars().nth(1).is_some() && !held.chars().all(|c| c == '`' || c == '\n');
         if !shows {

@@ -15,6 +15,9 @@ pub(super) const MISTRAL: Syntax = Syntax {
     markers: &[],
 };
 
+/// The first of them, whose tokens have a space there.
+pub(super) const MISTRAL_SPACE: Syntax = Syntax { open: "[TOOL_CALLS] [", ..MISTRAL };
+
 /// From Small 3.2, Magistral and Devstral on: a mark before each call and another before its arguments.
 pub(super) const MISTRAL_ARGS: Syntax = Syntax {
     name: "mistral-args",

@@ -1,4 +1,4 @@
-use super::syntax::{Args, Syntax};
+use super::syntax::{Args, Id, Syntax};
 
 /// Phi-4-mini.
 pub(super) const PHI4: Syntax = Syntax {
@@ -17,6 +17,27 @@ pub(super) const PHI4: Syntax = Syntax {
 
 /// Granite 3: the list ends without a mark.
 pub(super) const GRANITE3: Syntax = Syntax { name: "granite3", close: "]", markers: &[], ..PHI4 };
+
+/// Nemotron Nano 2.
+pub(super) const NEMOTRON: Syntax = Syntax {
+    name: "nemotron",
+    trigger: Some("<TOOLCALL>"),
+    open: "<TOOLCALL>[",
+    close: "]</TOOLCALL>",
+    markers: &["</TOOLCALL>"],
+    ..PHI4
+};
+
+/// Apriel 1.5 and 1.6.
+pub(super) const APRIEL: Syntax = Syntax {
+    name: "apriel",
+    trigger: Some("<tool_calls>"),
+    open: "<tool_calls>[",
+    close: "]</tool_calls>",
+    id: Some(Id::AfterArgs(", \"id\": \"", "\"")),
+    markers: &["</tool_calls>"],
+    ..PHI4
+};
 
 #[cfg(test)]
 mod tests {

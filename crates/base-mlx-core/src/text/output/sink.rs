@@ -25,17 +25,17 @@ enum Before {
 }
 
 impl Sink {
-    pub fn new() -> Self {
+    pub(super) fn new() -> Self {
         let (events, blank) = (Vec::new(), Vec::new());
         Self { events, blank, before: Before::Blank, lines: 0, thought: false }
     }
 
-    pub fn take(&mut self) -> Vec<Output> {
+    pub(super) fn take(&mut self) -> Vec<Output> {
         std::mem::take(&mut self.events)
     }
 
     /// Text, before which a call may still take white space away.
-    pub fn text(&mut self, c: char, at: usize) {
+    pub(super) fn text(&mut self, c: char, at: usize) {
         let waits = match self.before {
             Before::Blank | Before::Call => c.is_whitespace(),
             Before::Content => c == '\n',
@@ -57,7 +57,7 @@ impl Sink {
     }
 
     /// Text that no call follows.
-    pub fn free(&mut self, c: char, at: usize) {
+    pub(super) fn free(&mut self, c: char, at: usize) {
         if self.before == Before::Thoughts && c == '\n' {
             return;
         }
@@ -66,7 +66,7 @@ impl Sink {
         self.content(c, at);
     }
 
-    pub fn reasoning(&mut self, c: char) {
+    pub(super) fn reasoning(&mut self, c: char) {
         if c == '\n' {
             self.lines += usize::from(self.thought);
             return;
@@ -82,20 +82,20 @@ impl Sink {
         }
     }
 
-    pub fn end_thoughts(&mut self) {
+    pub(super) fn end_thoughts(&mut self) {
         self.lines = 0;
         self.thought = false;
         self.blank.clear();
         self.before = Before::Thoughts;
     }
 
-    pub fn start_call(&mut self, name: &str) {
+    pub(super) fn start_call(&mut self, name: &str) {
         self.blank.clear();
         self.before = Before::Call;
         self.events.push(Output::ToolStart { name: name.to_owned() });
     }
 
-    pub fn args(&mut self, json: &str) {
+    pub(super) fn args(&mut self, json: &str) {
         match self.events.last_mut() {
             _ if json.is_empty() => {}
             Some(Output::ToolArgs(text)) => text.push_str(json),
@@ -103,17 +103,17 @@ impl Sink {
         }
     }
 
-    pub fn end_call(&mut self) {
+    pub(super) fn end_call(&mut self) {
         self.events.push(Output::ToolEnd);
     }
 
     /// A mark of calls came: the line ends before it, or the white space if there was nothing else, are not content.
-    pub fn mark(&mut self) {
+    pub(super) fn mark(&mut self) {
         self.blank.clear();
     }
 
     /// The text has ended.
-    pub fn finish(&mut self) {
+    pub(super) fn finish(&mut self) {
         if self.before != Before::Call {
             self.flush();
         }

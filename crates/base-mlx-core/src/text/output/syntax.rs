@@ -2,20 +2,20 @@
 /// `open`, calls with `between` them, `close`. The grammar has these texts byte for byte, the parser but for white space.
 #[derive(Debug)]
 pub(super) struct Syntax {
-    pub name: &'static str,
+    pub(super) name: &'static str,
     /// How the first call begins, if no other text has that: calls may then come after text. Without one they are calls
     /// only if the answer begins with them.
-    pub trigger: Option<&'static str>,
-    pub open: &'static str,
-    pub between: &'static str,
-    pub close: &'static str,
-    pub call: &'static str,
-    pub named: &'static str,
-    pub args: Args,
-    pub end: &'static str,
-    pub id: Option<Id>,
+    pub(super) trigger: Option<&'static str>,
+    pub(super) open: &'static str,
+    pub(super) between: &'static str,
+    pub(super) close: &'static str,
+    pub(super) call: &'static str,
+    pub(super) named: &'static str,
+    pub(super) args: Args,
+    pub(super) end: &'static str,
+    pub(super) id: Option<Id>,
     /// Further texts that are never content; with `trigger`, what may be special tokens.
-    pub markers: &'static [&'static str],
+    pub(super) markers: &'static [&'static str],
 }
 
 /// An identifier of the call that the model makes up and nobody reads.
@@ -37,17 +37,17 @@ pub(super) enum Args {
 /// Arguments one by one: `key`, the name, `keyed`, the value, `value_end`.
 #[derive(Debug)]
 pub(super) struct Fields {
-    pub open: &'static str,
-    pub key: &'static str,
-    pub keyed: &'static str,
-    pub value_end: &'static str,
-    pub between: &'static str,
-    pub close: &'static str,
+    pub(super) open: &'static str,
+    pub(super) key: &'static str,
+    pub(super) keyed: &'static str,
+    pub(super) value_end: &'static str,
+    pub(super) between: &'static str,
+    pub(super) close: &'static str,
     /// What is around text that stands for itself; without it, text is quoted as JSON has it.
-    pub text: Option<(&'static str, &'static str)>,
-    pub words: Words,
+    pub(super) text: Option<(&'static str, &'static str)>,
+    pub(super) words: Words,
     /// What is around the arguments as one JSON object where they cannot be told apart.
-    pub whole: (&'static str, &'static str),
+    pub(super) whole: (&'static str, &'static str),
 }
 
 /// How truth and nothing are spelled.
@@ -60,10 +60,10 @@ pub(super) enum Words {
 /// The marks around a model's thoughts.
 #[derive(Debug, PartialEq, Eq)]
 pub(super) struct Thoughts {
-    pub open: &'static str,
-    pub close: &'static str,
+    pub(super) open: &'static str,
+    pub(super) close: &'static str,
     /// What the model is made to write to come to an end.
-    pub forced: &'static str,
+    pub(super) forced: &'static str,
 }
 
 /// Between a name and its call's arguments, and so on: the letters of an [`Id`].
@@ -71,24 +71,24 @@ pub(super) const ID: &str = "[a-zA-Z0-9]{9}";
 
 impl Syntax {
     /// What comes before the name of the first call, behind the trigger.
-    pub fn behind_trigger(&self) -> String {
+    pub(super) fn behind_trigger(&self) -> String {
         let first = [self.open, self.call].concat();
         let trigger = self.trigger.unwrap_or_default();
         first.strip_prefix(trigger).unwrap_or(&first).to_owned()
     }
 
     /// What comes before the name of any further call.
-    pub fn next(&self) -> String {
+    pub(super) fn next(&self) -> String {
         [self.between, self.call].concat()
     }
 
     /// Whether a call is JSON and nothing else.
-    pub fn is_bare(&self) -> bool {
+    pub(super) fn is_bare(&self) -> bool {
         self.open.is_empty() && self.end == "}"
     }
 
     /// A name as it stands in a call.
-    pub fn written(&self, name: &str) -> String {
+    pub(super) fn written(&self, name: &str) -> String {
         match self.call.ends_with('"') {
             true => quoted(name),
             false => name.to_owned(),

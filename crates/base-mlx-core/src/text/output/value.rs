@@ -28,16 +28,16 @@ pub(super) enum Read {
 }
 
 impl ValueReader {
-    pub fn new(words: Words) -> Self {
+    pub(super) fn new(words: Words) -> Self {
         Self { words, depth: 0, string: None, escaped: false, begun: false, word: String::new() }
     }
 
-    pub fn has_begun(&self) -> bool {
+    pub(super) fn has_begun(&self) -> bool {
         self.begun
     }
 
     /// White space before the value is passed over.
-    pub fn push(&mut self, c: char, json: &mut String) -> Read {
+    pub(super) fn push(&mut self, c: char, json: &mut String) -> Read {
         if let Some(quote) = self.string {
             return self.within_string(c, quote, json);
         }
