@@ -9,14 +9,14 @@ use std::time::Instant;
 use anyhow::{Context, Result, bail, ensure};
 
 use crate::process::{self, cargo};
-use crate::{compiler, instructions, models, python, tidy};
+use crate::{compiler, instructions, models, python, readme, tidy};
 
-const OPENAI_CLIENT: &[&str] = &["openai==3.54.0"];
+pub(crate) const OPENAI_CLIENT: &[&str] = &["openai==3.54.0"];
 
 type Step = fn(&Path) -> Result<()>;
 
 pub(crate) fn run(root: &Path) -> Result<()> {
-    let steps: [(&str, Step); 13] = [
+    let steps: [(&str, Step); 14] = [
         ("c++ compiler", |_| compiler::find()),
         ("valgrind", |_| instructions::find_valgrind()),
         ("fmt", fmt),
@@ -28,6 +28,7 @@ pub(crate) fn run(root: &Path) -> Result<()> {
         ("instructions", instructions::check),
         ("loom", loom),
         ("openai client", openai_client),
+        ("what the README shows", readme::run),
         ("smollm2 knows Paris", smollm2_knows_paris),
         ("qwen2.5-coder writes a function that runs", qwen_writes_a_function),
     ];
@@ -99,10 +100,10 @@ fn loom(root: &Path) -> Result<()> {
 
 /// The official Python client against a server of ours.
 fn openai_client(root: &Path) -> Result<()> {
-    let server = Server::start(root)?;
+    let server = Server::start(root, 0)?;
     let mut client = python::with_packages(root, "openai", OPENAI_CLIENT)?;
     client.arg(root.join("crates/base-mlx-server/tests/python/openai_client.py"));
-    process::run(client.arg(format!("{}/v1", server.url)).arg("smollm2"))
+    process::run(client.arg(format!("{}/v1", server.url)).args(["smollm2", "qwen2.5-coder-0.5b"]))
 }
 
 fn smollm2_knows_paris(root: &Path) -> Result<()> {
@@ -155,16 +156,17 @@ fn fenced(answer: &str) -> Option<&str> {
     Some(code)
 }
 
-/// `base-mlx serve` on a port that the system chooses; killed when dropped.
-struct Server {
+/// `base-mlx serve`; killed when dropped.
+pub(crate) struct Server {
     child: Child,
     url: String,
 }
 
 impl Server {
-    fn start(root: &Path) -> Result<Self> {
+    /// On that port; 0 lets the system choose.
+    pub(crate) fn start(root: &Path, port: u16) -> Result<Self> {
         let mut child = base_mlx(root)
-            .args(["serve", "--port", "0", "--model", "smollm2"])
+            .args(["serve", "--model", "smollm2", "--port", &port.to_string()])
             .stdout(Stdio::piped())
             .spawn()
             .context("cannot start base-mlx serve")?;

@@ -14,6 +14,7 @@ mod models;
 mod peers;
 mod process;
 mod python;
+mod readme;
 mod tidy;
 
 use std::path::PathBuf;

@@ -8,7 +8,7 @@ use std::path::{Path, PathBuf};
 use anyhow::{Context, Result, bail};
 use base_mlx_core::engine::{Device, DeviceKind, DeviceOptions, EngineOptions, KvFormat};
 use base_mlx_core::store::Store;
-use base_mlx_server::ModelOptions;
+use base_mlx_server::{ModelOptions, ReasoningField};
 use clap::{Args, Command, ValueEnum};
 use etcetera::BaseStrategy;
 use serde::de::Error;
@@ -111,6 +111,8 @@ pub(crate) struct ConfigFile {
     pub(crate) max_wait_ms: Option<u64>,
     pub(crate) draft_tokens: Option<Count>,
     pub(crate) draft: Option<String>,
+    pub(crate) reasoning_field: Option<ReasoningName>,
+    pub(crate) tool_format: Option<String>,
     pub(crate) stock_kernels: Option<bool>,
     pub(crate) parallel: Option<Count>,
     pub(crate) allow_host: Option<Vec<String>>,
@@ -125,11 +127,12 @@ pub(crate) struct ConfigFile {
 }
 
 /// What the config file says of one model.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Deserialize)]
+#[derive(Clone, Debug, Default, PartialEq, Deserialize)]
 #[serde(default, deny_unknown_fields, rename_all = "kebab-case")]
 pub(crate) struct OfModel {
     pub(crate) ctx: Option<Count>,
     pub(crate) kv_cache_type: Option<KvName>,
+    pub(crate) tool_format: Option<String>,
 }
 
 impl OfModel {
@@ -137,6 +140,7 @@ impl OfModel {
         ModelOptions {
             context: self.ctx.map(Count::get),
             kv_format: self.kv_cache_type.map(KvName::format),
+            tool_format: self.tool_format,
         }
     }
 }
@@ -235,6 +239,27 @@ impl KvName {
             Self::F16 => KvFormat::F16,
             Self::Q8 => KvFormat::Q8,
             Self::Q4 => KvFormat::Q4,
+        }
+    }
+}
+
+/// What the thoughts of a model are called in answers.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize, ValueEnum)]
+#[serde(rename_all = "snake_case")]
+#[value(rename_all = "snake_case")]
+pub(crate) enum ReasoningName {
+    #[default]
+    ReasoningContent,
+    Reasoning,
+    Both,
+}
+
+impl ReasoningName {
+    pub(crate) fn field(self) -> ReasoningField {
+        match self {
+            Self::ReasoningContent => ReasoningField::ReasoningContent,
+            Self::Reasoning => ReasoningField::Reasoning,
+            Self::Both => ReasoningField::Both,
         }
     }
 }
@@ -360,6 +385,8 @@ mod tests {
             max-wait-ms = 8
             draft = "prompt-lookup"
             draft-tokens = 6
+            reasoning-field = "both"
+            tool-format = "hermes"
             parallel = 4
             allow-host = ["a.example"]
             cors = ["https://a.example"]
@@ -371,6 +398,7 @@ mod tests {
             [models."owner/name"]
             ctx = 9
             kv-cache-type = "q4_0"
+            tool-format = "mistral"
         "#;
         let file = ConfigFile::parse(text, Path::new("c.toml")).unwrap();
         let count = |number| std::num::NonZeroUsize::new(number).map(Count);
@@ -394,6 +422,8 @@ mod tests {
             max_wait_ms: Some(8),
             draft_tokens: count(6),
             draft: Some("prompt-lookup".to_owned()),
+            reasoning_field: Some(ReasoningName::Both),
+            tool_format: Some("hermes".to_owned()),
             stock_kernels: Some(true),
             parallel: count(4),
             allow_host: one("a.example"),
@@ -404,7 +434,11 @@ mod tests {
             grace: Some(5),
             models: BTreeMap::from([(
                 "owner/name".to_owned(),
-                OfModel { ctx: count(9), kv_cache_type: Some(KvName::Q4) },
+                OfModel {
+                    ctx: count(9),
+                    kv_cache_type: Some(KvName::Q4),
+                    tool_format: Some("mistral".to_owned()),
+                },
             )]),
         };
         assert_eq!(file, expected);

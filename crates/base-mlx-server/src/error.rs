@@ -5,6 +5,7 @@ use axum::Json;
 use axum::http::{HeaderValue, Method, StatusCode, header};
 use axum::response::{IntoResponse, Response};
 use base_mlx_core::engine::GenerateError;
+use base_mlx_core::grammar::GrammarError;
 use serde_json::{Value, json};
 
 /// Everything a client can be told went wrong, in the one envelope that all OpenAI clients read:
@@ -91,6 +92,19 @@ impl ApiError {
             | GenerateError::GrammarBroken(_)
             | GenerateError::Failed(_) => Self::internal(error.to_string()),
             GenerateError::ShuttingDown => Self::ShuttingDown,
+        }
+    }
+
+    /// Grammars are the request's; errors call them by the path of the field that they came from.
+    pub(crate) fn grammar(error: GrammarError) -> Self {
+        match &error {
+            GrammarError::Unsupported { origin, .. }
+            | GrammarError::Invalid { origin, .. }
+            | GrammarError::TooComplex { origin, .. } => {
+                let param = (!origin.is_empty()).then(|| origin.clone());
+                Self::Invalid { param, message: error.to_string() }
+            }
+            GrammarError::Vocabulary(_) => Self::ModelUnsuitable { message: error.to_string() },
         }
     }
 
@@ -216,7 +230,7 @@ mod tests {
         let errors = [
             ApiError::invalid("messages[0].content", "wrong"),
             ApiError::Invalid { param: None, message: "wrong".into() },
-            ApiError::unsupported("tools", "no"),
+            ApiError::unsupported("audio", "no"),
             ApiError::ModelNotFound {
                 param: "model",
                 model: "a\"\n\u{7}".into(),
@@ -244,6 +258,19 @@ mod tests {
             assert_eq!(envelope["error"]["param"], param);
             assert_eq!(envelope["error"]["code"], "context_length_exceeded");
         }
+    }
+
+    #[test]
+    fn a_schema_that_cannot_be_guaranteed_is_named_and_so_is_its_keyword() {
+        let error = ApiError::grammar(GrammarError::Unsupported {
+            origin: "tools[0].function.parameters".into(),
+            pointer: "/properties/age/not".into(),
+            message: "`not`".into(),
+        });
+        assert_eq!(error.status(), 400);
+        let envelope = error.envelope();
+        assert_eq!(envelope["error"]["param"], "tools[0].function.parameters");
+        assert!(error.to_string().contains("/properties/age/not"));
     }
 
     #[test]

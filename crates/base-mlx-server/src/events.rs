@@ -103,21 +103,46 @@ pub(crate) struct Answer {
 pub(crate) struct Choice {
     pub text: String,
     pub logprobs: Vec<TokenLogprob>,
+    /// What the model thought before.
+    pub reasoning: String,
+    pub calls: Vec<Call>,
     pub reason: FinishReason,
 }
 
+/// A call of a function.
+#[derive(Clone, Debug, PartialEq)]
+pub(crate) struct Call {
+    pub name: String,
+    /// A JSON object, as the model wrote it.
+    pub arguments: String,
+}
+
+impl Default for Choice {
+    /// Before anything has come of it.
+    fn default() -> Self {
+        let (text, reasoning) = (String::new(), String::new());
+        let (logprobs, calls) = (Vec::new(), Vec::new());
+        Self { text, logprobs, reasoning, calls, reason: FinishReason::Length }
+    }
+}
+
 pub(crate) async fn fold(mut events: Events, choices: usize) -> Result<Answer, GenerateError> {
-    let unfinished =
-        Choice { text: String::new(), logprobs: Vec::new(), reason: FinishReason::Length };
-    let mut answer = Answer { choices: vec![unfinished; choices], usage: Usage::default() };
+    let choices = vec![Choice::default(); choices];
+    let mut answer = Answer { choices, usage: Usage::default() };
     while let Some(event) = events.next().await {
         match event {
             Event::Begun(_) | Event::Prompt { .. } => {}
-            Event::Reasoning { .. } | Event::ToolStart { .. } | Event::ToolArgs { .. } => {}
             Event::Text { choice, text, logprobs } => {
                 let choice = &mut answer.choices[choice];
                 choice.text.push_str(&text);
                 choice.logprobs.extend(logprobs);
+            }
+            Event::Reasoning { choice, text } => answer.choices[choice].reasoning.push_str(&text),
+            Event::ToolStart { choice, name, .. } => {
+                answer.choices[choice].calls.push(Call { name, arguments: String::new() });
+            }
+            Event::ToolArgs { choice, call, text } => {
+                answer.choices[choice].calls[call].arguments.push_str(&text);
             }
             Event::Finish { choice, reason } => answer.choices[choice].reason = reason,
             Event::Usage(usage) => answer.usage = usage,
@@ -127,13 +152,22 @@ pub(crate) async fn fold(mut events: Events, choices: usize) -> Result<Answer, G
     Ok(answer)
 }
 
-/// Takes away the space that a tokenizer put before the text of each choice.
+/// Takes away the space that a tokenizer put before the text of each choice, thoughts or not.
 pub(crate) fn opened(events: Events, mut openings: Vec<Opening>) -> Events {
     Box::pin(events.filter_map(move |mut event| {
         let mut empty = false;
-        if let Event::Text { choice, text, logprobs } = &mut event {
-            text.drain(..openings[*choice].skip(text.as_bytes()));
-            empty = text.is_empty() && logprobs.is_empty();
+        match &mut event {
+            Event::Text { choice, text, logprobs } => {
+                text.drain(..openings[*choice].skip(text.as_bytes()));
+                empty = text.is_empty() && logprobs.is_empty();
+            }
+            Event::Reasoning { choice, text } => {
+                text.drain(..openings[*choice].skip(text.as_bytes()));
+                empty = text.is_empty();
+            }
+            // The mark before a call had the space.
+            Event::ToolStart { choice, .. } => openings[*choice] = Opening::default(),
+            _ => {}
         }
         std::future::ready((!empty).then_some(event))
     }))

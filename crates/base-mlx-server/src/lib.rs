@@ -17,7 +17,7 @@ mod running;
 mod server;
 mod sse;
 
-pub use options::{ModelOptions, ServerOptions};
+pub use options::{ModelOptions, ReasoningField, ServerOptions};
 pub use request::DraftName;
 pub use server::{ServeError, Server, serve};
 

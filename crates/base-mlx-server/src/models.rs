@@ -89,7 +89,7 @@ impl fmt::Debug for InUse {
 }
 
 /// What a request to load a model says beside its name.
-#[derive(Clone, Copy, Debug, Default)]
+#[derive(Clone, Debug, Default)]
 pub(crate) struct LoadRequest {
     pub keep_alive: Option<KeepAlive>,
     pub pinned: Option<bool>,
@@ -228,8 +228,8 @@ impl Models {
         asked: LoadRequest,
     ) -> Result<(), ApiError> {
         let directory = self.find("model", name).await?;
+        let (context, kv_format) = (asked.options.context, asked.options.kv_format);
         let model = self.load(directory, asked.options).await?;
-        let ModelOptions { context, kv_format } = asked.options;
         let info = model.engine.info();
         let differs = |key: &str| {
             let message = format!(
@@ -320,7 +320,7 @@ impl Models {
     ) {
         let path = directory.path.clone();
         let mut options = self.engine.clone();
-        let own = self.own.get(&directory.name).copied().unwrap_or_default();
+        let own = self.own.get(&directory.name).cloned().unwrap_or_default();
         own.change(&mut options);
         asked.change(&mut options);
         let started = loop {
@@ -516,6 +516,9 @@ fn refused(model: String, error: &LoadError) -> ApiError {
                 message: format!("the model `{model}` cannot be used here: {message}"),
             }
         }
+        LoadError::ToolFormat { .. } => ApiError::ModelUnsuitable {
+            message: format!("the model `{model}` cannot be set up: {message}"),
+        },
         LoadError::NoRoom(room) if !room.could_fit() => ApiError::ModelUnsuitable {
             message: format!("the model `{model}` can never fit: {message}"),
         },

@@ -35,25 +35,42 @@ pub struct ServerOptions {
     pub max_requests: usize,
     /// How long a model stays in memory after its last use, if requests do not say; `None` is until another needs the room.
     pub keep_models: Option<Duration>,
+    /// Where chat answers tell what the model thought.
+    pub reasoning_field: ReasoningField,
     /// How long a stream may be silent before a comment shows that it lives.
     pub keep_alive: Duration,
     /// How long running answers may go on after the shutdown began.
     pub grace: Duration,
 }
 
-/// What one model has instead of what all have.
+/// What the thoughts of a model are called in chat answers.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum ReasoningField {
+    /// `reasoning_content`, as most local servers have it.
+    #[default]
+    ReasoningContent,
+    /// `reasoning`, as newer ones have it.
+    Reasoning,
+    /// Both, with the same text.
+    Both,
+}
+
+/// What one model has instead of what all have.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct ModelOptions {
     /// Most tokens of a conversation.
     pub context: Option<usize>,
     /// What its keys and values are kept as.
     pub kv_format: Option<KvFormat>,
+    /// How it writes calls, whatever its chat template says.
+    pub tool_format: Option<String>,
 }
 
 impl ModelOptions {
     pub(crate) fn change(self, options: &mut EngineOptions) {
         options.context = self.context.or(options.context);
         options.kv_format = self.kv_format.or(options.kv_format);
+        options.tool_format = self.tool_format.or(options.tool_format.take());
     }
 }
 
@@ -73,6 +90,7 @@ impl Default for ServerOptions {
             upload_time: Duration::from_secs(60),
             max_requests: 512,
             keep_models: None,
+            reasoning_field: ReasoningField::default(),
             keep_alive: Duration::from_secs(10),
             grace: Duration::from_secs(30),
         }

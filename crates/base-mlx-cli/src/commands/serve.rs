@@ -6,11 +6,14 @@ use std::time::Duration;
 use anyhow::{Context, Result, ensure};
 use base_mlx_core::engine::{Device, KvDisk};
 use base_mlx_core::store::{DEFAULT_MODEL, ModelDir, Store, StoreError};
+use base_mlx_core::text::output::OutputFormat;
 use base_mlx_server::{DraftName, ModelOptions, Server, ServerOptions};
 use clap::Args;
 use tokio::signal::unix::{Signal, SignalKind, signal};
 
-use crate::config::{Compute, ConfigFile, Count, Gigabytes, LogFormat, OfModel, api_key, count};
+use crate::config::{
+    Compute, ConfigFile, Count, Gigabytes, LogFormat, OfModel, ReasoningName, api_key, count,
+};
 use crate::models;
 
 /// Serve models over the OpenAI API
@@ -30,6 +33,12 @@ pub(crate) struct Arguments {
     /// Who guesses at answers to make them faster: a small model's name, or prompt-lookup [default: none]
     #[arg(long, env = "BASE_MLX_DRAFT", value_name = "NAME")]
     draft: Option<String>,
+    /// How models write tool calls [default: as their chat templates say]
+    #[arg(long, env = "BASE_MLX_TOOL_FORMAT", value_name = "NAME")]
+    tool_format: Option<String>,
+    /// What answers call the thoughts of a model [default: reasoning_content]
+    #[arg(long, env = "BASE_MLX_REASONING_FIELD", value_name = "NAME")]
+    reasoning_field: Option<ReasoningName>,
     /// Most answers computed at once, for each model; more wait [default: 8]
     #[arg(long, env = "BASE_MLX_PARALLEL", value_name = "N", value_parser = count)]
     parallel: Option<usize>,
@@ -72,7 +81,12 @@ pub(crate) struct Arguments {
 pub(crate) fn run(arguments: Arguments, file: &ConfigFile, store: &Store) -> Result<()> {
     start_log(arguments.log_format.or(file.log_format).unwrap_or_default());
     let mut options = arguments.options(file)?;
-    options.models = file.models.iter().map(|(name, of)| of_model(store, name, *of)).collect();
+    for (name, of) in &file.models {
+        check_tool_format(of.tool_format.as_deref())
+            .with_context(|| format!("[models.\"{name}\"] of the config file"))?;
+        let (name, own) = of_model(store, name, of.clone());
+        options.models.insert(name, own);
+    }
     let key = arguments.key_word(file);
     let device = arguments.compute.start_device_quietly(file, store)?;
     if let Some(warning) = device.warning() {
@@ -120,6 +134,10 @@ impl Arguments {
         if let Some(draft) = self.draft.as_ref().or(file.draft.as_ref()) {
             options.draft = DraftName::from(&draft[..]);
         }
+        options.engine.tool_format = self.tool_format.clone().or(file.tool_format.clone());
+        check_tool_format(options.engine.tool_format.as_deref())?;
+        let field = self.reasoning_field.or(file.reasoning_field).unwrap_or_default();
+        options.reasoning_field = field.field();
         if let Some(host) = self.host.as_ref().or(file.host.as_ref()) {
             options.host = host.clone();
         }
@@ -173,6 +191,14 @@ fn of_model(store: &Store, name: &str, of: OfModel) -> (String, ModelOptions) {
         name.to_owned()
     });
     (found, of.options())
+}
+
+/// Better said now than when a model is loaded.
+fn check_tool_format(name: Option<&str>) -> Result<()> {
+    if let Some(name) = name {
+        OutputFormat::default().with_tools(name)?;
+    }
+    Ok(())
 }
 
 /// A list given on a higher place replaces the lower one; it does not add to it.
@@ -288,6 +314,13 @@ mod tests {
         assert!(line.starts_with("curl http://localhost:1/v1/chat/completions "), "{line}");
         assert!(line.contains(r#" -H "Authorization: Bearer $BASE_MLX_API_KEY" "#), "{line}");
         assert!(line.contains(r#"-d '{"model":"it'\''s","#), "{line}");
+    }
+
+    #[test]
+    fn an_unknown_tool_format_is_told_at_once_with_those_there_are() {
+        let error = check_tool_format(Some("smoke-signs")).unwrap_err().to_string();
+        assert!(error.contains("smoke-signs") && error.contains("hermes"), "{error}");
+        assert!(check_tool_format(Some("hermes")).is_ok() && check_tool_format(None).is_ok());
     }
 
     #[test]

@@ -87,6 +87,8 @@ pub struct EngineOptions {
     pub kv_format: Option<KvFormat>,
     /// Where they outlive their place in memory.
     pub kv_disk: Option<KvDisk>,
+    /// How the model writes calls, whatever its chat template says; `None` is what that says.
+    pub tool_format: Option<String>,
 }
 
 impl Default for EngineOptions {
@@ -102,6 +104,7 @@ impl Default for EngineOptions {
             max_wait: None,
             kv_format: None,
             kv_disk: None,
+            tool_format: None,
         }
     }
 }

@@ -214,7 +214,14 @@ fn load<B: Backend>(
         let model = models::load(&checkpoint, &backend);
         (text.join().unwrap_or_else(|panic| resume_unwind(panic)), model)
     });
-    let (text, model) = (Arc::new(text?), model?);
+    let (mut text, model) = (text?, model?);
+    if let Some(name) = &options.tool_format {
+        text = text.with_tool_format(name).map_err(|unknown| LoadError::ToolFormat {
+            name: unknown.name,
+            known: unknown.known,
+        })?;
+    }
+    let text = Arc::new(text);
     // Some formats take more memory than their files.
     ledger.weigh(&room, workspace + model.step_bytes().max(on_disk as usize))?;
     let info = ModelInfo {

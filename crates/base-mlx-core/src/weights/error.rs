@@ -37,6 +37,8 @@ pub enum LoadError {
     Tokenizer { path: PathBuf, what: String },
     #[error("{path}: the chat template cannot be read: {what}")]
     Template { path: PathBuf, what: String },
+    #[error("there is no tool format {name:?}\nhint: there are {known}")]
+    ToolFormat { name: String, known: String },
     #[error(transparent)]
     Device(#[from] DeviceError),
     #[error(transparent)]
@@ -97,7 +99,10 @@ impl LoadError {
             | Self::UnknownFamily { path, .. }
             | Self::Tokenizer { path, .. }
             | Self::Template { path, .. } => Some(path),
-            Self::Device(_) | Self::NoRoom(_) | Self::ShortOfMemory { .. } => None,
+            Self::ToolFormat { .. }
+            | Self::Device(_)
+            | Self::NoRoom(_)
+            | Self::ShortOfMemory { .. } => None,
         }
     }
 }

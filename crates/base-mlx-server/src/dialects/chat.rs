@@ -1,7 +1,9 @@
 use base_mlx_core::engine::{Event, FinishReason, Usage};
 use serde::Serialize;
 
+use crate::ReasoningField;
 use crate::dialects::logprobs::ChatLogprobs;
+use crate::dialects::message::{Calls, Thoughts};
 use crate::dialects::usage::UsageBody;
 use crate::dialects::{Dialect, FINGERPRINT, Header};
 use crate::events::Answer;
@@ -17,6 +19,12 @@ pub(crate) struct Chat {
     pub include_usage: bool,
     /// Did it come behind all others?
     pub background: bool,
+    /// Where the model's thoughts are told.
+    pub reasoning: ReasoningField,
+    /// Did the request name the function to call?
+    pub named: bool,
+    /// Are calls told as those of old?
+    pub legacy: bool,
 }
 
 impl Chat {
@@ -32,6 +40,15 @@ impl Chat {
         };
         serde_json::to_string(&chunk).expect("a chunk has string keys only")
     }
+
+    fn finish_reason(&self, reason: FinishReason) -> &'static str {
+        match reason {
+            // Who names a function knows that it is called: OpenAI says nothing new there.
+            FinishReason::ToolCalls if self.named => "stop",
+            FinishReason::ToolCalls if self.legacy => "function_call",
+            reason => reason_name(reason),
+        }
+    }
 }
 
 impl Dialect for Chat {
@@ -42,12 +59,15 @@ impl Dialect for Chat {
             index,
             message: Message {
                 role: "assistant",
-                content: choice.text,
+                content: (choice.calls.is_empty() || !choice.text.is_empty())
+                    .then_some(choice.text),
+                thoughts: Thoughts::new(choice.reasoning, self.reasoning),
+                calls: Calls::whole(choice.calls, self.legacy),
                 refusal: None,
                 annotations: [],
             },
             logprobs: self.logprobs.then(|| ChatLogprobs::new(choice.logprobs)),
-            finish_reason: reason_name(choice.reason),
+            finish_reason: self.finish_reason(choice.reason),
         });
         let completion = Completion {
             id: &self.header.id,
@@ -63,11 +83,10 @@ impl Dialect for Chat {
     }
 
     fn opening(&self) -> Vec<String> {
-        let role = |index| ChunkChoice {
-            index,
-            delta: Delta { role: Some("assistant"), content: Some(String::new()) },
-            logprobs: None,
-            finish_reason: None,
+        let role = |index| {
+            let content = Some(String::new());
+            let delta = Delta { role: Some("assistant"), content, ..Delta::default() };
+            ChunkChoice::new(index, delta)
         };
         (0..self.choices).map(|index| self.write(Some(role(index)), None)).collect()
     }
@@ -75,22 +94,27 @@ impl Dialect for Chat {
     fn chunk(&mut self, event: Event) -> Option<String> {
         let choice = match event {
             Event::Text { choice, text, logprobs } => ChunkChoice {
-                index: choice,
-                delta: Delta { role: None, content: Some(text) },
                 logprobs: self.logprobs.then(|| ChatLogprobs::new(logprobs)),
-                finish_reason: None,
+                ..ChunkChoice::new(choice, Delta { content: Some(text), ..Delta::default() })
             },
+            Event::Reasoning { choice, text } => {
+                let thoughts = Thoughts::new(text, self.reasoning);
+                ChunkChoice::new(choice, Delta { thoughts, ..Delta::default() })
+            }
+            Event::ToolStart { choice, call, name } => {
+                let calls = Calls::begun(call, name, self.legacy);
+                ChunkChoice::new(choice, Delta { calls, ..Delta::default() })
+            }
+            Event::ToolArgs { choice, call, text } => {
+                let calls = Calls::more(call, text, self.legacy);
+                ChunkChoice::new(choice, Delta { calls, ..Delta::default() })
+            }
             Event::Finish { choice, reason } => ChunkChoice {
-                index: choice,
-                delta: Delta::default(),
-                logprobs: None,
-                finish_reason: Some(reason_name(reason)),
+                finish_reason: Some(self.finish_reason(reason)),
+                ..ChunkChoice::new(choice, Delta::default())
             },
             Event::Usage(usage) => {
                 return self.include_usage.then(|| self.write(None, Some(usage)));
-            }
-            Event::Reasoning { .. } | Event::ToolStart { .. } | Event::ToolArgs { .. } => {
-                return None;
             }
             Event::Begun(_) | Event::Prompt { .. } | Event::Error(_) => return None,
         };
@@ -129,7 +153,12 @@ struct Choice {
 #[derive(Serialize)]
 struct Message {
     role: &'static str,
-    content: String,
+    /// Null if the answer is nothing but calls.
+    content: Option<String>,
+    #[serde(flatten)]
+    thoughts: Thoughts,
+    #[serde(flatten)]
+    calls: Calls,
     refusal: Option<String>,
     annotations: [(); 0],
 }
@@ -161,6 +190,16 @@ struct Delta {
     role: Option<&'static str>,
     #[serde(skip_serializing_if = "Option::is_none")]
     content: Option<String>,
+    #[serde(flatten)]
+    thoughts: Thoughts,
+    #[serde(flatten)]
+    calls: Calls,
+}
+
+impl ChunkChoice {
+    fn new(index: usize, delta: Delta) -> Self {
+        Self { index, delta, logprobs: None, finish_reason: None }
+    }
 }
 
 #[cfg(test)]
@@ -168,15 +207,138 @@ mod tests {
     use serde_json::{Value, json};
 
     use super::*;
-    use crate::events::Choice as Folded;
+    use crate::events::{Call, Choice as Folded};
 
     fn chat(include_usage: bool) -> Chat {
         let header = Header { id: "chatcmpl-1".into(), created: 5, model: "m".into() };
-        Chat { header, choices: 2, logprobs: false, include_usage, background: false }
+        Chat {
+            header,
+            choices: 2,
+            logprobs: false,
+            include_usage,
+            background: false,
+            reasoning: ReasoningField::default(),
+            named: false,
+            legacy: false,
+        }
     }
 
     fn value(text: String) -> Value {
         serde_json::from_str(&text).unwrap()
+    }
+
+    fn whole(chat: &mut Chat, choice: Folded) -> Value {
+        value(chat.answer(Answer { choices: vec![choice], usage: Usage::default() }))
+    }
+
+    fn delta(chat: &mut Chat, event: Event) -> Value {
+        value(chat.chunk(event).unwrap())["choices"][0].clone()
+    }
+
+    /// An answer that thinks, speaks and calls, as a whole; without the ids of its calls.
+    fn called(chat: &mut Chat, text: &str) -> Value {
+        let call = |name: &str| Call { name: name.into(), arguments: "{}".into() };
+        let choice = Folded {
+            text: text.into(),
+            reasoning: "hm".into(),
+            calls: vec![call("f"), call("g")],
+            reason: FinishReason::ToolCalls,
+            ..Folded::default()
+        };
+        let mut choice = whole(chat, choice)["choices"][0].take();
+        let calls = choice["message"].get_mut("tool_calls").and_then(Value::as_array_mut);
+        for call in calls.into_iter().flatten() {
+            let id = call["id"].take();
+            assert!(id.as_str().unwrap().starts_with("call_"));
+        }
+        choice
+    }
+
+    #[test]
+    fn point_31_a_message_of_calls_has_null_for_content() {
+        let function = |name: &str| json!({ "id": null, "type": "function", "function": { "name": name, "arguments": "{}" } });
+        assert_eq!(
+            called(&mut chat(false), ""),
+            json!({
+                "index": 0,
+                "message": { "role": "assistant", "content": null, "reasoning_content": "hm",
+                    "tool_calls": [function("f"), function("g")], "refusal": null, "annotations": [] },
+                "logprobs": null, "finish_reason": "tool_calls",
+            })
+        );
+        // Point 38.
+        assert_eq!(called(&mut chat(false), "Well.")["message"]["content"], "Well.");
+    }
+
+    #[test]
+    fn point_22_a_named_call_ends_with_stop_and_one_of_old_with_its_own_word() {
+        let named = Chat { named: true, ..chat(false) };
+        let old = Chat { legacy: true, ..chat(false) };
+        for (mut chat, reason) in [(named, "stop"), (old, "function_call")] {
+            assert_eq!(called(&mut chat, "")["finish_reason"], reason);
+            let finish = |reason| Event::Finish { choice: 0, reason };
+            let finished = delta(&mut chat, finish(FinishReason::ToolCalls));
+            assert_eq!(finished["finish_reason"], reason);
+            let cut = delta(&mut chat, finish(FinishReason::Length));
+            assert_eq!(cut["finish_reason"], "length");
+        }
+    }
+
+    #[test]
+    fn point_32_a_calls_name_and_id_are_said_once() {
+        let mut chat = chat(false);
+        let start = |call, name: &str| Event::ToolStart { choice: 1, call, name: name.into() };
+        let args = |call, text: &str| Event::ToolArgs { choice: 1, call, text: text.into() };
+        for call in [0, 1] {
+            let mut begun = delta(&mut chat, start(call, "f"));
+            let id = begun["delta"]["tool_calls"][0]["id"].take();
+            assert!(id.as_str().unwrap().starts_with("call_"));
+            let function = json!({ "name": "f", "arguments": "" });
+            let first =
+                json!({ "index": call, "id": null, "type": "function", "function": function });
+            assert_eq!(
+                begun,
+                json!({ "index": 1, "delta": { "tool_calls": [first] }, "logprobs": null, "finish_reason": null })
+            );
+            let more = json!({ "index": call, "function": { "arguments": "{\"a" } });
+            assert_eq!(
+                delta(&mut chat, args(call, "{\"a"))["delta"],
+                json!({ "tool_calls": [more] })
+            );
+        }
+        let mut old = Chat { legacy: true, ..chat };
+        assert_eq!(
+            delta(&mut old, start(0, "f"))["delta"],
+            json!({ "function_call": { "name": "f", "arguments": "" } })
+        );
+        assert_eq!(
+            delta(&mut old, args(0, "{}"))["delta"],
+            json!({ "function_call": { "arguments": "{}" } })
+        );
+        let message = called(&mut old, "")["message"].take();
+        assert_eq!(message["function_call"], json!({ "name": "f", "arguments": "{}" }));
+        assert!(message.get("tool_calls").is_none());
+    }
+
+    #[test]
+    fn point_48_thoughts_have_one_name_or_the_other_or_both() {
+        for (field, names) in [
+            (ReasoningField::ReasoningContent, vec!["reasoning_content"]),
+            (ReasoningField::Reasoning, vec!["reasoning"]),
+            (ReasoningField::Both, vec!["reasoning_content", "reasoning"]),
+        ] {
+            let mut chat = Chat { reasoning: field, ..chat(false) };
+            let thought = Event::Reasoning { choice: 0, text: "hm".into() };
+            let delta = delta(&mut chat, thought)["delta"].take();
+            let keys: Vec<&String> = delta.as_object().unwrap().keys().collect();
+            assert_eq!(keys, names);
+            assert!(delta.as_object().unwrap().values().all(|text| text == "hm"));
+            let message = called(&mut chat, "")["message"].take();
+            for name in ["reasoning_content", "reasoning"] {
+                let expected = names.contains(&name).then(|| json!("hm"));
+                assert_eq!(message.get(name), expected.as_ref());
+            }
+        }
     }
 
     #[test]
@@ -227,9 +389,8 @@ mod tests {
 
     #[test]
     fn a_whole_answer_has_the_keys_that_strict_clients_want() {
-        let choice = Folded { text: "hi".into(), logprobs: vec![], reason: FinishReason::Stop };
-        let answer = Answer { choices: vec![choice], usage: Usage::default() };
-        let body = value(chat(false).answer(answer));
+        let choice = Folded { text: "hi".into(), reason: FinishReason::Stop, ..Folded::default() };
+        let body = whole(&mut chat(false), choice);
         assert_eq!(
             body["choices"],
             json!([{

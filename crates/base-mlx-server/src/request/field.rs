@@ -61,6 +61,10 @@ impl<'a> Object<'a> {
         self.fields.iter().map(|(key, value)| (&**key, Field { path: self.path_of(key), value }))
     }
 
+    pub(crate) fn path(&self) -> &str {
+        &self.path
+    }
+
     pub(crate) fn to_map(&self) -> Map<String, Value> {
         self.fields.clone()
     }

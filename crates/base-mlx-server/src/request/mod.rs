@@ -3,13 +3,20 @@
 
 mod body;
 mod field;
+mod grammar;
+pub(crate) mod in_words;
 mod messages;
 mod parameters;
+mod reasoning;
+mod tools;
 mod unsupported;
 
 pub(crate) use body::{JsonObject, OptionalObject};
 pub(crate) use field::{Field, Object};
+pub(crate) use grammar::content_rule;
 pub(crate) use messages::Conversation;
 pub use parameters::DraftName;
 pub(crate) use parameters::{Defaults, KeepAlive, Parameters, in_range, max_tokens};
+pub(crate) use reasoning::{Reasoning, Thoughts};
+pub(crate) use tools::Tools;
 pub(crate) use unsupported::{Known, refuse};

@@ -31,32 +31,20 @@ impl Known {
     pub(crate) const EVERYWHERE: &[Known] = &[
         Known { name: "bad_words", asks_nothing: empty },
         Known { name: "dry_multiplier", asks_nothing: |value| is(value, 0.0) },
-        Known { name: "grammar", asks_nothing: never },
-        Known { name: "guided_choice", asks_nothing: never },
-        Known { name: "guided_grammar", asks_nothing: never },
-        Known { name: "guided_json", asks_nothing: never },
-        Known { name: "guided_regex", asks_nothing: never },
-        Known { name: "json_schema", asks_nothing: never },
         Known { name: "min_tokens", asks_nothing: |value| is(value, 0.0) },
         Known { name: "mirostat", asks_nothing: |value| is(value, 0.0) },
         Known { name: "prompt_logprobs", asks_nothing: never },
         Known { name: "stop_token_ids", asks_nothing: empty },
-        Known { name: "structured_outputs", asks_nothing: never },
         Known { name: "typical_p", asks_nothing: |value| is(value, 1.0) },
         Known { name: "use_beam_search", asks_nothing: |value| value == false },
         Known { name: "xtc_probability", asks_nothing: |value| is(value, 0.0) },
     ];
 
     pub(crate) const OF_CHAT: &[Known] = &[
-        Known { name: "tools", asks_nothing: empty },
-        Known { name: "tool_choice", asks_nothing: |value| value == "none" },
-        Known { name: "functions", asks_nothing: empty },
-        Known { name: "function_call", asks_nothing: |value| value == "none" },
         Known { name: "modalities", asks_nothing: only_text },
         Known { name: "audio", asks_nothing: never },
         Known { name: "prediction", asks_nothing: never },
         Known { name: "web_search_options", asks_nothing: never },
-        Known { name: "reasoning_effort", asks_nothing: never },
         Known { name: "verbosity", asks_nothing: |value| value == "medium" },
         // Of plain completions.
         Known { name: "best_of", asks_nothing: |value| is(value, 1.0) },
@@ -99,10 +87,10 @@ mod tests {
     #[test]
     fn asking_for_nothing_is_accepted() {
         let bodies = [
-            r#"{"tools":[],"tool_choice":"none","functions":null,"modalities":["text"],"suffix":""}"#,
-            r#"{"min_tokens":null,"grammar":null,"user":"u","store":true,"metadata":{"a":"b"}}"#,
+            r#"{"audio":null,"prediction":null,"modalities":["text"],"suffix":"","verbosity":"medium"}"#,
+            r#"{"min_tokens":null,"web_search_options":null,"user":"u","store":true,"metadata":{"a":"b"}}"#,
             r#"{"stop_token_ids":[],"bad_words":[],"min_tokens":0,"typical_p":1,"mirostat":0}"#,
-            r#"{"dry_multiplier":0.0,"xtc_probability":0,"use_beam_search":false,"json_schema":null}"#,
+            r#"{"dry_multiplier":0.0,"xtc_probability":0,"use_beam_search":false}"#,
             r#"{"best_of":1,"echo":false,"prompt_logprobs":null}"#,
             r#"{"service_tier":"auto","prompt_cache_key":"k","safety_identifier":"s","foo":[1]}"#,
         ];
@@ -114,13 +102,11 @@ mod tests {
     #[test]
     fn asking_for_something_is_refused_by_name() {
         let bodies = [
-            (r#"{"tools":[{"type":"function"}]}"#, "tools"),
-            (r#"{"tool_choice":"auto"}"#, "tool_choice"),
             (r#"{"modalities":["text","audio"]}"#, "modalities"),
-            (r#"{"reasoning_effort":"high"}"#, "reasoning_effort"),
+            (r#"{"audio":{"voice":"x"}}"#, "audio"),
+            (r#"{"prediction":{"type":"content","content":"x"}}"#, "prediction"),
+            (r#"{"verbosity":"low"}"#, "verbosity"),
             (r#"{"suffix":"x"}"#, "suffix"),
-            (r#"{"structured_outputs":{"regex":"a"}}"#, "structured_outputs"),
-            (r#"{"json_schema":{}}"#, "json_schema"),
             (r#"{"stop_token_ids":[2]}"#, "stop_token_ids"),
             (r#"{"bad_words":["x"]}"#, "bad_words"),
             (r#"{"min_tokens":5}"#, "min_tokens"),

@@ -3,8 +3,9 @@ use std::sync::Arc;
 use axum::extract::{RawQuery, State};
 use axum::http::HeaderMap;
 use axum::response::Response;
-use base_mlx_core::engine::GenerateRequest;
-use base_mlx_core::text::{AddSpecial, ChatInput, Opening, TemplateError};
+use base_mlx_core::engine::{GenerateRequest, Thinking};
+use base_mlx_core::text::output::{Rule, Wanted};
+use base_mlx_core::text::{AddSpecial, ChatInput, ChatTemplate, Opening, TemplateError};
 use serde_json::Value;
 
 use crate::App;
@@ -14,9 +15,10 @@ use crate::error::ApiError;
 use crate::events::{joined, opened};
 use crate::models::{Model, blocking};
 use crate::request::{
-    Conversation, JsonObject, KeepAlive, Known, Parameters, in_range, max_tokens, refuse,
+    Conversation, JsonObject, KeepAlive, Known, Parameters, Reasoning, Thoughts, Tools,
+    content_rule, in_range, in_words, max_tokens, refuse,
 };
-use crate::routes::{check_length, draft_name, in_background, respond};
+use crate::routes::{check_length, draft_name, in_background, respond, warnings};
 use crate::running::Running;
 
 /// `POST /v1/chat/completions`
@@ -42,6 +44,9 @@ pub(crate) async fn create(
         logprobs: chat.logprobs.is_some(),
         include_usage: parameters.include_usage,
         background,
+        reasoning: app.options.reasoning_field,
+        named: chat.tools.named,
+        legacy: chat.tools.legacy,
     };
     let continues = chat.conversation.continues;
     let chat = Arc::new(chat);
@@ -51,6 +56,7 @@ pub(crate) async fn create(
         blocking(move || chat.prepare(&model)).await??
     };
     (request.draft, request.background) = (draft, background);
+    let left_out = request.constraint.as_ref().map(|constraint| constraint.warnings().to_vec());
     let generation = model.engine.generate(request);
     let generation = generation.map_err(|error| ApiError::generating(error, Chat::PROMPT))?;
     // An answer is a text of its own, unless it goes on with the last message.
@@ -60,12 +66,18 @@ pub(crate) async fn create(
     let place = async move |token| {
         blocking(move || chat.place(&model, token).ok().flatten()).await.ok().flatten()
     };
-    respond(&app, &parameters, events, 1, dialect, place).await
+    let mut response = respond(&app, &parameters, events, 1, dialect, place).await?;
+    warnings::tell(&mut response, &left_out.unwrap_or_default());
+    Ok(response)
 }
 
 struct ChatRequest {
     parameters: Parameters,
     conversation: Conversation,
+    tools: Tools,
+    /// What the answer's visible text is held to.
+    content: Option<(String, Rule)>,
+    reasoning: Reasoning,
     /// How many alternatives to report with each token.
     logprobs: Option<usize>,
 }
@@ -73,7 +85,6 @@ struct ChatRequest {
 impl ChatRequest {
     fn parse(body: &JsonObject) -> Result<Self, ApiError> {
         refuse(body, &[Known::EVERYWHERE, Known::OF_CHAT])?;
-        check_response_format(body.get("response_format"))?;
         let mut parameters = Parameters::parse(body, 1)?;
         let fields = body.fields();
         let most = fields.whole("max_completion_tokens")?;
@@ -88,26 +99,45 @@ impl ChatRequest {
                 return Err(ApiError::invalid("top_logprobs", message));
             }
         };
-        Ok(Self { parameters, conversation: Conversation::parse(body)?, logprobs })
+        Ok(Self {
+            parameters,
+            conversation: Conversation::parse(body)?,
+            tools: Tools::parse(body)?,
+            content: content_rule(body)?,
+            reasoning: Reasoning::parse(body)?,
+            logprobs,
+        })
     }
 
     fn prepare(&self, model: &Model) -> Result<GenerateRequest, ApiError> {
-        let prompt = self.conversation.render(self.template(model)?)?;
+        let text = model.engine.text();
+        let template = self.template(model)?;
+        let prompt = self.conversation.render(|messages, open| template.render(messages, open))?;
         // The template has put the special tokens where they belong.
-        let tokens = model.engine.text().tokenizer.encode(&prompt, AddSpecial::No);
+        let tokens = text.tokenizer.encode(&prompt, AddSpecial::No);
         if tokens.is_empty() {
             let message = "the model's chat template made an empty prompt of these messages";
             return Err(ApiError::invalid(Chat::PROMPT, message));
         }
         check_length(Chat::PROMPT, tokens.len(), model.engine.info().context)?;
-        self.parameters.request(tokens, self.logprobs, &model.defaults())
+        let mut request = self.parameters.request(tokens, self.logprobs, &model.defaults())?;
+        let is_held = self.content.is_some() || self.tools.calls.required;
+        let shape = text.output.shape(&Wanted {
+            calls: self.tools.calls.clone(),
+            content: self.content.clone(),
+            opened: text.output.opens_thoughts(&prompt),
+            // Thoughts in an answer that is free cannot be ruled out, so they must be known for what they are.
+            may_think: template.thoughts.may_think || !is_held,
+        });
+        request.output = shape.parser;
+        let budget = template.thoughts.tokens.zip(shape.closes_thoughts);
+        request.thinking = budget.map(|(tokens, close)| Thinking { tokens, close });
+        let constraint = shape.grammar.map(|grammar| model.engine.compile(&grammar));
+        request.constraint = constraint.transpose().map_err(ApiError::grammar)?;
+        Ok(request)
     }
 
-    /// What makes a text of messages.
-    fn template(
-        &self,
-        model: &Model,
-    ) -> Result<impl Fn(&Value, bool) -> Result<String, TemplateError>, ApiError> {
+    fn template<'a>(&'a self, model: &'a Model) -> Result<Template<'a>, ApiError> {
         let text = model.engine.text();
         let Some(template) = &text.template else {
             let problem = match &text.template_error {
@@ -118,41 +148,45 @@ impl ChatRequest {
                 message: format!("{problem}\nhint: it can complete texts with /v1/completions"),
             });
         };
-        Ok(|messages: &Value, add_generation_prompt| {
-            template.render(&ChatInput {
-                messages,
-                tools: None,
-                add_generation_prompt,
-                kwargs: &self.conversation.template_kwargs,
-            })
-        })
+        let kwargs = &self.conversation.template_kwargs;
+        let thoughts = self.reasoning.thoughts(|words| template.mentions(words), kwargs);
+        let in_words = !template.mentions("tools");
+        Ok(Template { template, tools: self.tools.shown.as_ref(), in_words, thoughts })
     }
 
     /// Which message the prompt's token of that number belongs to, for people: `system message`, `message 3, user`.
     fn place(&self, model: &Model, token: usize) -> Result<Option<String>, ApiError> {
         let template = self.template(model)?;
-        let prompt = self.conversation.render(&template)?;
+        let render = |messages: &Value, open| template.render(messages, open);
+        let prompt = self.conversation.render(render)?;
         let tokenizer = &model.engine.text().tokenizer;
         let before = tokenizer.encode(&prompt, AddSpecial::No).into_iter().take(token);
         let offset = before.map(|token| tokenizer.token_bytes(token).len()).sum();
-        Ok(self.conversation.message_at(&prompt, offset, template))
+        Ok(self.conversation.message_at(&prompt, offset, render))
     }
 }
 
-fn check_response_format(format: Option<&Value>) -> Result<(), ApiError> {
-    match format {
-        None | Some(Value::Null) => Ok(()),
-        Some(Value::Object(fields)) => match fields.get("type").and_then(Value::as_str) {
-            Some("text") => Ok(()),
-            Some(kind @ ("json_object" | "json_schema")) => Err(ApiError::unsupported(
-                "response_format",
-                format!("`response_format` of type `{kind}` is not supported"),
-            )),
-            _ => Err(ApiError::invalid(
-                "response_format",
-                "`response_format.type` is not one of `text`, `json_object`, `json_schema`",
-            )),
-        },
-        Some(_) => Err(ApiError::invalid("response_format", "`response_format` is not an object")),
+/// What makes a text of messages, for one request.
+struct Template<'a> {
+    template: &'a ChatTemplate,
+    tools: Option<&'a Value>,
+    /// It has no place for tools and calls.
+    in_words: bool,
+    thoughts: Thoughts,
+}
+
+impl Template<'_> {
+    fn render(
+        &self,
+        messages: &Value,
+        add_generation_prompt: bool,
+    ) -> Result<String, TemplateError> {
+        let told = self.in_words.then(|| in_words::messages(messages, self.tools));
+        self.template.render(&ChatInput {
+            messages: told.as_ref().unwrap_or(messages),
+            tools: self.tools,
+            add_generation_prompt,
+            kwargs: &self.thoughts.kwargs,
+        })
     }
 }

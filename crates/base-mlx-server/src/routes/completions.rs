@@ -5,6 +5,8 @@ use axum::http::HeaderMap;
 use axum::response::Response;
 use base_mlx_core::TokenId;
 use base_mlx_core::engine::GenerateRequest;
+use base_mlx_core::grammar::Constraint;
+use base_mlx_core::text::output::{OutputFormat, Rule, Wanted};
 use base_mlx_core::text::{AddSpecial, Opening, Tokenizer};
 use serde_json::Value;
 
@@ -16,8 +18,8 @@ use crate::dialects::logprobs::Offsets;
 use crate::error::ApiError;
 use crate::events::{Answer, Choice, Echo, echoed, fold, joined, opened};
 use crate::models::{Model, blocking};
-use crate::request::{JsonObject, KeepAlive, Known, Parameters, in_range, refuse};
-use crate::routes::{check_length, draft_name, in_background, json, respond};
+use crate::request::{JsonObject, KeepAlive, Known, Parameters, content_rule, in_range, refuse};
+use crate::routes::{check_length, draft_name, in_background, json, respond, warnings};
 use crate::running::Running;
 
 /// `POST /v1/completions`
@@ -42,6 +44,9 @@ pub(crate) async fn create(
         blocking(move || completion.prepare(&model)).await??
     };
     let (requests, echoes): (Vec<GenerateRequest>, Vec<Echo>) = prepared.into_iter().unzip();
+    // All have the same.
+    let constraint = requests.first().and_then(|request| request.constraint.as_ref());
+    let left_out = constraint.map_or(Vec::new(), |constraint| constraint.warnings().to_vec());
     let tokenizer = &model.engine.text().tokenizer;
     let openings: Vec<Opening> =
         requests.iter().map(|request| tokenizer.opening_after(&request.prompt)).collect();
@@ -71,11 +76,14 @@ pub(crate) async fn create(
     if completion.echo {
         events = echoed(events, echoes, candidates);
     }
-    if candidates == parameters.choices {
-        return respond(&app, parameters, events, prompts, dialect, async |_| None).await;
-    }
-    let answer = fold(events, prompts * candidates).await.map_err(wrong)?;
-    Ok(json(dialect.answer(best(answer, candidates, parameters.choices, &scored))))
+    let mut response = if candidates == parameters.choices {
+        respond(&app, parameters, events, prompts, dialect, async |_| None).await?
+    } else {
+        let answer = fold(events, prompts * candidates).await.map_err(wrong)?;
+        json(dialect.answer(best(answer, candidates, parameters.choices, &scored)))
+    };
+    warnings::tell(&mut response, &left_out);
+    Ok(response)
 }
 
 struct CompletionRequest {
@@ -85,6 +93,8 @@ struct CompletionRequest {
     logprobs: Option<usize>,
     /// Answers generated for each prompt, of which `parameters.choices` are given out.
     best_of: usize,
+    /// What each answer is held to.
+    content: Option<(String, Rule)>,
 }
 
 #[derive(Clone, Debug, PartialEq)]
@@ -122,13 +132,29 @@ impl CompletionRequest {
             logprobs: in_range("logprobs", fields.whole("logprobs")?, 0..=5)?
                 .map(|top| top as usize),
             best_of,
+            content: content_rule(body)?,
             parameters,
         })
     }
 
     /// Each prompt's request, and its echo.
     fn prepare(&self, model: &Model) -> Result<Vec<(GenerateRequest, Echo)>, ApiError> {
-        self.prompts.iter().map(|prompt| self.prepare_one(prompt, model)).collect()
+        let constraint = self.constraint(model)?;
+        let prepare = |prompt| {
+            let (mut request, echo) = self.prepare_one(prompt, model)?;
+            request.constraint = constraint.clone();
+            Ok((request, echo))
+        };
+        self.prompts.iter().map(prepare).collect()
+    }
+
+    /// A plain text has no thoughts and no calls, whatever the model would make of a conversation.
+    fn constraint(&self, model: &Model) -> Result<Option<Constraint>, ApiError> {
+        let Some(content) = &self.content else { return Ok(None) };
+        let wanted = Wanted { content: Some(content.clone()), ..Wanted::default() };
+        let grammar = OutputFormat::default().shape(&wanted).grammar;
+        let compiled = grammar.map(|grammar| model.engine.compile(&grammar));
+        compiled.transpose().map_err(ApiError::grammar)
     }
 
     fn prepare_one(
@@ -266,6 +292,7 @@ mod tests {
                 .map(|&logprob| TokenLogprob { token: 0, bytes: vec![], logprob, top: vec![] })
                 .collect(),
             reason: FinishReason::Stop,
+            ..Choice::default()
         };
         let choices = vec![
             choice("worse", &[-1.0, -2.0]),

@@ -6,6 +6,7 @@ pub(crate) mod completions;
 pub(crate) mod health;
 pub(crate) mod metrics;
 pub(crate) mod models;
+mod warnings;
 
 use std::sync::Arc;
 

@@ -66,7 +66,11 @@ pub(crate) async fn change(
     let id = if let Some(id) = path.strip_suffix("/load") {
         let fields = body.fields();
         let (keep_alive, pinned) = (KeepAlive::parse(&fields)?, fields.flag("pinned")?);
-        let options = ModelOptions { context: context(&fields)?, kv_format: kv_format(&fields)? };
+        let options = ModelOptions {
+            context: context(&fields)?,
+            kv_format: kv_format(&fields)?,
+            tool_format: None,
+        };
         app.models.load_now(id, LoadRequest { keep_alive, pinned, options }).await?;
         id
     } else if let Some(id) = path.strip_suffix("/unload") {

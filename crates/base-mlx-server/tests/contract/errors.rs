@@ -162,20 +162,20 @@ fn point_05_a_prompt_that_is_too_long_is_told_both_numbers() {
 
 #[test]
 fn point_06_what_cannot_be_done_is_refused_and_what_nobody_knows_is_ignored() {
-    let tool = json!([{ "type": "function", "function": { "name": "f" } }]);
-    let schema = json!({ "type": "json_schema", "json_schema": { "name": "a", "schema": {} } });
+    let custom = json!([{ "type": "custom", "custom": { "name": "f" } }]);
+    let tagged = json!({ "type": "structural_tag", "format": {} });
     for (fields, param) in [
-        (json!({ "tools": tool }), "tools"),
-        (json!({ "tool_choice": "required" }), "tool_choice"),
-        (json!({ "functions": [{ "name": "f" }] }), "functions"),
-        (json!({ "response_format": { "type": "json_object" } }), "response_format"),
-        (json!({ "response_format": schema }), "response_format"),
-        (json!({ "grammar": "root ::= \"a\"" }), "grammar"),
+        (json!({ "tools": custom }), "tools[0].type"),
+        (json!({ "response_format": tagged }), "response_format.type"),
         (json!({ "modalities": ["text", "audio"] }), "modalities"),
         (json!({ "audio": { "voice": "x" } }), "audio"),
         (json!({ "prediction": { "type": "content", "content": "x" } }), "prediction"),
         (json!({ "web_search_options": {} }), "web_search_options"),
-        (json!({ "structured_outputs": { "regex": "a" } }), "structured_outputs"),
+        (
+            json!({ "structured_outputs": { "structural_tag": "x" } }),
+            "structured_outputs.structural_tag",
+        ),
+        (json!({ "verbosity": "low" }), "verbosity"),
         (json!({ "stop_token_ids": [2] }), "stop_token_ids"),
         (json!({ "min_tokens": 5 }), "min_tokens"),
         (json!({ "best_of": 2 }), "best_of"),

@@ -15,9 +15,12 @@ mod memory;
 mod messages;
 mod metrics;
 mod prefix;
+mod reasoning;
 mod sampling;
 mod shutdown;
 mod streaming;
+mod structured;
 mod support;
 #[path = "../../../base-mlx-core/tests/support/test_models.rs"]
 mod test_models;
+mod tools;

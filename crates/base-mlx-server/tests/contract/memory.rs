@@ -108,7 +108,7 @@ fn three_models_and_four_chats_share_two_gigabytes() {
 
 #[test]
 fn a_model_may_have_its_own_kind_of_keys_and_its_own_context() {
-    let own = ModelOptions { context: Some(2000), kv_format: None };
+    let own = ModelOptions { context: Some(2000), ..ModelOptions::default() };
     let server = TestServer::with_models(&test_models(), |options| {
         options.models.insert("smollm2".to_owned(), own);
     });

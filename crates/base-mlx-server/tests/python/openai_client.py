@@ -1,12 +1,17 @@
-"""Drives a running server with the official `openai` package: `openai_client.py BASE_URL [MODEL]`.
+"""Drives a running server with the official `openai` package: `openai_client.py BASE_URL [MODEL [CALLER]]`.
 
-BASE_URL ends in `/v1`. Exits with 1 and says what was wrong if anything was.
+BASE_URL ends in `/v1`; CALLER is a model whose chat template knows tools. Exits with 1 and says what was wrong if
+anything was.
 """
 
+import enum
+import json
 import sys
+from typing import Annotated
 
 import openai
 from openai import OpenAI
+from pydantic import BaseModel, Field
 
 
 def conversation(client, model, stream):
@@ -149,8 +154,16 @@ def errors(client, model):
     for stream in [False, True]:
         error = raised(openai.BadRequestError, messages=long, stream=stream)
         assert error.code == "context_length_exceeded"
-    tool = {"type": "function", "function": {"name": "f", "parameters": {}}}
+    tool = {"type": "function", "function": {"name": "no spaces", "parameters": {}}}
+    assert raised(openai.BadRequestError, tools=[tool]).param == "tools[0].function.name"
+    tool = {"type": "custom", "custom": {"name": "f"}}
     assert raised(openai.BadRequestError, tools=[tool]).code == "unsupported_parameter"
+    assert raised(openai.BadRequestError, tool_choice="required").param == "tool_choice"
+    assert raised(openai.BadRequestError, reasoning_effort="lots").param == "reasoning_effort"
+    malformed = {"type": "json_schema", "json_schema": {"name": "n"}}
+    for stream in [False, True]:
+        error = raised(openai.BadRequestError, response_format=malformed, stream=stream)
+        assert error.param == "response_format.json_schema.schema"
     try:
         client.models.retrieve("no/such")
     except openai.NotFoundError:
@@ -159,9 +172,177 @@ def errors(client, model):
         raise AssertionError("a model that is not there was found")
 
 
+def function(name, description, /, **properties):
+    return {
+        "type": "function",
+        "function": {
+            "name": name,
+            "description": description,
+            "strict": True,
+            "parameters": {
+                "type": "object",
+                "properties": properties,
+                "required": list(properties),
+                "additionalProperties": False,
+            },
+        },
+    }
+
+
+CITY = {"type": "string", "maxLength": 24}
+WEATHER = function(
+    "get_weather", "The weather of a city", city=CITY, unit={"enum": ["celsius", "fahrenheit"]}
+)
+
+
+def tool_calls(client, model):
+    parameters = dict(
+        model=model,
+        messages=[{"role": "user", "content": "What is the weather in Paris, in celsius?"}],
+        tools=[WEATHER],
+        temperature=0,
+    )
+    for choice, reason in [
+        ("required", "tool_calls"),
+        ({"type": "function", "function": {"name": "get_weather"}}, "stop"),
+    ]:
+        answer = client.chat.completions.create(tool_choice=choice, **parameters)
+        message = answer.choices[0].message
+        assert message.content is None and answer.choices[0].finish_reason == reason
+        call = message.tool_calls[0]
+        assert call.function.name == "get_weather" and call.id.startswith("call_")
+        assert json.loads(call.function.arguments) == {"city": "Paris", "unit": "celsius"}
+
+        # As most clients put the pieces together.
+        calls, reasons = {}, []
+        for chunk in client.chat.completions.create(tool_choice=choice, stream=True, **parameters):
+            for delta in chunk.choices[0].delta.tool_calls or []:
+                known = calls.setdefault(delta.index, {"id": "", "name": "", "arguments": ""})
+                known["id"] += delta.id or ""
+                known["name"] += delta.function.name or ""
+                known["arguments"] += delta.function.arguments or ""
+            reasons += [chunk.choices[0].finish_reason] if chunk.choices[0].finish_reason else []
+        assert reasons == [reason], reasons
+        assert calls[0]["name"] == "get_weather" and len(calls[0]["id"]) == len(call.id)
+        assert calls[0]["arguments"] == call.function.arguments
+
+        # As the package itself does.
+        with client.chat.completions.stream(tool_choice=choice, **parameters) as stream:
+            for _ in stream:
+                pass
+            final = stream.get_final_completion().choices[0].message
+        assert final.tool_calls[0].function.parsed_arguments["city"] == "Paris"
+    none = client.chat.completions.create(tool_choice="none", max_tokens=30, **parameters)
+    assert none.choices[0].message.tool_calls is None and none.choices[0].message.content
+
+
+class Kind(enum.Enum):
+    CITY = "city"
+    RIVER = "river"
+
+
+class Place(BaseModel):
+    name: str = Field(max_length=20)
+    country: str = Field(max_length=20)
+    kind: Kind
+    sights: list[Annotated[str, Field(max_length=20)]] = Field(max_length=2)
+
+
+def structured_output(client, model):
+    parameters = dict(
+        model=model,
+        messages=[{"role": "user", "content": "What is Paris? Name a sight."}],
+        temperature=0,
+        max_tokens=200,
+        response_format=Place,
+    )
+    place = client.chat.completions.parse(**parameters).choices[0].message.parsed
+    assert isinstance(place, Place) and isinstance(place.kind, Kind), place
+    with client.chat.completions.stream(**parameters) as stream:
+        for _ in stream:
+            pass
+        assert stream.get_final_completion().choices[0].message.parsed == place
+    choice = client.chat.completions.create(
+        model=model,
+        messages=[{"role": "user", "content": "Is Paris a city or a river?"}],
+        temperature=0,
+        extra_body={"grammar": {"choice": ["city", "river"]}},
+    )
+    assert choice.choices[0].message.content in ["city", "river"]
+    cut = dict(parameters, max_tokens=3)
+    try:
+        client.chat.completions.parse(**cut)
+    except openai.LengthFinishReasonError:
+        pass
+    else:
+        raise AssertionError("an answer that was cut was taken for a whole one")
+
+
+def agent(client, model):
+    """Three calls in a row, each of which needs the result of the one before, and then a text."""
+    steps = [
+        function("find_user", "Finds the id of a user by name", name={"enum": ["Ada", "Bob"]}),
+        function("find_order", "Finds the last order of a user by id", user_id={"enum": [17, 23]}),
+        function("track", "Tells where an order is", order={"enum": ["A-100", "B-200"]}),
+    ]
+    results = {"find_user": {"id": 17}, "find_order": {"order": "A-100"}, "track": {"place": "Oslo"}}
+    arguments = [{"name": "Ada"}, {"user_id": 17}, {"order": "A-100"}]
+    messages = [
+        {"role": "system", "content": "Use one tool after another."},
+        {"role": "user", "content": "Where is the last order of Ada?"},
+    ]
+    called = []
+    for step in steps:
+        # Which one is next is a matter of the model's size; that it is called as it must be is ours.
+        allowed = [{"type": "function", "function": {"name": step["function"]["name"]}}]
+        answer = client.chat.completions.create(
+            model=model,
+            messages=messages,
+            tools=steps,
+            tool_choice={
+                "type": "allowed_tools",
+                "allowed_tools": {"mode": "required", "tools": allowed},
+            },
+            parallel_tool_calls=False,
+            temperature=0,
+        )
+        assert answer.choices[0].finish_reason == "tool_calls"
+        message = answer.choices[0].message
+        [call] = message.tool_calls
+        called.append((call.function.name, json.loads(call.function.arguments)))
+        messages.append(message)
+        content = json.dumps(results[call.function.name])
+        messages.append({"role": "tool", "tool_call_id": call.id, "content": content})
+    assert called == list(zip(results, arguments)), called
+    ids = [message.tool_calls[0].id for message in messages if not isinstance(message, dict)]
+    assert len(set(ids)) == 3, ids
+    for choice in ["none", "auto"]:
+        answer = client.chat.completions.create(
+            model=model, messages=messages, tools=steps, tool_choice=choice, temperature=0
+        )
+        if choice == "none" or answer.choices[0].finish_reason == "stop":
+            assert "Oslo" in answer.choices[0].message.content, answer.choices[0].message
+
+
+def reasoning(client, model):
+    """A model that does not think answers as ever, whatever it is asked for."""
+    parameters = dict(
+        model=model,
+        messages=[{"role": "user", "content": "What is the capital of France?"}],
+        temperature=0,
+        max_tokens=20,
+    )
+    plain = client.chat.completions.create(**parameters)
+    for effort in ["none", "low", "high"]:
+        answer = client.chat.completions.create(reasoning_effort=effort, **parameters)
+        assert answer.choices[0].message.content == plain.choices[0].message.content
+        assert answer.usage.completion_tokens_details.reasoning_tokens == 0
+
+
 def main():
     base_url = sys.argv[1]
     model = sys.argv[2] if len(sys.argv) > 2 else "smollm2"
+    caller = sys.argv[3] if len(sys.argv) > 3 else "qwen2.5-coder-0.5b"
     client = OpenAI(base_url=base_url, api_key="none", max_retries=0, timeout=300)
     for check in [
         models,
@@ -171,9 +352,14 @@ def main():
         several_choices,
         completions,
         errors,
+        structured_output,
+        reasoning,
     ]:
         check(client, model)
         print(f"{check.__name__.replace('_', ' ')}: right")
+    for check in [tool_calls, structured_output, agent]:
+        check(client, caller)
+        print(f"{check.__name__.replace('_', ' ')} with {caller}: right")
 
 
 if __name__ == "__main__":

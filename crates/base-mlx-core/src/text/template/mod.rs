@@ -118,6 +118,19 @@ impl ChatTemplate {
         source.cloned().unwrap_or_default()
     }
 
+    /// Whether any of the templates has these words in it, as they are and not as a part of others. What a template does
+    /// not mention it cannot do.
+    pub fn mentions(&self, words: &str) -> bool {
+        let is_word =
+            |next: Option<char>| next.is_some_and(|next| next.is_alphanumeric() || next == '_');
+        self.inner.sources.values().any(|source| {
+            source.match_indices(words).any(|(at, _)| {
+                let (before, behind) = (&source[..at], &source[at + words.len()..]);
+                !is_word(before.chars().next_back()) && !is_word(behind.chars().next())
+            })
+        })
+    }
+
     /// All templates, one after another.
     pub(super) fn sources(&self) -> String {
         self.inner.sources.values().map(String::as_str).collect::<Vec<_>>().join("\n")
