@@ -6,9 +6,9 @@ use std::time::Instant;
 
 use super::device::panic_message;
 use super::held::Workers;
-use super::runner::{ModelRunner, token_logprob};
+use super::runner::ModelRunner;
 use super::scheduler::{Outcome, Plan, PlannedSpan, Source};
-use super::{Event, GenerateError};
+use super::{Event, GenerateError, TokenLogprob};
 use crate::backend::{Backend, DeviceError, Draw, KvCache, NO_TOKEN};
 use crate::sample::{Chosen, NoTokenLeft, SamplingParams, choose, score, uniform};
 use crate::step::Step;
@@ -243,7 +243,7 @@ impl<B: Backend> ModelRunner<B> {
         let Some(scores) = &mut choice.prompt_scores else { return };
         let token = self.scheduler.sequence(span.sequence).expect("planned").tokens[position + 1];
         let top = choice.params.logprobs.unwrap_or(0);
-        scores.push(token_logprob(&self.text, token, score(logits, token, top)));
+        scores.push(TokenLogprob::new(&self.text, token, score(logits, token, top)));
     }
 
     /// Chooses the token after `position`.
@@ -281,7 +281,8 @@ impl<B: Backend> ModelRunner<B> {
         choice.history.push(chosen.token);
         request.log.first_token();
         request.usage.completion_tokens += 1;
-        let logprob = chosen.logprob.map(|found| token_logprob(&self.text, chosen.token, found));
+        let logprob =
+            chosen.logprob.map(|found| TokenLogprob::new(&self.text, chosen.token, found));
         let added = choice.answer.push(chosen.token, logprob);
         request.usage.reasoning_tokens += usize::from(added.reasoning);
         for event in added.events {

@@ -1,7 +1,8 @@
 use super::sequence::Cached;
 use crate::TokenId;
 use crate::grammar::Broken;
-use crate::sample::NoTokenLeft;
+use crate::sample::{Logprob, NoTokenLeft};
+use crate::text::Text;
 
 /// What an answer consists of, in order. A non-streamed answer is the fold of the streamed one.
 #[derive(Clone, Debug, PartialEq)]
@@ -45,6 +46,15 @@ pub struct TopLogprob {
     pub token: TokenId,
     pub bytes: Vec<u8>,
     pub logprob: f32,
+}
+
+impl TokenLogprob {
+    pub(super) fn new(text: &Text, token: TokenId, found: Logprob) -> Self {
+        let bytes = |token| text.tokenizer.token_bytes(token).to_vec();
+        let top = |(token, logprob)| TopLogprob { token, bytes: bytes(token), logprob };
+        let Logprob { logprob, top: found } = found;
+        Self { token, bytes: bytes(token), logprob, top: found.into_iter().map(top).collect() }
+    }
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

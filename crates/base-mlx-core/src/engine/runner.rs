@@ -23,8 +23,7 @@ use super::scheduler::{Limits, Outcome, Plan, Scheduler};
 use super::sequence::{Sequence, SequenceId};
 use super::stored::Stored;
 use super::{
-    Draft, EngineOptions, Event, FinishReason, GenerateError, GenerateRequest, TokenLogprob,
-    TopLogprob, Usage,
+    Draft, EngineOptions, Event, FinishReason, GenerateError, GenerateRequest, TokenLogprob, Usage,
 };
 use crate::TokenId;
 use crate::backend::{Backend, KvCache, LayerSpec};
@@ -488,7 +487,7 @@ impl<B: Backend> Runner for ModelRunner<B> {
             submitted.score_prompt = request.score_prompt && index == 0;
             let prompt_scores = submitted.score_prompt.then(|| {
                 let logprob = Logprob { logprob: f32::NAN, top: Vec::new() };
-                vec![token_logprob(&self.text, request.prompt[0], logprob)]
+                vec![TokenLogprob::new(&self.text, request.prompt[0], logprob)]
             });
             submitted.stored = stored_tokens;
             self.scheduler.submit(submitted).expect("the door refused what can never run");
@@ -585,19 +584,6 @@ impl<B: Backend> Runner for ModelRunner<B> {
 fn possible(warm_ups: &[usize], limits: &Limits) -> Vec<usize> {
     // What is compiled for so many serves down to half as many.
     warm_ups.iter().filter(|&&tokens| tokens < 2 * limits.step_tokens).copied().collect()
-}
-
-pub(super) fn token_logprob(text: &Text, token: TokenId, found: Logprob) -> TokenLogprob {
-    let top = found.top.into_iter().map(|(token, logprob)| TopLogprob {
-        token,
-        bytes: bytes_of(text, token),
-        logprob,
-    });
-    TokenLogprob { token, bytes: bytes_of(text, token), logprob: found.logprob, top: top.collect() }
-}
-
-fn bytes_of(text: &Text, token: TokenId) -> Vec<u8> {
-    text.tokenizer.token_bytes(token).to_vec()
 }
 
 #[cfg(test)]

@@ -77,6 +77,7 @@ impl Path<'_> {
                         }
                     }
                     constraint.rollback(taken.len()).unwrap();
+                    taken.retain(|token| !self.vocabulary.end_tokens.contains(token));
                     assert_eq!(
                         constraint.follows(&taken),
                         taken.len(),

@@ -15,7 +15,7 @@ impl<B: Backend> ModelRunner<B> {
     pub(in crate::engine) fn propose(&mut self) {
         let rows = self.scheduler.answering().count();
         let mut by_models: Vec<(SequenceId, usize)> = Vec::new();
-        let mut drafts = Vec::new();
+        let (mut drafts, mut certain) = (Vec::new(), Vec::new());
         for sequence in self.scheduler.answering() {
             let Some(choice) = self.choices.get_mut(&sequence.id) else { continue };
             let mut forced = choice.forced();
@@ -24,7 +24,7 @@ impl<B: Backend> ModelRunner<B> {
                 if let Some(drafting) = &mut choice.drafting {
                     drafting.is_forced();
                 }
-                drafts.push((sequence.id, forced));
+                certain.push((sequence.id, forced));
                 continue;
             }
             let Some(drafting) = &mut choice.drafting else { continue };
@@ -44,12 +44,14 @@ impl<B: Backend> ModelRunner<B> {
         for index in 0..self.drafters.len() {
             drafts.extend(self.propose_by(index, &by_models));
         }
-        for (id, mut draft) in drafts {
+        for (id, draft) in &mut drafts {
             // What a grammar does not allow is not worth a row.
-            let held = self.choices.get_mut(&id).and_then(|choice| choice.held.as_mut());
-            if let Some(held) = held {
-                draft.truncate(held.follows(&draft));
+            let held = self.choices.get_mut(id).and_then(|choice| choice.held.as_mut());
+            if let Some(held) = held.filter(|_| !draft.is_empty()) {
+                draft.truncate(held.follows(draft));
             }
+        }
+        for (id, draft) in certain.into_iter().chain(drafts) {
             self.scheduler.draft(id, draft);
         }
     }
