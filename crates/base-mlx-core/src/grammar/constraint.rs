@@ -80,7 +80,7 @@ impl Constraint {
         if !self.is_over() {
             return self.matcher.consume_token(token).map_err(broken);
         }
-        if !self.vocabulary.tok_trie().eos_tokens().contains(&token) {
+        if !self.is_end(token) {
             return Err(Broken(format!("token {token} comes after the end")));
         }
         self.ends += 1;
@@ -103,6 +103,8 @@ impl Constraint {
     pub fn follows(&mut self, tokens: &[TokenId]) -> usize {
         // A quick look first. It lets texts through in any spelling, where a mask asks for that of the tokenizer.
         let most = self.matcher.validate_tokens(tokens).unwrap_or(0);
+        // It does not count the end.
+        let most = most + usize::from(tokens.get(most).is_some_and(|token| self.is_end(*token)));
         let mut follow = 0;
         for &token in &tokens[..most] {
             if !self.allowed().is_ok_and(|mask| mask.allows(token)) || self.accept(token).is_err() {
@@ -113,6 +115,10 @@ impl Constraint {
         // If that fails, so will the next mask.
         let _ = self.rollback(follow);
         follow
+    }
+
+    fn is_end(&self, token: TokenId) -> bool {
+        self.vocabulary.tok_trie().eos_tokens().contains(&token)
     }
 
     /// Whether the text may end here.
