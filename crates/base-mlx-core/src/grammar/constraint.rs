@@ -80,7 +80,7 @@ impl Constraint {
         if !self.is_over() {
             return self.matcher.consume_token(token).map_err(broken);
         }
-        if !self.vocabulary.tok_trie().eos_tokens().contains(&token) {
+        if !self.is_end(token) {
             return Err(Broken(format!("token {token} comes after the end")));
         }
         self.ends += 1;
@@ -102,7 +102,13 @@ impl Constraint {
     /// How many of these may follow one after another, at most: a quick look, which lets a text through in any spelling,
     /// where a mask asks for the tokenizer's.
     pub fn follows(&mut self, tokens: &[TokenId]) -> usize {
-        self.matcher.validate_tokens(tokens).unwrap_or(0)
+        let most = self.matcher.validate_tokens(tokens).unwrap_or(0);
+        // It does not count the end.
+        most + usize::from(tokens.get(most).is_some_and(|token| self.is_end(*token)))
+    }
+
+    fn is_end(&self, token: TokenId) -> bool {
+        self.vocabulary.tok_trie().eos_tokens().contains(&token)
     }
 
     /// Whether the text may end here.
