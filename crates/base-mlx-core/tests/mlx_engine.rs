@@ -126,7 +126,8 @@ fn fold(mut generation: base_mlx_core::engine::Generation) -> (Vec<String>, usiz
             }
             Event::Usage(usage) => tokens = usage.completion_tokens,
             Event::Error(error) => panic!("{error}"),
-            _ => {}
+            Event::Begun(_) | Event::Prompt { .. } | Event::Reasoning { .. } => {}
+            Event::ToolStart { .. } | Event::ToolArgs { .. } | Event::Finish { .. } => {}
         }
     }
     (texts, tokens)

@@ -38,6 +38,7 @@ pub(super) struct Answer<D> {
 pub(super) trait Decode {
     fn push(&mut self, token: TokenId) -> String;
     fn finish(&mut self) -> String;
+    fn is_within_character(&self) -> bool;
 }
 
 impl Decode for Decoder {
@@ -47,6 +48,10 @@ impl Decode for Decoder {
 
     fn finish(&mut self) -> String {
         Decoder::finish(self)
+    }
+
+    fn is_within_character(&self) -> bool {
+        Decoder::is_within_character(self)
     }
 }
 
@@ -97,9 +102,14 @@ impl<D: Decode> Answer<D> {
         }
     }
 
-    /// Whether the next token is one of the model's thoughts.
-    pub(super) fn is_reasoning(&self) -> bool {
-        self.parser.is_reasoning()
+    /// Whether the next token is one of the model's thoughts, and other text may be put in their place.
+    pub(super) fn can_end_thoughts(&self) -> bool {
+        self.parser.is_reasoning() && !self.decoder.is_within_character()
+    }
+
+    /// Whether thoughts may still come.
+    pub(super) fn may_think(&self) -> bool {
+        self.parser.may_think()
     }
 
     /// Adds the next token. After one that ended the answer, only `finish` may follow.
@@ -114,6 +124,10 @@ impl<D: Decode> Answer<D> {
         }
         let was_reasoning = self.parser.is_reasoning();
         let events = self.read(&text);
+        if self.parser.is_reasoning() && !self.is_visible {
+            // Nothing of it will be visible any more.
+            self.forget_unread(self.decoded);
+        }
         Added {
             events,
             reasoning: was_reasoning || self.parser.is_reasoning(),
@@ -204,8 +218,7 @@ impl<D: Decode> Answer<D> {
     /// What comes between the visible text so far and `next` is not visible. An entry whose text began in it still is.
     fn end_visible(&mut self, next: usize) {
         if !self.is_visible {
-            self.unread.retain(|entry| entry.end > next);
-            return;
+            return self.forget_unread(next);
         }
         let end = self.visible + self.skipped;
         let stays = next == usize::MAX;
@@ -216,7 +229,14 @@ impl<D: Decode> Answer<D> {
             end: visible,
             ..unread
         }));
-        self.unread.retain(|entry| entry.end > next);
+        self.forget_unread(next);
+    }
+
+    /// The text up to this byte is not visible.
+    fn forget_unread(&mut self, end: usize) {
+        while self.unread.front().is_some_and(|entry| entry.end <= end) {
+            self.unread.pop_front();
+        }
     }
 
     fn pass(&mut self, text: &str) -> Option<Event> {
@@ -247,6 +267,7 @@ mod tests {
     use proptest::prelude::*;
 
     use super::*;
+    use crate::text::output::{Calls, OutputFormat, Tool, Wanted};
 
     const END: TokenId = 999;
 
@@ -271,6 +292,10 @@ mod tests {
         fn finish(&mut self) -> String {
             String::from_utf8_lossy(&std::mem::take(&mut self.held)).into_owned()
         }
+
+        fn is_within_character(&self) -> bool {
+            !self.held.is_empty()
+        }
     }
 
     fn entry(token: TokenId) -> TokenLogprob {
@@ -287,6 +312,57 @@ mod tests {
             stop.iter().map(|stop| stop.to_string()).collect(),
             vec![END],
         )
+    }
+
+    /// Thoughts between tags, and calls of one tool in Hermes' tags.
+    fn thinking() -> OutputParser {
+        let tool = Tool {
+            name: "get".to_owned(),
+            parameters: serde_json::json!({ "type": "object" }),
+            strict: true,
+            origin: String::new(),
+        };
+        let calls = Calls { tools: vec![tool], required: false, parallel: true };
+        let format = OutputFormat::of_template("<tool_call> \"name\": <think> </think>");
+        format.shape(&Wanted { calls, may_think: true, ..Wanted::default() }).parser
+    }
+
+    #[test]
+    fn thoughts_and_calls_take_their_entries_along() {
+        let call = "<tool_call>\n{\"name\": \"get\", \"arguments\": {\"a\": 1}}\n</tool_call>";
+        let text = format!("<think>\nHm, so.\n</think>\n\nWell then.\n{call}");
+        let visible = text.find("Well then.").unwrap();
+        let visible = visible..visible + "Well then.".len();
+        for size in 1..text.len() {
+            let tokens: Vec<&[u8]> = text.as_bytes().chunks(size).collect();
+            let decoder = Bytes {
+                vocabulary: tokens.iter().map(|token| token.to_vec()).collect(),
+                held: Vec::new(),
+            };
+            let mut answer = Answer::new(0, decoder, thinking(), Vec::new(), vec![END]);
+            let mut events = Vec::new();
+            for token in 0..tokens.len() as TokenId {
+                events.extend(answer.push(token, Some(entry(token))).events);
+            }
+            events.extend(answer.finish(FinishReason::Stop));
+            let (mut said, mut entries, mut calls) = (String::new(), Vec::new(), String::new());
+            for event in events {
+                match event {
+                    Event::Text { text, logprobs, .. } => {
+                        said += &text;
+                        entries.extend(logprobs.iter().map(|entry| entry.token as usize));
+                    }
+                    Event::ToolArgs { text, .. } => calls += &text,
+                    Event::Finish { reason, .. } => assert_eq!(reason, FinishReason::ToolCalls),
+                    _ => {}
+                }
+            }
+            assert_eq!((&*said, &*calls), ("Well then.", "{\"a\": 1}"));
+            let shows =
+                |token: &usize| token * size < visible.end && (token + 1) * size > visible.start;
+            let expected: Vec<usize> = (0..tokens.len()).filter(shows).collect();
+            assert_eq!(entries, expected, "tokens of {size} bytes");
+        }
     }
 
     /// Pushes tokens 0, 1, … until the answer ends; the pieces with their entries, and the reason.

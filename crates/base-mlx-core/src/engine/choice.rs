@@ -31,16 +31,24 @@ pub(super) struct Choice<B: Backend> {
 #[derive(Debug)]
 pub(super) struct Budget {
     left: usize,
-    /// The tokens that end them, the last one first.
+    /// The tokens that end them.
     close: Vec<TokenId>,
-    closing: bool,
+    /// How many of these have come, if they are on their way.
+    closing: Option<usize>,
+}
+
+/// What may come next.
+pub(super) enum Allowed {
+    All,
+    These(Mask),
+    /// Whatever else was asked for.
+    Only(TokenId),
 }
 
 impl Budget {
     pub(super) fn new(thinking: &Thinking, tokenizer: &Tokenizer) -> Self {
-        let mut close = tokenizer.encode_inside(&thinking.close);
-        close.reverse();
-        Self { left: thinking.tokens, close, closing: false }
+        let close = tokenizer.encode_inside(&thinking.close);
+        Self { left: thinking.tokens, close, closing: None }
     }
 }
 
@@ -50,17 +58,23 @@ impl<B: Backend> Choice<B> {
         self.held.is_none() && self.thinking.is_none() && self.params.is_plain()
     }
 
-    /// The tokens that may come next; `None` if all may.
-    pub(super) fn mask(&mut self) -> Result<Option<Mask>, GenerateError> {
+    pub(super) fn allowed(&mut self) -> Result<Allowed, GenerateError> {
+        // Asked in any case, as it is about this token and no later one.
         let mask = self.held.as_mut().map(Held::mask).transpose()?;
-        Ok(self.closes().map(Mask::single).or(mask))
+        Ok(match (self.closing().first(), mask) {
+            (Some(&token), _) => Allowed::Only(token),
+            (None, Some(mask)) => Allowed::These(mask),
+            (None, None) => Allowed::All,
+        })
     }
 
-    /// The token that must come next because the model has thought for long enough.
-    fn closes(&mut self) -> Option<TokenId> {
-        let budget = self.thinking.as_mut()?;
-        budget.closing |= budget.left == 0 && self.answer.is_reasoning();
-        budget.closing.then(|| budget.close.last().copied()).flatten()
+    /// The tokens that must come next because the model has thought for long enough; mostly none.
+    fn closing(&mut self) -> &[TokenId] {
+        let Some(budget) = &mut self.thinking else { return &[] };
+        if budget.closing.is_none() && budget.left == 0 && self.answer.can_end_thoughts() {
+            budget.closing = Some(0);
+        }
+        budget.closing.map_or(&[], |come| &budget.close[come..])
     }
 
     /// Goes on by a token that the answer was given. `thought` if it is one of the model's thoughts, `ended` if it was the
@@ -72,12 +86,14 @@ impl<B: Backend> Choice<B> {
         ended: Option<FinishReason>,
     ) -> Result<Option<FinishReason>, Broken> {
         if let Some(budget) = &mut self.thinking {
-            if budget.closing {
-                budget.close.pop();
-            } else if thought {
-                budget.left = budget.left.saturating_sub(1);
+            match budget.closing {
+                // Some formats have thoughts again later.
+                Some(come) if come + 1 == budget.close.len() => budget.closing = None,
+                Some(come) => budget.closing = Some(come + 1),
+                None if thought => budget.left = budget.left.saturating_sub(1),
+                None => {}
             }
-            if budget.close.is_empty() {
+            if budget.closing.is_none() && !self.answer.may_think() {
                 self.thinking = None;
             }
         }
@@ -86,14 +102,11 @@ impl<B: Backend> Choice<B> {
         Ok(held.is_over().then_some(FinishReason::Stop))
     }
 
-    /// Tokens that will come next whatever the model says; often none.
-    pub(super) fn forced(&mut self) -> Vec<TokenId> {
-        match self.closes() {
-            Some(_) => {
-                let close = self.thinking.iter().flat_map(|budget| budget.close.iter().rev());
-                close.copied().collect()
-            }
-            None => self.held.as_mut().map(Held::forced).unwrap_or_default(),
+    /// Tokens that will come next whatever the model says, `most` of them; often none.
+    pub(super) fn forced(&mut self, most: usize) -> Vec<TokenId> {
+        match self.closing() {
+            [] => self.held.as_mut().map(|held| held.forced(most)).unwrap_or_default(),
+            close => close[..close.len().min(most)].to_vec(),
         }
     }
 

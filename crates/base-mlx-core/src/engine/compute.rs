@@ -4,13 +4,14 @@
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::time::Instant;
 
+use super::choice::Allowed;
 use super::device::panic_message;
 use super::held::Workers;
 use super::runner::ModelRunner;
 use super::scheduler::{Outcome, Plan, PlannedSpan, Source};
 use super::{Event, GenerateError, TokenLogprob};
 use crate::backend::{Backend, DeviceError, Draw, KvCache, NO_TOKEN};
-use crate::sample::{Chosen, NoTokenLeft, SamplingParams, choose, score, uniform};
+use crate::sample::{Chosen, NoTokenLeft, SamplingParams, choose, must, score, uniform};
 use crate::step::Step;
 use crate::tensor::{Shape, Tensor};
 
@@ -249,9 +250,14 @@ impl<B: Backend> ModelRunner<B> {
     /// Chooses the token after `position`.
     fn choose(&mut self, span: &PlannedSpan, position: usize, logits: &[f32], turn: &mut Turn) {
         let Some(choice) = self.choices.get_mut(&span.sequence) else { return };
-        let chosen = choice.mask().and_then(|mask| {
+        let chosen = choice.allowed().and_then(|allowed| {
             let (params, history) = (&choice.params, &choice.history);
-            Ok(choose(logits, params, history, position + 1, mask.as_ref())?)
+            let mask = match &allowed {
+                Allowed::All => None,
+                Allowed::These(mask) => Some(mask),
+                Allowed::Only(token) => return Ok(must(logits, *token, params)),
+            };
+            Ok(choose(logits, params, history, position + 1, mask)?)
         });
         self.take(span, position, chosen, turn);
     }

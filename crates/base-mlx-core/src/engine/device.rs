@@ -416,7 +416,8 @@ mod tests {
             streamed: false,
         };
         let log = RequestLog::new("fake", request.streamed);
-        port.submit(Submission { request, draft_model: None, events, log })?;
+        let constraints = Vec::new();
+        port.submit(Submission { request, constraints, draft_model: None, events, log })?;
         Ok(receiver)
     }
 

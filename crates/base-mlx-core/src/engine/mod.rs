@@ -168,7 +168,7 @@ impl Engine {
     }
 
     /// Starts an answer. Errors known before the first token are returned here.
-    pub fn generate(&self, request: GenerateRequest) -> Result<Generation, GenerateError> {
+    pub fn generate(&self, mut request: GenerateRequest) -> Result<Generation, GenerateError> {
         let (prompt, context) = (request.prompt.len(), self.info.context);
         if prompt == 0 {
             return Err(GenerateError::PromptEmpty);
@@ -187,7 +187,13 @@ impl Engine {
         };
         let (events, receiver) = unbounded_channel();
         let log = RequestLog::new(&self.info.name, request.streamed);
-        let request = self.port.submit(Submission { request, draft_model, events, log })?;
+        // Made here, as the device's thread has other things to do.
+        let constraint = request.constraint.take();
+        let constraints = constraint
+            .map(|constraint| vec![constraint; request.choices.max(1)])
+            .unwrap_or_default();
+        let submission = Submission { request, constraints, draft_model, events, log };
+        let request = self.port.submit(submission)?;
         Ok(Generation::new(receiver, self.port.clone(), request))
     }
 

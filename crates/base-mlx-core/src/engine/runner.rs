@@ -25,8 +25,8 @@ use super::stored::Stored;
 use super::{
     Draft, EngineOptions, Event, FinishReason, GenerateError, GenerateRequest, TokenLogprob, Usage,
 };
-use crate::TokenId;
 use crate::backend::{Backend, KvCache, LayerSpec};
+use crate::grammar::Constraint;
 use crate::models::LanguageModel;
 use crate::sample::{History, Logprob, SamplingParams, choice_seed};
 use crate::text::Text;
@@ -34,6 +34,8 @@ use crate::text::Text;
 /// A request on its way to the device thread.
 pub(super) struct Submission {
     pub(super) request: GenerateRequest,
+    /// One for each choice, if they are held to one.
+    pub(super) constraints: Vec<Constraint>,
     /// A [`DraftModel`] of the same backend.
     pub(super) draft_model: Option<Arc<dyn Any + Send + Sync>>,
     pub(super) events: UnboundedSender<Event>,
@@ -455,7 +457,8 @@ impl<B: Backend> Runner for ModelRunner<B> {
     }
 
     fn submit(&mut self, id: RequestId, submission: Submission) {
-        let Submission { mut request, draft_model, events, mut log } = submission;
+        let Submission { request, constraints, draft_model, events, mut log } = submission;
+        let mut constraints = constraints.into_iter();
         let draft_model: Option<Arc<DraftModel<B>>> = draft_model
             .map(|model| model.downcast().expect("models of one device are of one backend"));
         self.drafters.retain(ModelDrafter::is_alive);
@@ -495,7 +498,6 @@ impl<B: Backend> Runner for ModelRunner<B> {
                 true => Vec::new(),
                 false => self.text.end_tokens.clone(),
             };
-            let last = index + 1 == request.choices.max(1);
             let seed = choice_seed(request.sampling.seed, index);
             let decoder = self.text.tokenizer.decoder();
             let choice = Choice {
@@ -509,11 +511,7 @@ impl<B: Backend> Runner for ModelRunner<B> {
                     request.stop.clone(),
                     end_tokens,
                 ),
-                held: match last {
-                    true => request.constraint.take(),
-                    false => request.constraint.clone(),
-                }
-                .map(Held::new),
+                held: constraints.next().map(Held::new),
                 thinking: (request.thinking.as_ref())
                     .map(|thinking| Budget::new(thinking, &self.text.tokenizer)),
                 drafting: match request.draft {

@@ -57,14 +57,16 @@ pub fn choose(
     Ok(Chosen { token, logprob: params.logprobs.map(|top| score_clean(&raw, token, top)) })
 }
 
+/// A token that comes whatever the model and the parameters say.
+pub fn must(logits: &[f32], token: TokenId, params: &SamplingParams) -> Chosen {
+    Chosen { token, logprob: params.logprobs.map(|top| score(logits, token, top)) }
+}
+
 /// The one token that is allowed, unless something else bans it.
 fn only(logits: &[f32], token: TokenId, params: &SamplingParams) -> Result<Chosen, NoTokenLeft> {
     let is_banned = params.logit_bias.iter().any(|&(other, bias)| other == token && bias <= BAN);
     match logits.get(token as usize) {
-        Some(&logit) if !is_banned && logit > f32::NEG_INFINITY => {
-            let logprob = params.logprobs.map(|top| score(logits, token, top));
-            Ok(Chosen { token, logprob })
-        }
+        Some(&logit) if !is_banned && logit > f32::NEG_INFINITY => Ok(must(logits, token, params)),
         _ => Err(NoTokenLeft),
     }
 }

@@ -12,13 +12,6 @@ impl Mask {
         Self { words: vec![0; vocab_size.div_ceil(64)] }
     }
 
-    /// Allows one token and no other.
-    pub fn single(token: TokenId) -> Self {
-        let mut mask = Self::new(token as usize + 1);
-        mask.allow(token);
-        mask
-    }
-
     /// Of a bit for each token, the lowest bit of the first word first.
     pub fn of_words(words: &[u32]) -> Self {
         let pairs = words.chunks(2);

@@ -15,7 +15,7 @@ mod softmax;
 #[cfg(test)]
 mod tests;
 
-pub use chain::{Chosen, NoTokenLeft, choose};
+pub use chain::{Chosen, NoTokenLeft, choose, must};
 pub use history::History;
 pub use logprob::{Logprob, score};
 pub use mask::Mask;

@@ -27,6 +27,11 @@ impl Decoder {
         self.utf8.push(self.pieces.bytes(token))
     }
 
+    /// Whether a character is begun and not complete.
+    pub fn is_within_character(&self) -> bool {
+        !self.utf8.held.is_empty()
+    }
+
     /// What was held: a character that nothing will complete any more becomes U+FFFD.
     pub fn finish(&mut self) -> String {
         self.utf8.finish()

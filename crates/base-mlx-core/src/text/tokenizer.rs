@@ -1,3 +1,4 @@
+use std::collections::BTreeSet;
 use std::fmt;
 use std::sync::Arc;
 
@@ -67,20 +68,23 @@ impl Tokenizer {
     /// show.
     pub fn encode_inside(&self, text: &str) -> Vec<TokenId> {
         let tokens = self.encode_inner(text, false);
-        let hidden = |&token: &TokenId| self.is_hidden(token);
-        let Some(name) = tokens.iter().find(|token| hidden(token)) else { return tokens };
-        // Nothing is a name without its first character.
-        let name = String::from_utf8_lossy(self.token_bytes(*name)).into_owned();
-        let first = name.chars().next().map_or(0, char::len_utf8);
-        match text.find(&name) {
-            Some(at) if first < name.len() => {
-                let (before, behind) = text.split_at(at + first);
-                let mut tokens = self.encode_inside(before);
-                tokens.extend(self.encode_inside(behind));
-                tokens
+        let hidden: BTreeSet<TokenId> =
+            tokens.iter().copied().filter(|&token| self.is_hidden(token)).collect();
+        // Nothing is a name without its first character, so there it is cut.
+        let mut cuts = vec![0, text.len()];
+        for &token in &hidden {
+            let Ok(name) = std::str::from_utf8(self.token_bytes(token)) else { continue };
+            let first = name.chars().next().map_or(0, char::len_utf8);
+            if 0 < first && first < name.len() {
+                cuts.extend(text.match_indices(name).map(|(at, _)| at + first));
             }
-            _ => tokens,
         }
+        if cuts.len() == 2 {
+            return tokens;
+        }
+        cuts.sort_unstable();
+        // Every name in it is cut now, so that what may be found in the pieces is of other names.
+        cuts.windows(2).flat_map(|ends| self.encode_inside(&text[ends[0]..ends[1]])).collect()
     }
 
     /// The same for texts that go on where others end: no space is put before them.

@@ -93,7 +93,8 @@ async fn listen(mut generation: Generation) -> Result<Heard, GenerateError> {
             Event::Text { .. } => tokens.push(Instant::now()),
             Event::Usage(found) => usage = Some(found),
             Event::Error(error) => return Err(error),
-            _ => {}
+            Event::Begun(_) | Event::Prompt { .. } | Event::Reasoning { .. } => {}
+            Event::ToolStart { .. } | Event::ToolArgs { .. } | Event::Finish { .. } => {}
         }
     }
     Ok(Heard { tokens, usage, end: Instant::now() })

@@ -18,9 +18,8 @@ impl<B: Backend> ModelRunner<B> {
         let (mut drafts, mut certain) = (Vec::new(), Vec::new());
         for sequence in self.scheduler.answering() {
             let Some(choice) = self.choices.get_mut(&sequence.id) else { continue };
-            let mut forced = choice.forced();
+            let forced = choice.forced(self.draft_tokens.unwrap_or(MOST));
             if !forced.is_empty() {
-                forced.truncate(self.draft_tokens.unwrap_or(MOST));
                 if let Some(drafting) = &mut choice.drafting {
                     drafting.is_forced();
                 }

@@ -126,6 +126,10 @@ impl CallReader {
         sink.take()
     }
 
+    pub(super) fn may_think(&self) -> bool {
+        matches!(self.state, State::Opening(_) | State::Thoughts(_))
+    }
+
     pub(super) fn is_reasoning(&self) -> bool {
         matches!(self.state, State::Thoughts(_))
     }

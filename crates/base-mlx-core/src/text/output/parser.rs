@@ -66,6 +66,15 @@ impl OutputParser {
         }
     }
 
+    /// Whether thoughts may still come, or come at the moment.
+    pub fn may_think(&self) -> bool {
+        match &self.reader {
+            Reader::Plain => false,
+            Reader::Calls(reader) => reader.may_think(),
+            Reader::Harmony(_) => true,
+        }
+    }
+
     /// Whether what comes next is a part of the model's thoughts.
     pub fn is_reasoning(&self) -> bool {
         match &self.reader {
