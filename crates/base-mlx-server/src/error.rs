@@ -55,6 +55,8 @@ pub(crate) enum ApiError {
     /// The model's queue is full, or too slow.
     #[error("{message}")]
     Busy { message: String },
+    #[error("{message}")]
+    Overloaded { message: String },
     #[error("the server is shutting down")]
     ShuttingDown,
     #[error("{message}")]
@@ -104,6 +106,8 @@ impl ApiError {
                 let param = (!origin.is_empty()).then(|| origin.clone());
                 Self::Invalid { param, message: error.to_string() }
             }
+            GrammarError::Busy(_) => Self::Overloaded { message: error.to_string() },
+            GrammarError::Failed(_) => Self::internal(error.to_string()),
             GrammarError::Vocabulary(_) => Self::ModelUnsuitable { message: error.to_string() },
         }
     }
@@ -123,7 +127,9 @@ impl ApiError {
             Self::BodyTooSlow { .. } => StatusCode::REQUEST_TIMEOUT,
             Self::TooManyRequests { .. } | Self::Busy { .. } => StatusCode::TOO_MANY_REQUESTS,
             Self::LoadFailed { .. } | Self::Internal { .. } => StatusCode::INTERNAL_SERVER_ERROR,
-            Self::LoadRefused { .. } | Self::ShuttingDown => StatusCode::SERVICE_UNAVAILABLE,
+            Self::LoadRefused { .. } | Self::Overloaded { .. } | Self::ShuttingDown => {
+                StatusCode::SERVICE_UNAVAILABLE
+            }
         }
     }
 
@@ -174,6 +180,7 @@ impl ApiError {
             Self::Unauthorized => Some("invalid_api_key"),
             Self::Forbidden { code, .. } => Some(code),
             Self::TooManyRequests { .. } | Self::Busy { .. } => Some("rate_limit_exceeded"),
+            Self::Overloaded { .. } => Some("overloaded"),
             Self::ShuttingDown => Some("shutting_down"),
         }
     }
@@ -182,7 +189,7 @@ impl ApiError {
     fn retry_after(&self) -> Option<&'static str> {
         match self {
             Self::TooManyRequests { .. } | Self::Busy { .. } => Some("1"),
-            Self::LoadRefused { .. } | Self::ShuttingDown => Some("5"),
+            Self::LoadRefused { .. } | Self::Overloaded { .. } | Self::ShuttingDown => Some("5"),
             _ => None,
         }
     }
@@ -271,6 +278,13 @@ mod tests {
         let envelope = error.envelope();
         assert_eq!(envelope["error"]["param"], "tools[0].function.parameters");
         assert!(error.to_string().contains("/properties/age/not"));
+    }
+
+    #[test]
+    fn a_grammar_that_found_no_room_is_not_the_request_s_fault() {
+        let busy = ApiError::grammar(GrammarError::Busy(2));
+        assert_eq!((busy.status().as_u16(), busy.retry_after()), (503, Some("5")));
+        assert_eq!(ApiError::grammar(GrammarError::Failed("no thread".into())).status(), 500);
     }
 
     #[test]

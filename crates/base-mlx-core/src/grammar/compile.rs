@@ -1,27 +1,26 @@
+use std::collections::HashSet;
 use std::fmt::Display;
 use std::panic::AssertUnwindSafe;
 use std::time::{Duration, Instant};
 
 use llguidance::api::{GrammarInit, GrammarWithLexer, TopLevelGrammar};
 use llguidance::{ParserFactory, TokenParser, panic_utils, regex_to_lark};
-use serde_json::{Value, json};
+use serde_json::Value;
 
+use super::kept::Key;
 use super::schema::{self, Prepared};
 use super::{Constraint, GrammarError, finite};
-use crate::text::output::{GrammarSource, Part, Rule, Spacing};
+use crate::text::output::{GrammarSource, Part, Rule, Spacing, lark_literal};
 
-/// Refuses what is too large to look at.
-pub(super) fn check_size(source: &GrammarSource) -> Result<(), GrammarError> {
+/// Refuses what is too large to look at, and what would go past the checks of schemas.
+pub(super) fn check(source: &GrammarSource, key: &Key) -> Result<(), GrammarError> {
     let too_complex = |origin: &str, message: String| {
         Err(GrammarError::TooComplex { origin: origin.to_owned(), message })
     };
-    for part in &source.parts {
-        let (bytes, most) = match &part.rule {
-            Rule::Json { schema, .. } => (schema.to_string().len(), MAX_SCHEMA_BYTES),
-            Rule::Lark(text) | Rule::Regex(text) => (text.len(), MAX_TEXT_BYTES),
-            Rule::Choice(texts) => {
-                (texts.iter().map(|text| text.len() + 8).sum(), MAX_SCHEMA_BYTES)
-            }
+    for (part, &bytes) in source.parts.iter().zip(key.bytes()) {
+        let most = match &part.rule {
+            Rule::Json { .. } | Rule::Choice(_) => MAX_SCHEMA_BYTES,
+            Rule::Lark(_) | Rule::Regex(_) => MAX_TEXT_BYTES,
         };
         if bytes > most {
             return too_complex(&part.origin, format!("it has {bytes} bytes, {most} are possible"));
@@ -32,12 +31,20 @@ pub(super) fn check_size(source: &GrammarSource) -> Result<(), GrammarError> {
             let message = format!("more than {MAX_NESTING} brackets in one another");
             return too_complex(&part.origin, message);
         }
+        // In a string it would do no harm; that is not worth telling apart.
+        if let Rule::Lark(text) = &part.rule
+            && text.contains("%json")
+        {
+            return Err(GrammarError::Invalid {
+                origin: part.origin.clone(),
+                message: "`%json` is not supported; a schema goes into `response_format`"
+                    .to_owned(),
+            });
+        }
     }
     if source.parts.len() > MAX_PARTS {
-        return too_complex(
-            largest(source),
-            format!("there are more than {MAX_PARTS} grammars in one"),
-        );
+        let message = format!("there are more than {MAX_PARTS} grammars in one");
+        return too_complex(largest(source, key), message);
     }
     Ok(())
 }
@@ -59,44 +66,46 @@ fn nesting(text: &str) -> usize {
 }
 
 /// The origin of the largest part.
-pub(super) fn largest(source: &GrammarSource) -> &str {
-    let size = |part: &&Part| match &part.rule {
-        Rule::Json { schema, .. } => schema.to_string().len(),
-        Rule::Lark(text) | Rule::Regex(text) => text.len(),
-        Rule::Choice(texts) => texts.iter().map(String::len).sum(),
-    };
-    source.parts.iter().max_by_key(size).map_or("the answer's form", |part| &part.origin)
+pub(super) fn largest<'a>(source: &'a GrammarSource, key: &Key) -> &'a str {
+    let parts = source.parts.iter().zip(key.bytes());
+    let largest = parts.max_by_key(|(_, bytes)| **bytes);
+    largest.map_or("the answer's form", |(part, _)| &part.origin)
 }
 
-/// The grammar's beginning. An error names the part that it is about; finding that takes a part of `time` at most.
+/// The grammar's beginning. An error names the part that it is about, or else the `largest`; finding it takes a part of `time`
+/// at most.
 pub(super) fn compile(
     factory: &ParserFactory,
     source: &GrammarSource,
+    largest: &str,
     time: Duration,
 ) -> Result<Constraint, GrammarError> {
-    let compiler = Compiler { factory, until: Instant::now() + time / 2 };
+    let compiler = Compiler { factory, largest, until: Instant::now() + time / 2 };
     let mut parts =
         source.parts.iter().map(|part| compiler.prepare(part)).collect::<Result<Vec<_>, _>>()?;
     let parser = match compiler.parser(Some(&source.lark), &parts) {
         Ok(parser) => parser,
         Err(_) if compiler.loosen(&mut parts)? => compiler
             .parser(Some(&source.lark), &parts)
-            .map_err(|error| compiler.blame(&parts, source, error))?,
-        Err(error) => return Err(compiler.blame(&parts, source, error)),
+            .map_err(|error| compiler.blame(&parts, error))?,
+        Err(error) => return Err(compiler.blame(&parts, error)),
     };
     if !parser.parser.grammar().lexer_spec().can_rollback() {
         return Err(GrammarError::Invalid {
-            origin: largest(source).to_owned(),
+            origin: largest.to_owned(),
             message: "`max_tokens` and `stop` are not supported in grammars".to_owned(),
         });
     }
-    let warnings = parts.into_iter().flat_map(|part| part.warnings).collect();
+    // A tool may be there twice, as a call and as what looks like one.
+    let mut told = HashSet::new();
+    let warnings = parts.into_iter().flat_map(|part| part.warnings);
+    let warnings = warnings.filter(|warning| told.insert(warning.clone())).collect();
     let constraint = Constraint::new(parser, warnings);
     // Some grammars end before they began.
     match constraint.clone().allowed() {
         Ok(_) => Ok(constraint),
         Err(broken) => {
-            let origin = largest(source).to_owned();
+            let origin = largest.to_owned();
             let message = broken.to_string();
             Err(match is_about_size(&message) {
                 true => GrammarError::TooComplex { origin, message },
@@ -110,6 +119,7 @@ pub(super) fn compile(
 
 struct Compiler<'a> {
     factory: &'a ParserFactory,
+    largest: &'a str,
     /// When to give up finding the place of an error.
     until: Instant,
 }
@@ -144,7 +154,7 @@ impl Compiler<'_> {
                 return Err(invalid("there is nothing to choose from"));
             }
             Rule::Choice(texts) => {
-                let texts: Vec<String> = texts.iter().map(|text| literal(text)).collect();
+                let texts: Vec<String> = texts.iter().map(|text| lark_literal(text)).collect();
                 grammar.lark_grammar = Some(format!("start: TEXT\nTEXT: {}", texts.join(" | ")));
             }
         }
@@ -195,7 +205,7 @@ impl Compiler<'_> {
     }
 
     /// The error of the first part that does not compile by itself.
-    fn blame(&self, parts: &[Ready<'_>], source: &GrammarSource, error: String) -> GrammarError {
+    fn blame(&self, parts: &[Ready<'_>], error: String) -> GrammarError {
         for ready in parts {
             if Instant::now() > self.until {
                 break;
@@ -225,7 +235,7 @@ impl Compiler<'_> {
                 _ => GrammarError::Invalid { origin, message },
             };
         }
-        let origin = largest(source).to_owned();
+        let origin = self.largest.to_owned();
         match is_about_size(&error) {
             true => GrammarError::TooComplex { origin, message: error },
             false => GrammarError::Invalid { origin, message: error },
@@ -275,43 +285,15 @@ fn keyword(prepared: &Prepared, place: &str, message: &str) -> String {
         .map_or(String::new(), |keyword| format!("/{keyword}"))
 }
 
-/// A regex all of which a text must match. What begins and ends it in the words of searches says the same.
+/// A regex all of which a text must match. What begins and ends it in the words of searches says the same, also where it belongs
+/// to the first and the last of several choices.
 fn lark_of_regex(regex: &str) -> String {
-    let has_choice = {
-        let mut depth = 0;
-        let mut is_escaped = false;
-        regex.bytes().any(|byte| {
-            let was_escaped = is_escaped;
-            is_escaped = byte == b'\\' && !was_escaped;
-            match byte {
-                _ if was_escaped => {}
-                b'(' | b'[' => depth += 1,
-                b')' | b']' => depth -= 1,
-                b'|' => return depth == 0,
-                _ => {}
-            }
-            false
-        })
-    };
-    let mut whole = regex;
-    if !has_choice {
-        whole = whole.strip_prefix('^').unwrap_or(whole);
-        let inner = whole.strip_suffix('$').filter(|inner| {
-            let escapes = inner.bytes().rev().take_while(|&byte| byte == b'\\').count();
-            escapes % 2 == 0
-        });
-        whole = inner.unwrap_or(whole);
-    }
-    format!("start: /{}/", regex_to_lark(whole, ""))
-}
-
-/// A text as Lark has it. Its strings cannot have control characters, its regexes can.
-fn literal(text: &str) -> String {
-    if !text.chars().any(char::is_control) {
-        return json!(text).to_string();
-    }
-    let escaped = text.chars().map(|char| format!("\\u{{{:x}}}", char as u32));
-    format!("/{}/", escaped.collect::<String>())
+    let whole = regex.strip_prefix('^').unwrap_or(regex);
+    let inner = whole.strip_suffix('$').filter(|inner| {
+        let escapes = inner.bytes().rev().take_while(|&byte| byte == b'\\').count();
+        escapes % 2 == 0
+    });
+    format!("start: /{}/", regex_to_lark(inner.unwrap_or(whole), ""))
 }
 
 /// Without the picture of the source and the state of the compiler that follow it.
@@ -332,21 +314,32 @@ fn first_line(error: impl Display) -> String {
     line.chars().take(MAX_MESSAGE_CHARS).collect()
 }
 
+/// By whole phrases of the compiler's, as names of users may be in its messages as well.
 fn is_about_size(message: &str) -> bool {
-    [
-        "too big",
-        "too large",
-        "too many items",
-        "too many expressions",
-        "too deep",
-        "limit",
-        "fuel",
-        "level exceeded",
-        "compiler cannot go on",
-    ]
-    .iter()
-    .any(|words| message.contains(words))
+    ABOUT_SIZE.iter().any(|words| message.contains(words))
 }
+
+const ABOUT_SIZE: &[&str] = &[
+    "the compiler cannot go on with it",
+    "schema too large",
+    "Schema intersection stack level exceeded",
+    "lark grammar too deeply nested",
+    " is too large; must be <= ",
+    "' is too large",
+    "initial lexer configuration (grammar) too big",
+    "grammar size (number of symbols) too big",
+    "lexer precomputation failed",
+    "too many expressions constructed",
+    "too many states: ",
+    "fuel exhausted when checking relevance of lexemes",
+    "maximum relevance check fuel ",
+    "DNF too large, fuel exhausted",
+    "Too many items (limit ",
+    "max items exceeded",
+    // Of `regex-syntax`.
+    "exceeded the maximum number of nested",
+    "exceeds size limit",
+];
 
 /// The keywords that messages of the compiler are about.
 const ABOUT: &[(&str, &[&str])] = &[

@@ -14,6 +14,12 @@ pub enum GrammarError {
     /// It takes more time or memory than a grammar may.
     #[error("{origin} is too complex: {message}")]
     TooComplex { origin: String, message: String },
+    /// Others are compiled, and take long: later there may be room.
+    #[error("{0} grammars are being compiled, which is all that is done at once")]
+    Busy(usize),
+    /// Nobody's grammar is to blame.
+    #[error("the grammar was not compiled: {0}")]
+    Failed(String),
     /// The model's tokens are of no use for grammars.
     #[error("answers of this model cannot be held to a grammar: {0}")]
     Vocabulary(String),

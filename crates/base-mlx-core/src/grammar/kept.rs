@@ -1,4 +1,5 @@
 use std::fmt::Write;
+use std::sync::Arc;
 
 use super::{Constraint, GrammarError};
 use crate::text::output::{GrammarSource, Rule};
@@ -19,21 +20,38 @@ struct Entry {
 
 /// A source, spelled out. Unlike the source itself it tells schemas apart whose properties are in another order.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub(super) struct Key(String);
+pub(super) struct Key {
+    text: Arc<str>,
+    /// Of each part's rule.
+    bytes: Arc<[usize]>,
+}
 
 impl Key {
     pub(super) fn of(source: &GrammarSource) -> Self {
         let mut key = format!("{:?}", source.lark);
+        let mut bytes = Vec::new();
         for part in &source.parts {
             let _ = write!(key, " {:?} {:?} ", part.name, part.origin);
             let _ = match &part.rule {
-                Rule::Json { schema, strict, spacing } => {
-                    write!(key, "{strict} {spacing:?} {schema}")
-                }
+                Rule::Json { strict, spacing, .. } => write!(key, "{strict} {spacing:?} "),
                 rule => write!(key, "{rule:?}"),
             };
+            bytes.push(match &part.rule {
+                Rule::Json { schema, .. } => {
+                    let begin = key.len();
+                    let _ = write!(key, "{schema}");
+                    key.len() - begin
+                }
+                Rule::Lark(text) | Rule::Regex(text) => text.len(),
+                Rule::Choice(texts) => texts.iter().map(|text| text.len() + 8).sum(),
+            });
         }
-        Self(key)
+        Self { text: key.into(), bytes: bytes.into() }
+    }
+
+    /// How many bytes the rule of each part has, as it is spelled here.
+    pub(super) fn bytes(&self) -> &[usize] {
+        &self.bytes
     }
 }
 
@@ -48,7 +66,7 @@ impl Kept {
 
     pub(super) fn keep(&mut self, key: Key, made: &Result<Constraint, GrammarError>) {
         self.entries.retain(|entry| entry.key != key);
-        let bytes = key.0.len() + made.as_ref().map_or(0, Constraint::bytes);
+        let bytes = key.text.len() + made.as_ref().map_or(0, Constraint::bytes);
         if bytes > MAX_BYTES {
             return;
         }

@@ -3,7 +3,8 @@ use std::sync::mpsc::{self, RecvTimeoutError};
 use std::sync::{Arc, Condvar, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
-/// Threads for what may take too long, so many at most. One that is late goes on to its end, in which its place is taken.
+/// Threads for what may take too long, so many at most. One that is late cannot be told to stop, and keeps its place to its end:
+/// llguidance's `CancellationHandle` is a parser's, of which there is none before all is compiled.
 #[derive(Debug)]
 pub(super) struct Workers {
     places: Arc<Places>,
@@ -11,22 +12,34 @@ pub(super) struct Workers {
 
 #[derive(Debug)]
 struct Places {
+    count: usize,
     free: Mutex<usize>,
     freed: Condvar,
 }
 
+/// Why there is nothing.
+#[derive(Debug, PartialEq, Eq)]
+pub(super) enum Lost {
+    /// No worker of so many became free.
+    Busy(usize),
+    /// It takes longer than this.
+    Late(Duration),
+    Failed(String),
+}
+
 impl Workers {
     pub(super) fn new(count: usize) -> Self {
-        Self { places: Arc::new(Places { free: Mutex::new(count), freed: Condvar::new() }) }
+        let free = Mutex::new(count);
+        Self { places: Arc::new(Places { count, free, freed: Condvar::new() }) }
     }
 
-    /// What `work` makes within `time`, which counts from when a worker is free for it. An error says why there is nothing.
+    /// What `work` makes within `time`, which counts from when a worker is free for it: that takes [`PATIENCE`] at most.
     pub(super) fn run<T: Send + 'static>(
         &self,
         time: Duration,
         work: impl FnOnce() -> T + Send + 'static,
-    ) -> Result<T, String> {
-        let place = self.place(PATIENCE).ok_or("others are compiled, and take too long")?;
+    ) -> Result<T, Lost> {
+        let place = self.place(PATIENCE).ok_or(Lost::Busy(self.places.count))?;
         let (sender, receiver) = mpsc::sync_channel(1);
         let started = std::thread::Builder::new()
             .name("grammar".to_owned())
@@ -40,10 +53,10 @@ impl Workers {
                     let _ = sender.send(made);
                 }
             });
-        started.map_err(|error| format!("no thread: {error}"))?;
+        started.map_err(|error| Lost::Failed(format!("no thread: {error}")))?;
         receiver.recv_timeout(time).map_err(|error| match error {
-            RecvTimeoutError::Timeout => format!("it takes longer than {time:?}"),
-            RecvTimeoutError::Disconnected => "the compiler panicked".to_owned(),
+            RecvTimeoutError::Timeout => Lost::Late(time),
+            RecvTimeoutError::Disconnected => Lost::Failed("the compiler panicked".to_owned()),
         })
     }
 
@@ -71,7 +84,7 @@ impl Drop for Place {
 }
 
 /// How long one waits for a worker.
-const PATIENCE: Duration = Duration::from_secs(10);
+const PATIENCE: Duration = Duration::from_secs(3);
 /// Only what is used of it takes memory.
 const STACK_BYTES: usize = 256 << 20;
 
@@ -84,8 +97,9 @@ mod tests {
         let workers = Workers::new(1);
         let (end, ended) = mpsc::channel::<()>();
         let late = workers.run(Duration::from_millis(10), move || ended.recv().is_ok());
-        assert_eq!(late, Err("it takes longer than 10ms".to_owned()));
+        assert_eq!(late, Err(Lost::Late(Duration::from_millis(10))));
         assert!(workers.place(Duration::from_millis(10)).is_none());
+        assert_eq!(workers.run(PATIENCE, || true), Err(Lost::Busy(1)));
         end.send(()).unwrap();
         assert_eq!(workers.run(PATIENCE, || 7), Ok(7));
     }
@@ -95,7 +109,7 @@ mod tests {
         let workers = Workers::new(1);
         for _ in 0..2 {
             let panicked = workers.run(PATIENCE, || -> u8 { panic!("on purpose") });
-            assert_eq!(panicked, Err("the compiler panicked".to_owned()));
+            assert_eq!(panicked, Err(Lost::Failed("the compiler panicked".to_owned())));
         }
     }
 }

@@ -53,10 +53,6 @@ impl Mask {
         self.words[token as usize / 64] |= 1 << (token % 64);
     }
 
-    pub fn forbid(&mut self, token: TokenId) {
-        self.words[token as usize / 64] &= !(1 << (token % 64));
-    }
-
     /// Tokens beyond the vocabulary are not.
     pub fn allows(&self, token: TokenId) -> bool {
         self.words.get(token as usize / 64).is_some_and(|word| word >> (token % 64) & 1 == 1)
@@ -71,10 +67,8 @@ mod tests {
     fn a_mask_allows_what_it_was_told_to() {
         let mut mask = Mask::new(70);
         assert!((0..200).all(|token| !mask.allows(token)));
-        mask.allow(0);
         mask.allow(63);
         mask.allow(64);
-        mask.forbid(0);
         assert!((0..200).all(|token| mask.allows(token) == [63, 64].contains(&token)));
     }
 }

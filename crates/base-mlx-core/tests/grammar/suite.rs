@@ -76,7 +76,9 @@ impl Count {
                         pointer.is_empty() || schema.pointer(pointer).is_some()
                     }
                     GrammarError::Invalid { .. } | GrammarError::TooComplex { .. } => true,
-                    GrammarError::Vocabulary(_) => false,
+                    GrammarError::Busy(_)
+                    | GrammarError::Failed(_)
+                    | GrammarError::Vocabulary(_) => false,
                 };
                 assert!(is_named, "{name}: {error}");
                 return;

@@ -1,8 +1,8 @@
 use base_mlx_core::grammar::GrammarError;
-use base_mlx_core::text::output::{Rule, Spacing};
+use base_mlx_core::text::output::{Part, Rule, Spacing};
 use serde_json::{Value, json};
 
-use crate::vocabulary::{Vocabulary, json as rule};
+use crate::vocabulary::{Vocabulary, json as rule, source};
 
 /// What a schema lets through, beside what it does not.
 fn check(vocabulary: &Vocabulary, rule: Rule, allowed: &[&str], forbidden: &[&str]) {
@@ -128,6 +128,7 @@ fn the_whole_text_matches_a_regex() {
     check(&vocabulary, regex("[0-9]{3}"), &["123"], &["12", "1234", " 123"]);
     check(&vocabulary, regex("^[0-9]{3}$"), &["123"], &["12", "1234"]);
     check(&vocabulary, regex(r"a/b|c\\$"), &["a/b", "c\\"], &["a", "c"]);
+    check(&vocabulary, regex("^a|[|]$"), &["a", "|"], &["ab", "b|"]);
     check(&vocabulary, regex("a*"), &["", "aaa"], &["b"]);
     check(&vocabulary, regex("ä+\n"), &["ää\n"], &["ä"]);
 }
@@ -154,6 +155,9 @@ fn errors_of_grammars_say_where_in_one_line() {
         (Rule::Lark("start: <|nothing|>".to_owned()), "<|nothing|>"),
         (Rule::Lark("start[max_tokens=5]: /.*/".to_owned()), "`max_tokens`"),
         (Rule::Regex("(unclosed".to_owned()), "unclosed"),
+        // Nothing would check the schema.
+        (Rule::Lark("start: %json { \"type\": \"integer\" }".to_owned()), "`%json`"),
+        (Rule::Lark("start: %lark { start: %json {} }".to_owned()), "`%json`"),
     ] {
         let error = vocabulary.compile(rule.clone()).unwrap_err();
         let GrammarError::Invalid { origin, message } = &error else { panic!("{rule:?}: {error}") };
@@ -196,4 +200,23 @@ fn what_the_compiler_refuses_is_named_by_its_pointer() {
         "{:?}",
         lenient.warnings()
     );
+}
+
+#[test]
+fn what_is_left_out_is_told_once() {
+    let vocabulary = Vocabulary::smollm2();
+    let mut of_two = source(rule(&json!({ "not": {} }), false));
+    of_two.parts.push(Part { name: "again".to_owned(), ..of_two.parts[0].clone() });
+    of_two.lark = "start: @part | @again".to_owned();
+    let constraint = vocabulary.grammars.compile(&of_two).unwrap();
+    assert_eq!(constraint.warnings(), ["field: /not is left out: not supported"]);
+}
+
+#[test]
+fn names_of_users_are_not_about_size() {
+    let vocabulary = Vocabulary::smollm2();
+    for name in ["rate_limit", "fuel", "too_deep"] {
+        let error = vocabulary.compile(Rule::Lark(format!("start: {name}"))).unwrap_err();
+        assert!(matches!(error, GrammarError::Invalid { .. }), "{error}");
+    }
 }

@@ -2,7 +2,7 @@ use serde_json::{Map, Value, json};
 
 use super::formats::{self, Format};
 use super::references::{References, escaped};
-use super::{DEFINITIONS, Place, Prepared, keywords, numbers, pattern};
+use super::{DEFINITIONS, Place, Prepared, keywords, numbers, pattern, size};
 use crate::grammar::GrammarError;
 
 /// Writes a schema anew.
@@ -13,6 +13,8 @@ pub(super) struct Builder<'a> {
     references: References<'a>,
     warnings: Vec<String>,
     places: Vec<Place>,
+    /// Of all pointers to subschemas and their keywords.
+    pointer_bytes: usize,
 }
 
 /// Where a subschema was, where it is, and how many others are around it.
@@ -38,9 +40,22 @@ impl At {
 }
 
 impl<'a> Builder<'a> {
-    pub(super) fn new(root: &'a Value, strict: bool, origin: &'a str) -> Self {
-        let references = References::of(root);
-        Self { root, strict, origin, references, warnings: Vec::new(), places: Vec::new() }
+    pub(super) fn new(
+        root: &'a Value,
+        strict: bool,
+        origin: &'a str,
+    ) -> Result<Self, GrammarError> {
+        let references = References::of(root)
+            .map_err(|message| GrammarError::TooComplex { origin: origin.to_owned(), message })?;
+        Ok(Self {
+            root,
+            strict,
+            origin,
+            references,
+            warnings: Vec::new(),
+            places: Vec::new(),
+            pointer_bytes: 0,
+        })
     }
 
     pub(super) fn build(mut self) -> Result<Prepared, GrammarError> {
@@ -67,6 +82,8 @@ impl<'a> Builder<'a> {
     }
 
     fn schema(&mut self, schema: &Value, at: &At) -> Result<Value, GrammarError> {
+        let pointers = 1 + schema.as_object().map_or(0, Map::len);
+        self.count_pointers(at.place.prepared.len() + pointers * at.place.given.len())?;
         let keywords = match schema {
             Value::Object(keywords) => keywords,
             Value::Bool(_) => return Ok(schema.clone()),
@@ -129,6 +146,7 @@ impl<'a> Builder<'a> {
                 "patternProperties" => {
                     let properties = self.map(value, at, keyword, |builder, name| {
                         let pointer = format!("{pointer}/{}", escaped(name));
+                        builder.count_pointers(pointer.len())?;
                         builder.pattern(name, &pointer)
                     })?;
                     written.insert(keyword.clone(), properties.into());
@@ -323,6 +341,10 @@ impl<'a> Builder<'a> {
 
     /// The regex as the compiler has it; `None` if it is left out.
     fn pattern(&mut self, regex: &str, pointer: &str) -> Result<Option<String>, GrammarError> {
+        if regex.len() > size::MAX_TEXT_BYTES {
+            let most = size::MAX_TEXT_BYTES;
+            return Err(self.too_complex(format!("a pattern has more than {most} bytes")));
+        }
         match pattern::translated(regex) {
             Ok(regex) => Ok(Some(regex)),
             Err(message) => {
@@ -341,8 +363,20 @@ impl<'a> Builder<'a> {
                 message: message.to_owned(),
             });
         }
-        self.warnings.push(format!("{}: {pointer} is left out: {message}", self.origin));
+        if self.warnings.len() < MAX_WARNINGS {
+            self.warnings.push(format!("{}: {pointer} is left out: {message}", self.origin));
+        } else if self.warnings.len() == MAX_WARNINGS {
+            self.warnings.push(format!("{}: more is left out", self.origin));
+        }
         Ok(())
+    }
+
+    fn count_pointers(&mut self, bytes: usize) -> Result<(), GrammarError> {
+        self.pointer_bytes += bytes;
+        match self.pointer_bytes > MAX_POINTER_BYTES {
+            true => Err(self.too_complex("names are too long for how deep they are".to_owned())),
+            false => Ok(()),
+        }
     }
 
     fn too_complex(&self, message: String) -> GrammarError {
@@ -364,3 +398,5 @@ const MAX_DEPTH: usize = 256;
 const MAX_SUBSCHEMAS: usize = 40_000;
 /// The compiler calls itself for each that is in another.
 const MAX_REFERENCES: usize = 3000;
+const MAX_POINTER_BYTES: usize = 32 << 20;
+const MAX_WARNINGS: usize = 100;

@@ -40,7 +40,7 @@ pub(super) fn prepare(
     strict: bool,
     origin: &str,
 ) -> Result<Prepared, GrammarError> {
-    let prepared = build::Builder::new(schema, strict, origin).build()?;
+    let prepared = build::Builder::new(schema, strict, origin)?.build()?;
     if let Some((pointer, why)) = size::too_complex(&prepared) {
         let message = if pointer.is_empty() { why } else { format!("{pointer}: {why}") };
         return Err(GrammarError::TooComplex { origin: origin.to_owned(), message });

@@ -3,6 +3,7 @@ pub(super) fn translated(regex: &str) -> Result<String, String> {
     let mut written = String::with_capacity(regex.len());
     let mut rest = regex;
     let mut in_class = false;
+    let mut in_count = false;
     while let Some(first) = rest.chars().next() {
         rest = &rest[first.len_utf8()..];
         match first {
@@ -45,15 +46,15 @@ pub(super) fn translated(regex: &str) -> Result<String, String> {
                 written.push('(');
             }
             // Only as a count is it more than itself.
-            '{' if !in_class && !is_count(rest) => written.push_str("\\{"),
-            '}' if !in_class && !closes_count(&regex[..regex.len() - rest.len()]) => {
-                written.push_str("\\}")
+            '{' if !in_class => {
+                in_count = is_count(rest);
+                written.push_str(if in_count { "{" } else { "\\{" });
             }
-            control
-                if !in_class && control.is_ascii_control() && !"\n\r\t\u{c}".contains(control) =>
-            {
-                return Err(CONTROL.to_owned());
+            '}' if !in_class => {
+                written.push_str(if in_count { "}" } else { "\\}" });
+                in_count = false;
             }
+            control if !in_class && is_dropped(control as u32) => return Err(CONTROL.to_owned()),
             other => written.push(other),
         }
     }
@@ -66,8 +67,15 @@ fn escape(rest: &str, in_class: bool) -> Result<(String, &str), String> {
         return Err("a backslash ends the regex".to_owned());
     };
     let after = &rest[escaped.len_utf8()..];
-    let hex = |digits: &str| u32::from_str_radix(digits, 16).ok();
+    // Of a sign the standard library thinks nothing.
+    let hex = |digits: &str| {
+        let are_digits = digits.bytes().all(|byte| byte.is_ascii_hexdigit());
+        u32::from_str_radix(digits, 16).ok().filter(|_| are_digits)
+    };
     if let ('p' | 'P' | 'u', Some((name, after))) = (escaped, braced(after)) {
+        if escaped == 'u' && !in_class && hex(name).is_some_and(is_dropped) {
+            return Err(CONTROL.to_owned());
+        }
         return Ok((format!("\\{escaped}{{{name}}}"), after));
     }
     Ok(match escaped {
@@ -87,7 +95,7 @@ fn escape(rest: &str, in_class: bool) -> Result<(String, &str), String> {
             None => return Err("`\\c` without a letter".to_owned()),
         },
         'x' => match after.get(..2).and_then(hex) {
-            Some(code) if code < 32 && !in_class => return Err(CONTROL.to_owned()),
+            Some(code) if is_dropped(code) && !in_class => return Err(CONTROL.to_owned()),
             Some(code) => (format!("\\x{code:02x}"), &after[2..]),
             None => ("x".to_owned(), after),
         },
@@ -103,7 +111,7 @@ fn escape(rest: &str, in_class: bool) -> Result<(String, &str), String> {
                     (format!("\\u{{{code:x}}}"), &after[6..])
                 }
                 (0xd800..0xe000, _) => return Err("half a character".to_owned()),
-                (..32, _) if !in_class => return Err(CONTROL.to_owned()),
+                _ if is_dropped(code) && !in_class => return Err(CONTROL.to_owned()),
                 _ => (format!("\\u{{{code:x}}}"), after),
             }
         }
@@ -114,18 +122,20 @@ fn escape(rest: &str, in_class: bool) -> Result<(String, &str), String> {
     })
 }
 
-/// Whether a count and its `}` follow a `{`.
+/// Whether a count and its `}` follow a `{`: `3}`, `3,}` or `3,5}`.
 fn is_count(rest: &str) -> bool {
-    let Some((count, _)) = rest.split_once('}') else { return false };
-    let (least, most) = count.split_once(',').unwrap_or((count, ""));
-    let are_digits = |text: &str| text.bytes().all(|byte| byte.is_ascii_digit());
-    !least.is_empty() && are_digits(least) && are_digits(most)
+    let past_digits = |text: &'_ str| text.trim_start_matches(|of: char| of.is_ascii_digit()).len();
+    let after = &rest[rest.len() - past_digits(rest)..];
+    let end = match after.strip_prefix(',') {
+        Some(most) => &most[most.len() - past_digits(most)..],
+        None => after,
+    };
+    rest.starts_with(|of: char| of.is_ascii_digit()) && end.starts_with('}')
 }
 
-/// Whether the `}` that ends `before` ends a count.
-fn closes_count(before: &str) -> bool {
-    let count = before[..before.len() - 1].rsplit_once('{').map(|(_, count)| count);
-    count.is_some_and(|count| is_count(&format!("{count}}}")))
+/// Whether the compiler drops a character that JSON spells by its number.
+fn is_dropped(code: u32) -> bool {
+    matches!(code, 0..32 | 0x7f) && ![0x9, 0xa, 0xc, 0xd].contains(&code)
 }
 
 /// What is in the braces that a text begins with, and the rest.

@@ -1,5 +1,6 @@
 use std::borrow::Cow;
-use std::collections::HashMap;
+use std::collections::{HashMap, VecDeque};
+use std::rc::Rc;
 
 use serde_json::Value;
 
@@ -8,20 +9,25 @@ use serde_json::Value;
 pub(super) struct References<'a> {
     root: &'a Value,
     /// Places with an `$id` of their own and the URI that it makes, outer ones first.
-    resources: Vec<(String, String)>,
+    resources: Vec<(String, Rc<str>)>,
+    /// The first place of each URI.
+    by_uri: HashMap<Rc<str>, usize>,
     /// By the URI around it and its name.
-    anchors: HashMap<(String, String), String>,
+    anchors: HashMap<(Rc<str>, String), String>,
     names: HashMap<String, String>,
-    unwritten: std::collections::VecDeque<String>,
+    unwritten: VecDeque<String>,
     /// What is beside a reference is not looked at, as drafts before 2019-09 have it.
     is_alone: bool,
 }
 
 impl<'a> References<'a> {
-    pub(super) fn of(root: &'a Value) -> Self {
+    /// An error says why they are too many.
+    pub(super) fn of(root: &'a Value) -> Result<Self, String> {
+        let nowhere: Rc<str> = "".into();
         let mut references = Self {
             root,
-            resources: vec![(String::new(), String::new())],
+            resources: vec![(String::new(), Rc::clone(&nowhere))],
+            by_uri: HashMap::from([(Rc::clone(&nowhere), 0)]),
             anchors: HashMap::new(),
             names: HashMap::new(),
             unwritten: Default::default(),
@@ -31,46 +37,78 @@ impl<'a> References<'a> {
         let id =
             if draft.contains("draft-04") || draft.contains("draft-03") { "id" } else { "$id" };
         references.is_alone = draft.contains("draft-0");
-        references.collect(root, String::new(), String::new(), id);
-        references
+        references.collect(root, &mut String::new(), nowhere, id)?;
+        Ok(references)
     }
 
-    fn collect(&mut self, value: &Value, place: String, mut base: String, id: &str) {
+    /// `place` is the value's, and so it is again in the end.
+    fn collect(
+        &mut self,
+        value: &Value,
+        place: &mut String,
+        mut base: Rc<str>,
+        id: &str,
+    ) -> Result<(), String> {
+        let length = place.len();
         match value {
             Value::Object(keywords) => {
                 let string = |keyword| keywords.get(keyword).and_then(Value::as_str);
                 let is_named = !self.is_alone || string("$ref").is_none();
                 match string(id).filter(|_| is_named).map(|id| id.strip_suffix('#').unwrap_or(id)) {
-                    Some(id) if id.starts_with('#') => {
-                        self.anchors.insert((base.clone(), id[1..].to_owned()), place.clone());
-                    }
+                    Some(id) if id.starts_with('#') => self.anchor(&base, &id[1..], place)?,
                     Some(id) if !id.is_empty() => {
-                        base = joined(&base, id);
-                        self.resources.push((place.clone(), base.clone()));
+                        self.check_room(place, id)?;
+                        base = joined(&base, id).into();
+                        self.check_room(place, &base)?;
+                        self.by_uri.entry(Rc::clone(&base)).or_insert(self.resources.len());
+                        self.resources.push((place.clone(), Rc::clone(&base)));
                     }
                     _ => {}
                 }
                 for anchor in ["$anchor", "$dynamicAnchor"].into_iter().filter_map(string) {
-                    self.anchors.insert((base.clone(), anchor.to_owned()), place.clone());
+                    self.anchor(&base, anchor, place)?;
                 }
                 for (keyword, value) in keywords {
                     // Values, not schemas.
-                    if !["enum", "const", "default", "examples"].contains(&keyword.as_str()) {
-                        self.collect(
-                            value,
-                            format!("{place}/{}", escaped(keyword)),
-                            base.clone(),
-                            id,
-                        );
+                    let is_value =
+                        ["enum", "const", "default", "examples"].contains(&keyword.as_str());
+                    if is_value || !(value.is_object() || value.is_array()) {
+                        continue;
                     }
+                    place.push('/');
+                    place.push_str(&escaped(keyword));
+                    self.collect(value, place, Rc::clone(&base), id)?;
+                    place.truncate(length);
                 }
             }
             Value::Array(values) => {
-                for (index, value) in values.iter().enumerate() {
-                    self.collect(value, format!("{place}/{index}"), base.clone(), id);
+                let values = values.iter().enumerate();
+                for (index, value) in values.filter(|(_, of)| of.is_object() || of.is_array()) {
+                    place.push('/');
+                    place.push_str(&index.to_string());
+                    self.collect(value, place, Rc::clone(&base), id)?;
+                    place.truncate(length);
                 }
             }
             _ => {}
+        }
+        Ok(())
+    }
+
+    fn anchor(&mut self, base: &Rc<str>, name: &str, place: &str) -> Result<(), String> {
+        self.check_room(place, name)?;
+        self.anchors.insert((Rc::clone(base), name.to_owned()), place.to_owned());
+        Ok(())
+    }
+
+    /// Each reference is compared with all of them.
+    fn check_room(&self, place: &str, name: &str) -> Result<(), String> {
+        if place.len().max(name.len()) > MAX_NAME_BYTES {
+            return Err(format!("an identifier or its place has more than {MAX_NAME_BYTES} bytes"));
+        }
+        match self.resources.len() + self.anchors.len() > MAX_NAMED {
+            true => Err(format!("more than {MAX_NAMED} schemas have identifiers")),
+            false => Ok(()),
         }
     }
 
@@ -88,7 +126,7 @@ impl<'a> References<'a> {
     }
 
     fn target(&self, reference: &str, place: &str) -> Option<String> {
-        let around = |(at, _): &&(String, String)| {
+        let around = |(at, _): &&(String, Rc<str>)| {
             place
                 .strip_prefix(at.as_str())
                 .is_some_and(|rest| rest.is_empty() || rest.starts_with('/'))
@@ -98,8 +136,7 @@ impl<'a> References<'a> {
         let (resource, base) = match uri {
             "" => (here, base),
             uri => {
-                let uri = joined(base, uri);
-                let (place, uri) = self.resources.iter().find(|(_, of)| of == &uri)?;
+                let (place, uri) = &self.resources[*self.by_uri.get(&*joined(base, uri))?];
                 (place, uri)
             }
         };
@@ -107,7 +144,7 @@ impl<'a> References<'a> {
         if fragment.is_empty() || fragment.starts_with('/') {
             return Some(format!("{resource}{fragment}"));
         }
-        self.anchors.get(&(base.clone(), fragment.into_owned())).cloned()
+        self.anchors.get(&(Rc::clone(base), fragment.into_owned())).cloned()
     }
 
     /// The place of what a reference led to first, and that was not asked for yet.
@@ -171,6 +208,7 @@ fn percent_decoded(text: &str) -> Cow<'_, str> {
     let mut rest = text.as_bytes();
     while let Some((&byte, after)) = rest.split_first() {
         let digits = after.get(..2).and_then(|digits| std::str::from_utf8(digits).ok());
+        let digits = digits.filter(|digits| digits.bytes().all(|byte| byte.is_ascii_hexdigit()));
         match digits.and_then(|digits| u8::from_str_radix(digits, 16).ok()) {
             Some(value) if byte == b'%' => {
                 decoded.push(value);
@@ -184,3 +222,7 @@ fn percent_decoded(text: &str) -> Cow<'_, str> {
     }
     String::from_utf8_lossy(&decoded).into_owned().into()
 }
+
+/// Of an identifier, and of a pointer to who has it.
+const MAX_NAME_BYTES: usize = 4 << 10;
+const MAX_NAMED: usize = 1000;

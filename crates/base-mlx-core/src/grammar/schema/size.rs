@@ -127,4 +127,4 @@ pub(super) fn circle(schema: &Value) -> Option<&str> {
 const MAX_PROPERTIES: usize = 2000;
 const MAX_COUNTED_PROPERTIES: usize = 100;
 const MAX_PATTERNS: usize = 8;
-const MAX_TEXT_BYTES: usize = 16 << 10;
+pub(super) const MAX_TEXT_BYTES: usize = 16 << 10;

@@ -166,14 +166,53 @@ fn regexes_of_javascript_are_spelled_anew() {
         (r"\s[\S]", r"[^\S\u{85}][[^\s\u{feff}]]"),
         (r"\ud83d\ude00", r"\u{1f600}"),
         (r"\_\-\<\@", r"\_\-<\@"),
+        (r"\{3}a{2}}", r"\{3\}a{2}\}"),
+        ("a{,3}{3,", r"a\{,3\}\{3,"),
+        (r"\x+f\u+12f", "x+fu+12f"),
+        (r"[\x7f\u{1}]\x0a", r"[\x7f\u{1}]\x0a"),
         ("(?<name>a)(?:b)", "(?<name>a)(?:b)"),
     ] {
         assert_eq!(pattern::translated(javascript).as_deref(), Ok(ours), "{javascript}");
     }
     for refused in [
         "(?=a)", "(?!a)", "(?<=a)", "(?<!a)", r"(a)\1", r"\bword", "[]", "\\", "\\0", "\\v",
-        "\u{1}",
+        "\u{1}", r"\x01", r"\u0001", r"\u{1}", "\u{7f}", r"\x7f", r"\u007f", r"\u{7f}",
     ] {
         pattern::translated(refused).unwrap_err();
     }
+}
+
+#[test]
+fn what_would_fill_the_memory_is_too_complex() {
+    let too_complex = |schema: Value, words: &str| {
+        for strict in [true, false] {
+            let error = prepare(&schema, strict, "field").unwrap_err();
+            assert!(matches!(error, GrammarError::TooComplex { .. }), "{error}");
+            assert!(error.to_string().contains(words), "{error}");
+        }
+    };
+    let long = "x".repeat(1_000_000);
+    too_complex(json!({ "$id": long, "x": vec![0; 400_000] }), "identifier");
+    too_complex(json!({ "properties": { &long: { "$anchor": "x" } } }), "identifier");
+    let named: Vec<Value> = (0..2000).map(|at| json!({ "$id": format!("{at}") })).collect();
+    too_complex(json!({ "$defs": named }), "have identifiers");
+    let many = json!({ "anyOf": vec![json!({}); 1000] });
+    too_complex(json!({ "properties": { &long: many } }), "names");
+    let keywords: Map<String, Value> = (0..1000).map(|at| (at.to_string(), json!(0))).collect();
+    too_complex(json!({ "properties": { &long: keywords } }), "names");
+    too_complex(json!({ "pattern": "}".repeat(1_000_000) }), "pattern");
+}
+
+#[test]
+fn warnings_come_to_an_end() {
+    let schema = json!({ "anyOf": vec![json!({ "not": {} }); 1000] });
+    let warnings = prepare(&schema, false, "field").unwrap().warnings;
+    assert_eq!(warnings.len(), 101);
+    assert_eq!(warnings[100], "field: more is left out");
+}
+
+#[test]
+fn percents_without_digits_are_themselves() {
+    let schema = json!({ "$ref": "#/$defs/%+1", "$defs": { "%+1": { "type": "null" } } });
+    assert_eq!(prepared(schema)["$defs"]["0"], json!({ "type": "null" }));
 }

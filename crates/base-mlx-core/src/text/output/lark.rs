@@ -270,7 +270,7 @@ fn heads(syntax: &Syntax, calls: &Calls, before: &str) -> String {
 }
 
 /// As Lark has it.
-pub(super) fn literal(text: &str) -> String {
+pub(crate) fn literal(text: &str) -> String {
     let json = format!("\"{}\"", quoted(text));
     json.replace('\u{7f}', "\\u007f")
 }

@@ -29,6 +29,7 @@ mod value;
 
 pub use format::{OutputFormat, Shape, UnknownFormat, Wanted};
 pub use grammar::{GrammarSource, Part, Rule, Spacing};
+pub(crate) use lark::literal as lark_literal;
 pub use parser::{Output, OutputParser};
 
 use serde_json::Value;
