@@ -5,14 +5,14 @@ use super::fields::{Arguments, Kind};
 use super::literal::{Fence, Literals, Match, Matcher, Meaning};
 use super::mark::{Found, Marks};
 use super::sink::Sink;
-use super::syntax::{Args, Fields, Thoughts, Words, quoted};
+use super::syntax::{Args, Fields, ThoughtMarks, Words, quoted};
 use super::value::{Read, ValueReader, is_space, push_quoted};
 
 /// Reads answers with thoughts between marks and calls as a [`super::syntax::Syntax`] has them.
 #[derive(Clone, Debug)]
 pub(super) struct CallReader {
     literals: Option<Arc<Literals>>,
-    thoughts: Option<&'static Thoughts>,
+    thoughts: Option<&'static ThoughtMarks>,
     text: AfterStart,
     state: State,
     sink: Sink,
@@ -72,7 +72,7 @@ enum Then {
 impl CallReader {
     pub(super) fn new(
         literals: Option<Literals>,
-        thoughts: Option<&'static Thoughts>,
+        thoughts: Option<&'static ThoughtMarks>,
         opened: bool,
         text: AfterStart,
     ) -> Self {
@@ -441,11 +441,15 @@ impl CallReader {
         self.held.push(c);
     }
 
-    /// Whether a mark is before what is held, or its first characters are those of one.
+    /// Whether a mark is before what is held, or it shows so much of one that it is nothing else.
     fn marked(&self) -> bool {
-        let has_mark = self.literals.as_ref().is_some_and(|all| all.syntax.trigger.is_some());
-        let shows = self.held.trim_start().chars().nth(1).is_some();
-        self.behind_mark || (self.text == AfterStart::Free && has_mark && shows)
+        let trigger = self.literals.as_ref().and_then(|literals| literals.syntax.trigger);
+        let shows = |trigger: &str| {
+            let held = self.held.trim_start_matches(is_space);
+            let is_its_own = held.starts_with(trigger) || trigger.starts_with(held);
+            is_its_own && held.chars().nth(1).is_some() && !held.chars().all(|c| c == '`')
+        };
+        self.behind_mark || trigger.is_some_and(shows)
     }
 
     /// What is held is not what it seemed.

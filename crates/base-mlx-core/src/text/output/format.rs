@@ -4,20 +4,20 @@ use super::gemma::{GEMMA, GEMMA_FENCED, GEMMA4};
 use super::glm::{GLM, GLM_CLOSE};
 use super::harmony::{self, HarmonyReader};
 use super::hermes::HERMES;
-use super::literal::{BARE_KEYS, Literals, Unmarked};
+use super::literal::{Literals, Unmarked};
 use super::llama3::{LFM2, LLAMA3_JSON, LLAMA3_PYTHONIC};
 use super::mistral::{MISTRAL, MISTRAL_ARGS, MISTRAL_SPACE};
 use super::phi4::{APRIEL, GRANITE3, NEMOTRON, PHI4};
 use super::plain::PLAIN;
 use super::qwen3_coder::QWEN3_CODER;
-use super::syntax::{Syntax, Thoughts};
+use super::syntax::{BARE_KEYS, Syntax, ThoughtMarks};
 use super::{Calls, GrammarSource, OutputParser, Rule, lark};
 
 /// How one model writes calls and thoughts.
 #[derive(Clone, Debug)]
 pub struct OutputFormat {
     tools: ToolFormat,
-    thoughts: Option<&'static Thoughts>,
+    thoughts: Option<&'static ThoughtMarks>,
 }
 
 #[derive(Clone, Copy, Debug)]
@@ -122,7 +122,7 @@ impl OutputFormat {
 
     /// Whether a prompt that ends so leaves the model within its thoughts.
     pub fn opens_thoughts(&self, prompt: &str) -> bool {
-        let opens = |marks: &Thoughts| prompt.trim_end().ends_with(marks.open.trim_end());
+        let opens = |marks: &ThoughtMarks| prompt.trim_end().ends_with(marks.open.trim_end());
         self.thoughts.is_some_and(opens)
     }
 
@@ -173,7 +173,7 @@ fn may_be_a_call(wanted: &Wanted) -> bool {
 
 fn parser(
     syntax: &'static Syntax,
-    thoughts: Option<&'static Thoughts>,
+    thoughts: Option<&'static ThoughtMarks>,
     wanted: &Wanted,
 ) -> OutputParser {
     let calls = &wanted.calls;
@@ -253,12 +253,16 @@ const TOOLS: [(ToolFormat, Evidence); 22] = [
 ];
 
 /// The first one that is found counts.
-const THOUGHTS: [Thoughts; 5] = [
-    Thoughts { open: "<think>", close: "</think>", forced: "\n</think>\n\n" },
-    Thoughts { open: "[THINK]", close: "[/THINK]", forced: "[/THINK]" },
-    Thoughts { open: "<|START_THINKING|>", close: "<|END_THINKING|>", forced: "<|END_THINKING|>" },
-    Thoughts { open: "<seed:think>", close: "</seed:think>", forced: "\n</seed:think>" },
-    Thoughts { open: "<|channel>thought\n", close: "<channel|>", forced: "\n<channel|>" },
+const THOUGHTS: [ThoughtMarks; 5] = [
+    ThoughtMarks { open: "<think>", close: "</think>", forced: "\n</think>\n\n" },
+    ThoughtMarks { open: "[THINK]", close: "[/THINK]", forced: "[/THINK]" },
+    ThoughtMarks {
+        open: "<|START_THINKING|>",
+        close: "<|END_THINKING|>",
+        forced: "<|END_THINKING|>",
+    },
+    ThoughtMarks { open: "<seed:think>", close: "</seed:think>", forced: "\n</seed:think>" },
+    ThoughtMarks { open: "<|channel>thought\n", close: "<channel|>", forced: "\n<channel|>" },
 ];
 
 #[cfg(test)]

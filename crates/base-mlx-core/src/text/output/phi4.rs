@@ -1,4 +1,4 @@
-use super::syntax::{Args, Id, Syntax};
+use super::syntax::{ARGUMENTS, Args, Id, Syntax};
 
 /// Phi-4-mini.
 pub(super) const PHI4: Syntax = Syntax {
@@ -10,6 +10,7 @@ pub(super) const PHI4: Syntax = Syntax {
     call: "{\"name\": \"",
     named: "\", \"arguments\": ",
     args: Args::Json,
+    bare_key: ARGUMENTS,
     end: "}",
     id: None,
     markers: &["<|/tool_call|>"],
