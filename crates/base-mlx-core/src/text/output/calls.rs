@@ -14,6 +14,8 @@ pub(super) struct CallReader {
     literals: Option<Arc<Literals>>,
     thoughts: Option<&'static ThoughtMarks>,
     text: AfterStart,
+    /// Marks that are no text where no call can be.
+    hidden: Vec<&'static str>,
     state: State,
     sink: Sink,
     /// What is content if it turns out to be no call, and where it begins.
@@ -44,7 +46,8 @@ enum State {
     /// Where a call begins, if it is one.
     Head(Matcher),
     Text(Marks),
-    Free,
+    /// With marks that are left out.
+    Free(Marks),
     /// Before arguments that are one JSON object.
     Whole(Matcher),
     Json(ValueReader),
@@ -80,7 +83,8 @@ impl CallReader {
             literals: literals.map(Arc::new),
             thoughts,
             text,
-            state: State::Free,
+            hidden: Vec::new(),
+            state: free(&[]),
             sink: Sink::new(),
             held: String::new(),
             held_at: 0,
@@ -95,6 +99,20 @@ impl CallReader {
             None => reader.start(),
         };
         reader
+    }
+
+    /// Reads text that has neither thoughts nor calls.
+    pub(super) fn of_text(hidden: &[&'static str]) -> Self {
+        Self::new(None, None, false, AfterStart::Free).hiding(hidden)
+    }
+
+    /// With these marks left out of text that no call can follow.
+    pub(super) fn hiding(mut self, marks: &[&'static str]) -> Self {
+        self.hidden = marks.to_vec();
+        if matches!(self.state, State::Free(_)) {
+            self.state = free(marks);
+        }
+        self
     }
 
     pub(super) fn push(&mut self, text: &str, start: usize) -> Vec<Output> {
@@ -120,6 +138,7 @@ impl CallReader {
         match &mut self.state {
             State::Thoughts(marks) => marks.finish(end, |c, _| sink.reasoning(c)),
             State::Text(marks) => marks.finish(end, |c, at| sink.text(c, at)),
+            State::Free(marks) => marks.give_up(end, |c, at| sink.free(c, at)),
             _ => {}
         }
         sink.finish();
@@ -168,7 +187,9 @@ impl CallReader {
                     }
                 }
             }
-            State::Free => sink.free(c, at),
+            State::Free(marks) => {
+                marks.push(c, at, |c, at| sink.free(c, at));
+            }
             State::Head(matcher) | State::Next(matcher) => {
                 let found = matcher.push(c);
                 if let Match::Behind(meaning, _) = found {
@@ -278,7 +299,7 @@ impl CallReader {
         match &self.literals {
             Some(literals) if literals.start.is_empty() => self.text(),
             Some(literals) => State::Head(Matcher::new(&literals.start)),
-            None => State::Free,
+            None => free(&self.hidden),
         }
     }
 
@@ -288,7 +309,7 @@ impl CallReader {
                 let syntax = literals.syntax;
                 State::Text(Marks::new(syntax.trigger.iter().chain(syntax.markers).copied()))
             }
-            _ => State::Free,
+            _ => free(&self.hidden),
         }
     }
 
@@ -398,7 +419,7 @@ impl CallReader {
     fn next_field(&self) -> State {
         match &self.literals {
             Some(literals) => State::Field(Matcher::new(&literals.tools[self.tool].fields[1])),
-            None => State::Free,
+            None => free(&self.hidden),
         }
     }
 
@@ -430,7 +451,7 @@ impl CallReader {
     fn over(&self) -> State {
         match &self.literals {
             Some(literals) => State::Next(Matcher::new(&literals.nothing)),
-            None => State::Free,
+            None => free(&self.hidden),
         }
     }
 
@@ -469,4 +490,8 @@ impl CallReader {
         self.state = self.text();
         self.step(c, at);
     }
+}
+
+fn free(hidden: &[&'static str]) -> State {
+    State::Free(Marks::new(hidden.iter().copied()))
 }

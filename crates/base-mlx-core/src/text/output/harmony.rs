@@ -63,7 +63,7 @@ pub(super) fn grammar(wanted: &Wanted) -> Option<GrammarSource> {
     for (index, tool) in calls.tools.iter().enumerate() {
         lark.object(&format!("args{index}"), tool, Spacing::Compact);
         let name = &tool.name;
-        let channel = format!("{CHANNEL}commentary to=functions.{name} <|constrain|>json{MESSAGE}");
+        let channel = call_to(name);
         let role = format!(" to=functions.{name}{CHANNEL}commentary json{MESSAGE}");
         all.push(format!("({} | {}) @args{index}", literal(&channel), literal(&role)));
     }
@@ -71,6 +71,11 @@ pub(super) fn grammar(wanted: &Wanted) -> Option<GrammarSource> {
         lark.rule("call", &all.join(" | "));
     }
     Some(lark.finish())
+}
+
+/// How a message begins that calls this function.
+pub(super) fn call_to(name: &str) -> String {
+    format!("{CHANNEL}commentary to=functions.{name} <|constrain|>json{MESSAGE}")
 }
 
 /// Reads messages.

@@ -233,18 +233,19 @@ impl Lark {
         let key = syntax.bare_key;
         for (index, tool) in calls.tools.iter().enumerate() {
             let mut schema = super::fields::object(&tool.parameters);
-            let mut call = serde_json::Map::new();
-            for shared in ["$defs", "definitions"] {
-                if let Some(definitions) = schema.as_object_mut().and_then(|s| s.remove(shared)) {
-                    call.insert(shared.to_owned(), definitions);
-                }
+            // What its references lead to is in it, and not in the call.
+            if let Some(schema) = schema.as_object_mut()
+                && super::fields::has_reference(&tool.parameters)
+            {
+                schema.entry("$id").or_insert_with(|| "call:arguments".into());
             }
-            call.insert("type".to_owned(), "object".into());
-            let properties = serde_json::json!({ "name": { "const": tool.name }, key: schema });
-            call.insert("properties".to_owned(), properties);
-            call.insert("required".to_owned(), serde_json::json!(["name", key]));
-            call.insert("additionalProperties".to_owned(), false.into());
-            let rule = Rule::Json { schema: call.into(), strict: tool.strict, spacing };
+            let call = serde_json::json!({
+                "type": "object",
+                "properties": { "name": { "const": tool.name }, key: schema },
+                "required": ["name", key],
+                "additionalProperties": false,
+            });
+            let rule = Rule::Json { schema: call, strict: tool.strict, spacing };
             self.part(&format!("call{index}"), &tool.origin, rule);
             answers.push(format!("@call{index}"));
         }

@@ -1,3 +1,5 @@
+//! Formats whose calls are one list in JSON between marks.
+
 use super::syntax::{ARGUMENTS, Args, Id, Syntax};
 
 /// Phi-4-mini.
