@@ -3,7 +3,7 @@ use serde::Serialize;
 
 use crate::ReasoningField;
 use crate::dialects::logprobs::ChatLogprobs;
-use crate::dialects::message::{Calls, Thoughts};
+use crate::dialects::message::{CallsBody, ReasoningBody};
 use crate::dialects::usage::UsageBody;
 use crate::dialects::{Dialect, FINGERPRINT, Header};
 use crate::events::Answer;
@@ -61,8 +61,8 @@ impl Dialect for Chat {
                 role: "assistant",
                 content: (choice.calls.is_empty() || !choice.text.is_empty())
                     .then_some(choice.text),
-                thoughts: Thoughts::new(choice.reasoning, self.reasoning),
-                calls: Calls::whole(choice.calls, self.legacy),
+                thoughts: ReasoningBody::new(choice.reasoning, self.reasoning),
+                calls: CallsBody::whole(choice.calls, self.legacy),
                 refusal: None,
                 annotations: [],
             },
@@ -98,15 +98,15 @@ impl Dialect for Chat {
                 ..ChunkChoice::new(choice, Delta { content: Some(text), ..Delta::default() })
             },
             Event::Reasoning { choice, text } => {
-                let thoughts = Thoughts::new(text, self.reasoning);
+                let thoughts = ReasoningBody::new(text, self.reasoning);
                 ChunkChoice::new(choice, Delta { thoughts, ..Delta::default() })
             }
             Event::ToolStart { choice, call, name } => {
-                let calls = Calls::begun(call, name, self.legacy);
+                let calls = CallsBody::begun(call, name, self.legacy);
                 ChunkChoice::new(choice, Delta { calls, ..Delta::default() })
             }
             Event::ToolArgs { choice, call, text } => {
-                let calls = Calls::more(call, text, self.legacy);
+                let calls = CallsBody::more(call, text, self.legacy);
                 ChunkChoice::new(choice, Delta { calls, ..Delta::default() })
             }
             Event::Finish { choice, reason } => ChunkChoice {
@@ -156,9 +156,9 @@ struct Message {
     /// Null if the answer is nothing but calls.
     content: Option<String>,
     #[serde(flatten)]
-    thoughts: Thoughts,
+    thoughts: ReasoningBody,
     #[serde(flatten)]
-    calls: Calls,
+    calls: CallsBody,
     refusal: Option<String>,
     annotations: [(); 0],
 }
@@ -191,9 +191,9 @@ struct Delta {
     #[serde(skip_serializing_if = "Option::is_none")]
     content: Option<String>,
     #[serde(flatten)]
-    thoughts: Thoughts,
+    thoughts: ReasoningBody,
     #[serde(flatten)]
-    calls: Calls,
+    calls: CallsBody,
 }
 
 impl ChunkChoice {

@@ -7,14 +7,14 @@ use crate::events::Call;
 
 /// What the model thought, under the names that clients look for.
 #[derive(Default, Serialize)]
-pub(super) struct Thoughts {
+pub(super) struct ReasoningBody {
     #[serde(skip_serializing_if = "Option::is_none")]
     reasoning_content: Option<String>,
     #[serde(skip_serializing_if = "Option::is_none")]
     reasoning: Option<String>,
 }
 
-impl Thoughts {
+impl ReasoningBody {
     pub(super) fn new(text: String, field: ReasoningField) -> Self {
         if text.is_empty() {
             return Self::default();
@@ -30,7 +30,7 @@ impl Thoughts {
 
 /// The calls of a message, or a piece of one.
 #[derive(Default, Serialize)]
-pub(super) struct Calls {
+pub(super) struct CallsBody {
     #[serde(skip_serializing_if = "Vec::is_empty")]
     tool_calls: Vec<ToolCall>,
     /// The one call of an answer to `functions`.
@@ -57,7 +57,7 @@ struct Function {
     arguments: String,
 }
 
-impl Calls {
+impl CallsBody {
     /// Of a whole message. `legacy` is for clients that gave `functions`.
     pub(super) fn whole(calls: Vec<Call>, legacy: bool) -> Self {
         let functions = calls

@@ -77,7 +77,8 @@ impl Tools {
                 format!("`{}` names {unknown:?}, which is none of the tools", asked.path());
             return Err(ApiError::invalid(asked.path(), message));
         }
-        let several = fields.flag("parallel_tool_calls")?.unwrap_or(!legacy);
+        // An answer to `functions` has room for one.
+        let several = fields.flag("parallel_tool_calls")?.unwrap_or(true) && !legacy;
         let named = matches!(choice, Choice::Named(_));
         let calls = choice.calls(tools, several);
         Ok(Self { shown: Some(shown.into()), calls, named, legacy })
@@ -398,6 +399,8 @@ mod tests {
         assert_eq!(new.shown.as_ref().unwrap().to_string(), old.shown.unwrap().to_string());
         assert!(old.named && old.legacy && old.calls.required && !old.calls.parallel);
         assert!(!new.named && !new.legacy);
+        let several = json!({ "functions": [function], "parallel_tool_calls": true });
+        assert!(!parse(&several).unwrap().calls.parallel);
         assert_eq!(old.calls.tools[0].origin, "functions[0].parameters");
         assert_eq!(new.calls.tools[0].origin, "tools[0].function.parameters");
     }

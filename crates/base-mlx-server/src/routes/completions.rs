@@ -190,6 +190,7 @@ impl CompletionRequest {
         let mut request = self.parameters.request(tokens, logprobs, &defaults)?;
         request.choices = self.best_of;
         request.score_prompt = score_prompt;
+        request.output = model.engine.text().output.plain_parser();
         Ok((request, Echo { text: text.into(), scored_tokens }))
     }
 }
