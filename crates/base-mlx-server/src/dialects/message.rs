@@ -28,6 +28,15 @@ impl ReasoningBody {
     }
 }
 
+/// Where a message tells its calls.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(crate) enum CallsAs {
+    #[default]
+    ToolCalls,
+    /// The one call of an answer to `functions`.
+    FunctionCall,
+}
+
 /// The calls of a message, or a piece of one.
 #[derive(Default, Serialize)]
 pub(super) struct CallsBody {
@@ -58,13 +67,13 @@ struct Function {
 }
 
 impl CallsBody {
-    /// Of a whole message. `legacy` is for clients that gave `functions`.
-    pub(super) fn whole(calls: Vec<Call>, legacy: bool) -> Self {
+    /// Of a whole message.
+    pub(super) fn whole(calls: Vec<Call>, told: CallsAs) -> Self {
         let functions = calls
             .into_iter()
             .map(|call| Function { name: Some(call.name), arguments: call.arguments });
         let of_tool = |function| Self::tool_call(None, function);
-        if legacy {
+        if told == CallsAs::FunctionCall {
             Self { tool_calls: Vec::new(), function_call: functions.into_iter().next() }
         } else {
             Self { tool_calls: functions.map(of_tool).collect(), function_call: None }
@@ -72,9 +81,9 @@ impl CallsBody {
     }
 
     /// The first delta of a call: everything but its arguments.
-    pub(super) fn begun(index: usize, name: String, legacy: bool) -> Self {
+    pub(super) fn begun(index: usize, name: String, told: CallsAs) -> Self {
         let function = Function { name: Some(name), arguments: String::new() };
-        if legacy {
+        if told == CallsAs::FunctionCall {
             Self { tool_calls: Vec::new(), function_call: Some(function) }
         } else {
             Self { tool_calls: vec![Self::tool_call(Some(index), function)], function_call: None }
@@ -82,9 +91,9 @@ impl CallsBody {
     }
 
     /// A piece of a call's arguments. Clients put names and ids together like texts, so they are not said again.
-    pub(super) fn more(index: usize, arguments: String, legacy: bool) -> Self {
+    pub(super) fn more(index: usize, arguments: String, told: CallsAs) -> Self {
         let function = Function { name: None, arguments };
-        if legacy {
+        if told == CallsAs::FunctionCall {
             Self { tool_calls: Vec::new(), function_call: Some(function) }
         } else {
             let call = ToolCall { index: Some(index), id: None, kind: None, function };

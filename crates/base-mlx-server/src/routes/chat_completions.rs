@@ -46,7 +46,7 @@ pub(crate) async fn create(
         background,
         reasoning: app.options.reasoning_field,
         named: chat.tools.named,
-        legacy: chat.tools.legacy,
+        calls: chat.tools.calls_as,
     };
     // An answer is a text of its own, unless it goes on with the last message. What is held to something has no space
     // but what that says.
