@@ -162,17 +162,26 @@ impl OutputFormat {
         }
     }
 
+    /// How calls are written beside what else the answer may be: text that is held to something could be read as a call
+    /// without marks, whose arguments nothing had held to their schema.
+    pub fn beside(&self, content: Option<&Rule>, calls: &Calls) -> Self {
+        let needs_marks = content
+            .filter(|_| !calls.tools.is_empty() && !calls.required)
+            .is_some_and(|content| may_be_a_call(content) || cannot_be_nested(calls));
+        match self.tools {
+            ToolFormat::Syntax(syntax) if syntax.is_bare() && needs_marks => {
+                Self { tools: ToolFormat::Syntax(&HERMES), ..self.clone() }
+            }
+            _ => self.clone(),
+        }
+    }
+
     pub fn shape(&self, wanted: &Wanted) -> Shape {
+        let content = wanted.content.as_ref().map(|(_, content)| content);
+        let tools = self.beside(content, &wanted.calls).tools;
         let thoughts = self.thoughts.filter(|_| wanted.opened || wanted.may_think);
         let closes_thoughts = thoughts.map(|thoughts| thoughts.forced.to_owned());
-        match self.tools {
-            // What is held to be text could be read as a call, whose arguments nothing had held to their schema.
-            ToolFormat::Syntax(syntax)
-                if syntax.is_bare() && (may_be_a_call(wanted) || cannot_be_nested(wanted)) =>
-            {
-                let tools = ToolFormat::Syntax(&HERMES);
-                Self { tools, ..self.clone() }.shape(wanted)
-            }
+        match tools {
             ToolFormat::Syntax(syntax) => Shape {
                 grammar: lark::grammar(syntax, thoughts, wanted),
                 parser: self.parser(syntax, thoughts, wanted),
@@ -222,11 +231,7 @@ impl ToolFormat {
 }
 
 /// Whether text that is not a call could look like one without marks.
-fn may_be_a_call(wanted: &Wanted) -> bool {
-    let Some((_, content)) = &wanted.content else { return false };
-    if wanted.calls.tools.is_empty() || wanted.calls.required {
-        return false;
-    }
+fn may_be_a_call(content: &Rule) -> bool {
     let Rule::Json { schema, .. } = content else { return true };
     let says_object = schema["type"] == "object" && schema["additionalProperties"] == false;
     let has = |key: &str| schema["properties"].get(key).is_some();
@@ -235,12 +240,12 @@ fn may_be_a_call(wanted: &Wanted) -> bool {
 }
 
 /// Whether the schema of a tool means another within the one of a call: what is beside its references counts for nothing.
-fn cannot_be_nested(wanted: &Wanted) -> bool {
+fn cannot_be_nested(calls: &Calls) -> bool {
     let is_old = |tool: &Tool| {
         let draft = tool.parameters["$schema"].as_str().unwrap_or_default();
         draft.contains("draft-0") && fields::has_reference(&tool.parameters)
     };
-    wanted.content.is_some() && wanted.calls.tools.iter().any(is_old)
+    calls.tools.iter().any(is_old)
 }
 
 /// Texts that a template must have.
