@@ -33,6 +33,7 @@ pub(crate) fn run(root: &Path) -> Result<()> {
             }
             let printed = process::output(command.args(["-c", text]))?;
             println!("{}", printed.trim_end());
+            ensure!(!printed.trim().is_empty(), "this example prints nothing:\n{text}");
             // `curl` itself does not mind.
             ensure!(!printed.contains("\"error\""), "this example fails:\n{text}");
         }

@@ -76,6 +76,20 @@ impl ApiError {
         Self::Internal { message: message.into() }
     }
 
+    /// Clients look for the field itself; the message says where in it.
+    pub(crate) fn of_response_format(mut self) -> Self {
+        let param = match &mut self {
+            Self::Invalid { param: Some(param), .. } | Self::Unsupported { param, .. } => param,
+            _ => return self,
+        };
+        if let Some((field, _)) = param.split_once(['.', '['])
+            && field == RESPONSE_FORMAT
+        {
+            *param = RESPONSE_FORMAT.to_owned();
+        }
+        self
+    }
+
     /// `prompt_param` is what the prompt is called in the request.
     pub(crate) fn generating(error: GenerateError, prompt_param: &'static str) -> Self {
         match error {
@@ -89,7 +103,8 @@ impl ApiError {
                 Self::Busy { message: error.to_string() }
             }
             GenerateError::DraftUnfit { .. } => Self::invalid("draft_model", error.to_string()),
-            // Bans of the whole vocabulary were refused, so the model's numbers are at fault.
+            // Bans of the whole vocabulary were refused. Bans of all that a grammar allows come to light where both were
+            // followed for a while, and look like a model whose numbers are at fault.
             GenerateError::NoTokenLeft(_)
             | GenerateError::GrammarBroken(_)
             | GenerateError::Failed(_) => Self::internal(error.to_string()),
@@ -104,7 +119,7 @@ impl ApiError {
             | GrammarError::Invalid { origin, .. }
             | GrammarError::TooComplex { origin, .. } => {
                 let param = (!origin.is_empty()).then(|| origin.clone());
-                Self::Invalid { param, message: error.to_string() }
+                Self::Invalid { param, message: error.to_string() }.of_response_format()
             }
             GrammarError::Busy(_) => Self::Overloaded { message: error.to_string() },
             GrammarError::Failed(_) => Self::internal(error.to_string()),
@@ -194,6 +209,8 @@ impl ApiError {
         }
     }
 }
+
+const RESPONSE_FORMAT: &str = "response_format";
 
 impl IntoResponse for ApiError {
     fn into_response(self) -> Response {

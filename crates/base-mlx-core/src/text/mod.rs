@@ -67,8 +67,9 @@ impl Text {
     }
 
     fn with_output(mut self, output: OutputFormat) -> Self {
-        self.tokenizer = self.tokenizer.showing(output.markers());
-        self.output = output;
+        let tokenizer = self.tokenizer.showing(output.markers());
+        self.output = output.with_special(|marker| tokenizer.has_special(marker));
+        self.tokenizer = tokenizer;
         self
     }
 

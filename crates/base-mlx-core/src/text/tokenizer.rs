@@ -157,6 +157,11 @@ impl Tokenizer {
         Self { shown, ..self }
     }
 
+    /// Whether it has a special token of this name.
+    pub(super) fn has_special(&self, name: &str) -> bool {
+        self.token(name).is_some_and(|token| self.is_special(token))
+    }
+
     pub(super) fn surrounded(self, before: Vec<TokenId>, after: Vec<TokenId>) -> Self {
         Self { before, after, ..self }
     }

@@ -195,3 +195,48 @@ fn messages_that_are_none_are_errors_or_nothing() {
         let _ = write(&real("meta-llama-Llama-3.1-8B-Instruct"), messages);
     }
 }
+
+#[test]
+fn a_template_is_asked_whether_it_shows_tools_and_calls() {
+    for (name, tools, calls) in [
+        ("Qwen-Qwen2.5-7B-Instruct", true, true),
+        // Would change a list to show them, which templates may not.
+        ("Kimi-K2-Instruct", true, false),
+        // Shows calls and no tools.
+        ("deepseek-ai-DeepSeek-R1-Distill-Llama-8B", false, true),
+        ("deepseek-ai-DeepSeek-V3.1", false, true),
+        ("LFM2-8B-A1B", true, false),
+        ("google-gemma-2-2b-it", false, false),
+    ] {
+        let template = real(name);
+        assert_eq!((template.shows_tools(), template.shows_calls(true)), (tools, calls), "{name}");
+    }
+}
+
+#[test]
+fn tools_come_with_the_system_message_where_the_template_looks_for_them_there() {
+    let source = "{% for m in messages %}{% if m['role'] == 'system' and 'tools' in m and m['tools'] is not none %}\
+        {{ '<|system|>' + m['content'] + '<|tool|>' + m['tools'] + '<|/tool|>' }}{% else %}\
+        {{ '<|' + m['role'] + '|>' + m['content'] }}{% endif %}{% endfor %}";
+    let template = compile(source);
+    assert!(template.shows_tools());
+    let tools = json!([{ "type": "function", "function": { "name": "f" } }]);
+    let write = |messages: Value| {
+        template.render(&ChatInput {
+            messages: &messages,
+            tools: Some(&tools),
+            add_generation_prompt: false,
+            kwargs: &Map::new(),
+        })
+    };
+    let user = json!({ "role": "user", "content": "Hi" });
+    assert_eq!(
+        write(json!([user])).unwrap(),
+        r#"<|system|><|tool|>[{"name":"f"}]<|/tool|><|user|>Hi"#
+    );
+    let system = json!({ "role": "system", "content": "Be kind." });
+    assert_eq!(
+        write(json!([system, user])).unwrap(),
+        r#"<|system|>Be kind.<|tool|>[{"name":"f"}]<|/tool|><|user|>Hi"#
+    );
+}

@@ -3,7 +3,7 @@ use serde::Serialize;
 
 use crate::ReasoningField;
 use crate::dialects::logprobs::ChatLogprobs;
-use crate::dialects::message::{Calls, Thoughts};
+use crate::dialects::message::{CallsAs, CallsBody, ReasoningBody};
 use crate::dialects::usage::UsageBody;
 use crate::dialects::{Dialect, FINGERPRINT, Header};
 use crate::events::Answer;
@@ -23,8 +23,7 @@ pub(crate) struct Chat {
     pub reasoning: ReasoningField,
     /// Did the request name the function to call?
     pub named: bool,
-    /// Are calls told as those of old?
-    pub legacy: bool,
+    pub calls: CallsAs,
 }
 
 impl Chat {
@@ -45,7 +44,7 @@ impl Chat {
         match reason {
             // Who names a function knows that it is called: OpenAI says nothing new there.
             FinishReason::ToolCalls if self.named => "stop",
-            FinishReason::ToolCalls if self.legacy => "function_call",
+            FinishReason::ToolCalls if self.calls == CallsAs::FunctionCall => "function_call",
             reason => reason_name(reason),
         }
     }
@@ -61,8 +60,8 @@ impl Dialect for Chat {
                 role: "assistant",
                 content: (choice.calls.is_empty() || !choice.text.is_empty())
                     .then_some(choice.text),
-                thoughts: Thoughts::new(choice.reasoning, self.reasoning),
-                calls: Calls::whole(choice.calls, self.legacy),
+                thoughts: ReasoningBody::new(choice.reasoning, self.reasoning),
+                calls: CallsBody::whole(choice.calls, self.calls),
                 refusal: None,
                 annotations: [],
             },
@@ -98,15 +97,15 @@ impl Dialect for Chat {
                 ..ChunkChoice::new(choice, Delta { content: Some(text), ..Delta::default() })
             },
             Event::Reasoning { choice, text } => {
-                let thoughts = Thoughts::new(text, self.reasoning);
+                let thoughts = ReasoningBody::new(text, self.reasoning);
                 ChunkChoice::new(choice, Delta { thoughts, ..Delta::default() })
             }
             Event::ToolStart { choice, call, name } => {
-                let calls = Calls::begun(call, name, self.legacy);
+                let calls = CallsBody::begun(call, name, self.calls);
                 ChunkChoice::new(choice, Delta { calls, ..Delta::default() })
             }
             Event::ToolArgs { choice, call, text } => {
-                let calls = Calls::more(call, text, self.legacy);
+                let calls = CallsBody::more(call, text, self.calls);
                 ChunkChoice::new(choice, Delta { calls, ..Delta::default() })
             }
             Event::Finish { choice, reason } => ChunkChoice {
@@ -156,9 +155,9 @@ struct Message {
     /// Null if the answer is nothing but calls.
     content: Option<String>,
     #[serde(flatten)]
-    thoughts: Thoughts,
+    thoughts: ReasoningBody,
     #[serde(flatten)]
-    calls: Calls,
+    calls: CallsBody,
     refusal: Option<String>,
     annotations: [(); 0],
 }
@@ -191,9 +190,9 @@ struct Delta {
     #[serde(skip_serializing_if = "Option::is_none")]
     content: Option<String>,
     #[serde(flatten)]
-    thoughts: Thoughts,
+    thoughts: ReasoningBody,
     #[serde(flatten)]
-    calls: Calls,
+    calls: CallsBody,
 }
 
 impl ChunkChoice {
@@ -219,7 +218,7 @@ mod tests {
             background: false,
             reasoning: ReasoningField::default(),
             named: false,
-            legacy: false,
+            calls: CallsAs::ToolCalls,
         }
     }
 
@@ -273,7 +272,7 @@ mod tests {
     #[test]
     fn point_22_a_named_call_ends_with_stop_and_one_of_old_with_its_own_word() {
         let named = Chat { named: true, ..chat(false) };
-        let old = Chat { legacy: true, ..chat(false) };
+        let old = Chat { calls: CallsAs::FunctionCall, ..chat(false) };
         for (mut chat, reason) in [(named, "stop"), (old, "function_call")] {
             assert_eq!(called(&mut chat, "")["finish_reason"], reason);
             let finish = |reason| Event::Finish { choice: 0, reason };
@@ -306,7 +305,7 @@ mod tests {
                 json!({ "tool_calls": [more] })
             );
         }
-        let mut old = Chat { legacy: true, ..chat };
+        let mut old = Chat { calls: CallsAs::FunctionCall, ..chat };
         assert_eq!(
             delta(&mut old, start(0, "f"))["delta"],
             json!({ "function_call": { "name": "f", "arguments": "" } })

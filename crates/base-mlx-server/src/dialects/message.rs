@@ -7,14 +7,14 @@ use crate::events::Call;
 
 /// What the model thought, under the names that clients look for.
 #[derive(Default, Serialize)]
-pub(super) struct Thoughts {
+pub(super) struct ReasoningBody {
     #[serde(skip_serializing_if = "Option::is_none")]
     reasoning_content: Option<String>,
     #[serde(skip_serializing_if = "Option::is_none")]
     reasoning: Option<String>,
 }
 
-impl Thoughts {
+impl ReasoningBody {
     pub(super) fn new(text: String, field: ReasoningField) -> Self {
         if text.is_empty() {
             return Self::default();
@@ -28,9 +28,18 @@ impl Thoughts {
     }
 }
 
+/// Where a message tells its calls.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(crate) enum CallsAs {
+    #[default]
+    ToolCalls,
+    /// The one call of an answer to `functions`.
+    FunctionCall,
+}
+
 /// The calls of a message, or a piece of one.
 #[derive(Default, Serialize)]
-pub(super) struct Calls {
+pub(super) struct CallsBody {
     #[serde(skip_serializing_if = "Vec::is_empty")]
     tool_calls: Vec<ToolCall>,
     /// The one call of an answer to `functions`.
@@ -57,14 +66,14 @@ struct Function {
     arguments: String,
 }
 
-impl Calls {
-    /// Of a whole message. `legacy` is for clients that gave `functions`.
-    pub(super) fn whole(calls: Vec<Call>, legacy: bool) -> Self {
+impl CallsBody {
+    /// Of a whole message.
+    pub(super) fn whole(calls: Vec<Call>, told: CallsAs) -> Self {
         let functions = calls
             .into_iter()
             .map(|call| Function { name: Some(call.name), arguments: call.arguments });
         let of_tool = |function| Self::tool_call(None, function);
-        if legacy {
+        if told == CallsAs::FunctionCall {
             Self { tool_calls: Vec::new(), function_call: functions.into_iter().next() }
         } else {
             Self { tool_calls: functions.map(of_tool).collect(), function_call: None }
@@ -72,9 +81,9 @@ impl Calls {
     }
 
     /// The first delta of a call: everything but its arguments.
-    pub(super) fn begun(index: usize, name: String, legacy: bool) -> Self {
+    pub(super) fn begun(index: usize, name: String, told: CallsAs) -> Self {
         let function = Function { name: Some(name), arguments: String::new() };
-        if legacy {
+        if told == CallsAs::FunctionCall {
             Self { tool_calls: Vec::new(), function_call: Some(function) }
         } else {
             Self { tool_calls: vec![Self::tool_call(Some(index), function)], function_call: None }
@@ -82,9 +91,9 @@ impl Calls {
     }
 
     /// A piece of a call's arguments. Clients put names and ids together like texts, so they are not said again.
-    pub(super) fn more(index: usize, arguments: String, legacy: bool) -> Self {
+    pub(super) fn more(index: usize, arguments: String, told: CallsAs) -> Self {
         let function = Function { name: None, arguments };
-        if legacy {
+        if told == CallsAs::FunctionCall {
             Self { tool_calls: Vec::new(), function_call: Some(function) }
         } else {
             let call = ToolCall { index: Some(index), id: None, kind: None, function };

@@ -4,7 +4,7 @@
 pub(crate) mod chat;
 pub(crate) mod completions;
 pub(crate) mod logprobs;
-mod message;
+pub(crate) mod message;
 mod usage;
 
 use std::time::{SystemTime, UNIX_EPOCH};

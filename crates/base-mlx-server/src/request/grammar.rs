@@ -22,7 +22,7 @@ pub(crate) fn content_rule(body: &JsonObject) -> Result<Option<(String, Rule)>, 
     ];
     for (key, way) in ways {
         let Some(field) = fields.get(key) else { continue };
-        let Some(rule) = way(&field)? else { continue };
+        let Some(rule) = way(&field).map_err(ApiError::of_response_format)? else { continue };
         if let Some((first, _)) = &found {
             let message = format!("`{first}` and `{}` are given, and only one can be", rule.0);
             return Err(ApiError::invalid(key, message));
@@ -223,7 +223,7 @@ mod tests {
             ("response_format.schema".into(), held(object.clone(), false))
         );
         let schema = |given: Value| json!({ "type": "json_schema", "json_schema": given });
-        for (given, param) in [
+        for (given, path) in [
             (json!(5), "response_format"),
             (json!({}), "response_format.type"),
             (json!({ "type": "xml" }), "response_format.type"),
@@ -240,7 +240,9 @@ mod tests {
                 "response_format.json_schema.strict",
             ),
         ] {
-            assert_eq!(wrong(&format(given.clone())).0, param, "{given}");
+            let (param, message) = wrong(&format(given.clone()));
+            assert_eq!(param, "response_format", "{given}");
+            assert!(message.contains(path), "{given}: {message}");
         }
     }
 

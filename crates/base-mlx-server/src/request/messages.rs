@@ -92,6 +92,16 @@ impl Conversation {
         Ok(text)
     }
 
+    /// The text that the answer goes on with.
+    pub(crate) fn continued(&self) -> Option<String> {
+        let last = self.messages.as_array().filter(|_| self.continues)?.last()?;
+        match &last["content"] {
+            Value::String(text) => Some(text.clone()),
+            Value::Array(parts) => parts.last()?["text"].as_str().map(str::to_owned),
+            _ => None,
+        }
+    }
+
     /// The message that the byte of that number belongs to in `prompt`, the text of all of them: the first one without which
     /// a text of the messages before it would end there. `None` behind the last.
     pub(crate) fn message_at<E>(

@@ -3,6 +3,7 @@ use std::collections::HashSet;
 use base_mlx_core::text::output::{Calls, Tool};
 use serde_json::{Map, Value, json};
 
+use crate::dialects::message::CallsAs;
 use crate::error::ApiError;
 use crate::request::{Field, JsonObject, Object};
 
@@ -15,8 +16,7 @@ pub(crate) struct Tools {
     pub calls: Calls,
     /// The request names the one function to call.
     pub named: bool,
-    /// They came as `functions`, so their call is to be told as `function_call`.
-    pub legacy: bool,
+    pub calls_as: CallsAs,
 }
 
 /// A function as it was given.
@@ -77,10 +77,12 @@ impl Tools {
                 format!("`{}` names {unknown:?}, which is none of the tools", asked.path());
             return Err(ApiError::invalid(asked.path(), message));
         }
-        let several = fields.flag("parallel_tool_calls")?.unwrap_or(!legacy);
+        // An answer to `functions` has room for one.
+        let several = fields.flag("parallel_tool_calls")?.unwrap_or(true) && !legacy;
         let named = matches!(choice, Choice::Named(_));
         let calls = choice.calls(tools, several);
-        Ok(Self { shown: Some(shown.into()), calls, named, legacy })
+        let calls_as = if legacy { CallsAs::FunctionCall } else { CallsAs::ToolCalls };
+        Ok(Self { shown: Some(shown.into()), calls, named, calls_as })
     }
 }
 
@@ -396,8 +398,11 @@ mod tests {
         let old = json!({ "functions": [function], "function_call": { "name": "f" } });
         let (new, old) = (parse(&new).unwrap(), parse(&old).unwrap());
         assert_eq!(new.shown.as_ref().unwrap().to_string(), old.shown.unwrap().to_string());
-        assert!(old.named && old.legacy && old.calls.required && !old.calls.parallel);
-        assert!(!new.named && !new.legacy);
+        assert_eq!((new.calls_as, old.calls_as), (CallsAs::ToolCalls, CallsAs::FunctionCall));
+        assert!(old.named && old.calls.required && !old.calls.parallel);
+        assert!(!new.named);
+        let several = json!({ "functions": [function], "parallel_tool_calls": true });
+        assert!(!parse(&several).unwrap().calls.parallel);
         assert_eq!(old.calls.tools[0].origin, "functions[0].parameters");
         assert_eq!(new.calls.tools[0].origin, "tools[0].function.parameters");
     }

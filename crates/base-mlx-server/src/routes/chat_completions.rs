@@ -4,7 +4,7 @@ use axum::extract::{RawQuery, State};
 use axum::http::HeaderMap;
 use axum::response::Response;
 use base_mlx_core::engine::{GenerateRequest, Thinking};
-use base_mlx_core::text::output::{Rule, Wanted};
+use base_mlx_core::text::output::{OutputFormat, Rule, Wanted};
 use base_mlx_core::text::{AddSpecial, ChatInput, ChatTemplate, Opening, TemplateError};
 use serde_json::Value;
 
@@ -46,9 +46,11 @@ pub(crate) async fn create(
         background,
         reasoning: app.options.reasoning_field,
         named: chat.tools.named,
-        legacy: chat.tools.legacy,
+        calls: chat.tools.calls_as,
     };
-    let continues = chat.conversation.continues;
+    // An answer is a text of its own, unless it goes on with the last message. What is held to something has no space
+    // but what that says.
+    let is_own = !chat.conversation.continues && !chat.is_held();
     let chat = Arc::new(chat);
     // Long conversations take long to render and to cut into tokens.
     let mut request = {
@@ -59,9 +61,8 @@ pub(crate) async fn create(
     let left_out = request.constraint.as_ref().map(|constraint| constraint.warnings().to_vec());
     let generation = model.engine.generate(request);
     let generation = generation.map_err(|error| ApiError::generating(error, Chat::PROMPT))?;
-    // An answer is a text of its own, unless it goes on with the last message.
     let tokenizer = &model.engine.text().tokenizer;
-    let opening = if continues { Opening::default() } else { tokenizer.opening_after(&[]) };
+    let opening = if is_own { tokenizer.opening_after(&[]) } else { Opening::default() };
     let events = opened(joined(vec![generation], choices, running), vec![opening; choices]);
     let place = async move |token| {
         blocking(move || chat.place(&model, token).ok().flatten()).await.ok().flatten()
@@ -121,13 +122,18 @@ impl ChatRequest {
         }
         check_length(Chat::PROMPT, tokens.len(), model.engine.info().context)?;
         let mut request = self.parameters.request(tokens, self.logprobs, &model.defaults())?;
-        let is_held = self.content.is_some() || self.tools.calls.required;
+        let continues_thoughts = || {
+            let last = self.conversation.continued();
+            last.is_some_and(|last| {
+                prompt.ends_with(last.trim_start()) && text.output.is_within_thoughts(&last)
+            })
+        };
         let shape = text.output.shape(&Wanted {
             calls: self.tools.calls.clone(),
             content: self.content.clone(),
-            opened: text.output.opens_thoughts(&prompt),
+            opened: text.output.opens_thoughts(&prompt) || continues_thoughts(),
             // Thoughts in an answer that is free cannot be ruled out, so they must be known for what they are.
-            may_think: template.thoughts.may_think || !is_held,
+            may_think: template.thoughts.may_think || !self.is_held(),
         });
         request.output = shape.parser;
         let budget = template.thoughts.tokens.zip(shape.closes_thoughts);
@@ -135,6 +141,11 @@ impl ChatRequest {
         let constraint = shape.grammar.map(|grammar| model.engine.compile(&grammar));
         request.constraint = constraint.transpose().map_err(ApiError::grammar)?;
         Ok(request)
+    }
+
+    /// Whether the answer must be something that not every text is.
+    fn is_held(&self) -> bool {
+        self.content.is_some() || self.tools.calls.required
     }
 
     fn template<'a>(&'a self, model: &'a Model) -> Result<Template<'a>, ApiError> {
@@ -150,8 +161,8 @@ impl ChatRequest {
         };
         let kwargs = &self.conversation.template_kwargs;
         let thoughts = self.reasoning.thoughts(|words| template.mentions(words), kwargs);
-        let in_words = !template.mentions("tools");
-        Ok(Template { template, tools: self.tools.shown.as_ref(), in_words, thoughts })
+        let tools = self.tools.shown.as_ref();
+        Ok(Template { template, tools, output: &text.output, thoughts })
     }
 
     /// Which message the prompt's token of that number belongs to, for people: `system message`, `message 3, user`.
@@ -170,8 +181,8 @@ impl ChatRequest {
 struct Template<'a> {
     template: &'a ChatTemplate,
     tools: Option<&'a Value>,
-    /// It has no place for tools and calls.
-    in_words: bool,
+    /// How calls are written where it has no place for them.
+    output: &'a OutputFormat,
     thoughts: Thoughts,
 }
 
@@ -181,7 +192,14 @@ impl Template<'_> {
         messages: &Value,
         add_generation_prompt: bool,
     ) -> Result<String, TemplateError> {
-        let told = self.in_words.then(|| in_words::messages(messages, self.tools));
+        let mut told = None;
+        if !self.template.shows_calls(self.tools.is_some()) {
+            told = Some(in_words::history(messages, self.output));
+        }
+        if let Some(tools) = self.tools.filter(|_| !self.template.shows_tools()) {
+            let messages = told.unwrap_or_else(|| messages.clone());
+            told = Some(in_words::with_tools(messages, tools, self.output));
+        }
         self.template.render(&ChatInput {
             messages: told.as_ref().unwrap_or(messages),
             tools: self.tools,

@@ -48,8 +48,12 @@ pub(crate) async fn create(
     let constraint = requests.first().and_then(|request| request.constraint.as_ref());
     let left_out = constraint.map_or(Vec::new(), |constraint| constraint.warnings().to_vec());
     let tokenizer = &model.engine.text().tokenizer;
-    let openings: Vec<Opening> =
-        requests.iter().map(|request| tokenizer.opening_after(&request.prompt)).collect();
+    // What is held to a grammar has no space but what that says.
+    let opening = |request: &GenerateRequest| match request.constraint {
+        Some(_) => Opening::default(),
+        None => tokenizer.opening_after(&request.prompt),
+    };
+    let openings: Vec<Opening> = requests.iter().map(opening).collect();
     let parameters = &completion.parameters;
     // Of the choices that are given out, not of all candidates.
     let offsets = echoes.iter().zip(&openings).flat_map(|(echo, opening)| {
@@ -190,6 +194,9 @@ impl CompletionRequest {
         let mut request = self.parameters.request(tokens, logprobs, &defaults)?;
         request.choices = self.best_of;
         request.score_prompt = score_prompt;
+        if self.content.is_none() {
+            request.output = model.engine.text().output.plain_parser();
+        }
         Ok((request, Echo { text: text.into(), scored_tokens }))
     }
 }

@@ -113,4 +113,9 @@ fn point_17_an_answer_does_not_begin_with_the_tokenizers_space_and_a_continued_o
     assert_eq!(chat(json!({ "logit_bias": { "3": 100 } })), " ");
     let continued = json!([{ "role": "assistant", "content": "b" }]);
     assert_eq!(chat(json!({ "messages": continued, "continue_final_message": true })), " a a");
+    // What is held to a grammar has the space that the grammar says.
+    let held = json!({ "grammar": { "regex": " a a" } });
+    assert_eq!(chat(held.clone()), " a a");
+    let completed = SERVER.complete(says_a(with(json!({ "prompt": "" }), held))).ok();
+    assert_eq!(completed["choices"][0]["text"], " a a");
 }

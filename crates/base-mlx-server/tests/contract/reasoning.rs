@@ -219,3 +219,16 @@ fn calls_come_behind_thoughts() {
     assert_eq!(message["tool_calls"][0]["function"]["name"], "get_weather");
     assert_eq!(finish(&answer), "tool_calls");
 }
+
+#[test]
+fn point_48_an_answer_that_goes_on_within_thoughts_begins_with_thoughts() {
+    let messages = json!([
+        { "role": "user", "content": "What is the capital of France?" },
+        { "role": "assistant", "content": "<think>\nSo far, I know that" },
+    ]);
+    let fields =
+        json!({ "messages": messages, "continue_final_message": true, "reasoning_budget": 5 });
+    let answer = think(fields).ok();
+    assert!(!thoughts(&answer).unwrap().is_empty() && !content(&answer).is_empty(), "{answer}");
+    assert!(!content(&answer).contains("think>"), "{answer}");
+}

@@ -32,7 +32,7 @@ fn finish(answer: &Value) -> &str {
 
 #[test]
 fn point_39_malformed_formats_are_named() {
-    for (format, param) in [
+    for (format, path) in [
         (json!(5), "response_format"),
         (json!({ "type": "yaml" }), "response_format.type"),
         (json!({ "type": "json_schema" }), "response_format.json_schema"),
@@ -53,7 +53,8 @@ fn point_39_malformed_formats_are_named() {
         for stream in [false, true] {
             let body = json!({ "response_format": format, "stream": stream });
             let error = SERVER.chat(with(capital(), body)).error(400);
-            assert_eq!(error["param"], param, "{error}");
+            assert_eq!(error["param"], "response_format", "{error}");
+            assert!(error["message"].as_str().unwrap().contains(path), "{error}");
             assert_eq!(error["type"], "invalid_request_error");
         }
     }
@@ -301,7 +302,7 @@ fn what_cannot_be_guaranteed_is_told_and_refused_if_strict() {
     assert_eq!(SERVER.chat(capital()).header("x-base-mlx-warning"), None);
     let strict = json!({ "response_format": schema_of("n", schema.clone(), true) });
     let error = SERVER.chat(with(capital(), strict)).error(400);
-    assert_eq!(error["param"], "response_format.json_schema.schema");
+    assert_eq!(error["param"], "response_format");
     assert!(error["message"].as_str().unwrap().contains("/properties/age"), "{error}");
     let function = json!({ "name": "f", "strict": true, "parameters": schema });
     let tools = json!({ "tools": [{ "type": "function", "function": function }] });

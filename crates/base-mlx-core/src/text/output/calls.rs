@@ -5,15 +5,17 @@ use super::fields::{Arguments, Kind};
 use super::literal::{Fence, Literals, Match, Matcher, Meaning};
 use super::mark::{Found, Marks};
 use super::sink::Sink;
-use super::syntax::{Args, Fields, Thoughts, Words, quoted};
+use super::syntax::{Args, Fields, ThoughtMarks, Words, quoted};
 use super::value::{Read, ValueReader, is_space, push_quoted};
 
 /// Reads answers with thoughts between marks and calls as a [`super::syntax::Syntax`] has them.
 #[derive(Clone, Debug)]
 pub(super) struct CallReader {
     literals: Option<Arc<Literals>>,
-    thoughts: Option<&'static Thoughts>,
+    thoughts: Option<&'static ThoughtMarks>,
     text: AfterStart,
+    /// Marks that are no text where no call can be.
+    hidden: Vec<&'static str>,
     state: State,
     sink: Sink,
     /// What is content if it turns out to be no call, and where it begins.
@@ -44,7 +46,8 @@ enum State {
     /// Where a call begins, if it is one.
     Head(Matcher),
     Text(Marks),
-    Free,
+    /// With marks that are left out.
+    Free(Marks),
     /// Before arguments that are one JSON object.
     Whole(Matcher),
     Json(ValueReader),
@@ -72,7 +75,7 @@ enum Then {
 impl CallReader {
     pub(super) fn new(
         literals: Option<Literals>,
-        thoughts: Option<&'static Thoughts>,
+        thoughts: Option<&'static ThoughtMarks>,
         opened: bool,
         text: AfterStart,
     ) -> Self {
@@ -80,7 +83,8 @@ impl CallReader {
             literals: literals.map(Arc::new),
             thoughts,
             text,
-            state: State::Free,
+            hidden: Vec::new(),
+            state: free(&[]),
             sink: Sink::new(),
             held: String::new(),
             held_at: 0,
@@ -95,6 +99,20 @@ impl CallReader {
             None => reader.start(),
         };
         reader
+    }
+
+    /// Reads text that has neither thoughts nor calls.
+    pub(super) fn of_text(hidden: &[&'static str]) -> Self {
+        Self::new(None, None, false, AfterStart::Free).hiding(hidden)
+    }
+
+    /// With these marks left out of text that no call can follow.
+    pub(super) fn hiding(mut self, marks: &[&'static str]) -> Self {
+        self.hidden = marks.to_vec();
+        if matches!(self.state, State::Free(_)) {
+            self.state = free(marks);
+        }
+        self
     }
 
     pub(super) fn push(&mut self, text: &str, start: usize) -> Vec<Output> {
@@ -120,6 +138,7 @@ impl CallReader {
         match &mut self.state {
             State::Thoughts(marks) => marks.finish(end, |c, _| sink.reasoning(c)),
             State::Text(marks) => marks.finish(end, |c, at| sink.text(c, at)),
+            State::Free(marks) => marks.give_up(end, |c, at| sink.free(c, at)),
             _ => {}
         }
         sink.finish();
@@ -172,7 +191,9 @@ impl CallReader {
                     }
                 }
             }
-            State::Free => sink.free(c, at),
+            State::Free(marks) => {
+                marks.push(c, at, |c, at| sink.free(c, at));
+            }
             State::Head(matcher) | State::Next(matcher) => {
                 let found = matcher.push(c);
                 if let Match::Behind(meaning, _) = found {
@@ -282,7 +303,7 @@ impl CallReader {
         match &self.literals {
             Some(literals) if literals.start.is_empty() => self.text(),
             Some(literals) => State::Head(Matcher::new(&literals.start)),
-            None => State::Free,
+            None => free(&self.hidden),
         }
     }
 
@@ -292,7 +313,7 @@ impl CallReader {
                 let syntax = literals.syntax;
                 State::Text(Marks::new(syntax.trigger.iter().chain(syntax.markers).copied()))
             }
-            _ => State::Free,
+            _ => free(&self.hidden),
         }
     }
 
@@ -402,7 +423,7 @@ impl CallReader {
     fn next_field(&self) -> State {
         match &self.literals {
             Some(literals) => State::Field(Matcher::new(&literals.tools[self.tool].fields[1])),
-            None => State::Free,
+            None => free(&self.hidden),
         }
     }
 
@@ -434,7 +455,7 @@ impl CallReader {
     fn over(&self) -> State {
         match &self.literals {
             Some(literals) => State::Next(Matcher::new(&literals.nothing)),
-            None => State::Free,
+            None => free(&self.hidden),
         }
     }
 
@@ -445,11 +466,15 @@ impl CallReader {
         self.held.push(c);
     }
 
-    /// Whether a mark is before what is held, or its first characters are those of one.
+    /// Whether a mark is before what is held, or it shows so much of one that it is nothing else.
     fn marked(&self) -> bool {
-        let has_mark = self.literals.as_ref().is_some_and(|all| all.syntax.trigger.is_some());
-        let shows = self.held.trim_start().chars().nth(1).is_some();
-        self.behind_mark || (self.text == AfterStart::Free && has_mark && shows)
+        let trigger = self.literals.as_ref().and_then(|literals| literals.syntax.trigger);
+        let shows = |trigger: &str| {
+            let held = self.held.trim_start_matches(is_space);
+            let is_its_own = held.starts_with(trigger) || trigger.starts_with(held);
+            is_its_own && held.chars().nth(1).is_some() && !held.chars().all(|c| c == '`')
+        };
+        self.behind_mark || trigger.is_some_and(shows)
     }
 
     /// What is held is not what it seemed.
@@ -469,4 +494,8 @@ impl CallReader {
         self.state = self.text();
         self.step(c, at);
     }
+}
+
+fn free(hidden: &[&'static str]) -> State {
+    State::Free(Marks::new(hidden.iter().copied()))
 }

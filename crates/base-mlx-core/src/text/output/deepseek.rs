@@ -1,4 +1,4 @@
-use super::syntax::{Args, Syntax};
+use super::syntax::{ARGUMENTS, Args, Syntax};
 
 /// DeepSeek V3 and R1.
 pub(super) const DEEPSEEK_V3: Syntax = Syntax {
@@ -10,6 +10,7 @@ pub(super) const DEEPSEEK_V3: Syntax = Syntax {
     call: "<｜tool▁call▁begin｜>function<｜tool▁sep｜>",
     named: "\n```json\n",
     args: Args::Json,
+    bare_key: ARGUMENTS,
     end: "\n```<｜tool▁call▁end｜>",
     id: None,
     markers: &[

@@ -9,7 +9,6 @@ pub(super) enum Arguments {
     /// As one JSON object between two texts.
     Whole {
         open: &'static str,
-        schema: Value,
         close: &'static str,
     },
     Fields(Vec<Field>),
@@ -36,16 +35,15 @@ pub(super) enum Kind {
 impl Arguments {
     pub(super) fn of(syntax: &Syntax, tool: &Tool) -> Self {
         match &syntax.args {
-            Args::Json => Self::whole("", tool, ""),
+            Args::Json => Self::Whole { open: "", close: "" },
             Args::Fields(fields) => match plain_fields(fields, &tool.parameters) {
                 Some(fields) => Self::Fields(fields),
-                None => Self::whole(fields.whole.0, tool, fields.whole.1),
+                None => {
+                    let (open, close) = fields.whole;
+                    Self::Whole { open, close }
+                }
             },
         }
-    }
-
-    fn whole(open: &'static str, tool: &Tool, close: &'static str) -> Self {
-        Self::Whole { open, schema: object(&tool.parameters), close }
     }
 }
 
@@ -85,7 +83,11 @@ fn plain_fields(syntax: &Fields, schema: &Value) -> Option<Vec<Field>> {
         let kind = kind(syntax, property, schema)?;
         is_word(name).then(|| Field { name: name.clone(), required, kind })
     };
-    properties.iter().map(field).collect()
+    let fields: Vec<Field> = properties.iter().map(field).collect::<Option<_>>()?;
+    let shared = SHARED.iter().filter_map(|key| schema.get(*key));
+    let shared_bytes: usize = shared.map(|shared| shared.to_string().len()).sum();
+    let carriers = properties.values().filter(|property| has_reference(property)).count();
+    (shared_bytes.saturating_mul(carriers) <= MAX_CARRIED_BYTES).then_some(fields)
 }
 
 fn kind(syntax: &Fields, property: &Value, root: &Map<String, Value>) -> Option<Kind> {
@@ -111,13 +113,34 @@ fn kind(syntax: &Fields, property: &Value, root: &Map<String, Value>) -> Option<
         Value::Bool(true) => Map::new(),
         _ => return None,
     };
-    for key in ["$defs", "definitions"] {
+    if !has_reference(property) {
+        return Some(Kind::Json(schema.into()));
+    }
+    // Definitions of its own are at another place, and references that lead elsewhere lead nowhere from here.
+    let shares = SHARED.iter().all(|key| !schema.contains_key(*key));
+    if !shares || !refers_to_shared(property) {
+        return None;
+    }
+    for key in SHARED {
         if let Some(shared) = root.get(key) {
-            schema.entry(key).or_insert_with(|| shared.clone());
+            if !refers_to_shared(shared) {
+                return None;
+            }
+            schema.insert(key.to_owned(), shared.clone());
         }
     }
-    let schema = Value::Object(schema);
-    refers_to_shared(&schema).then_some(Kind::Json(schema))
+    Some(Kind::Json(schema.into()))
+}
+
+/// Whether anything in it says what it is by pointing elsewhere.
+pub(super) fn has_reference(schema: &Value) -> bool {
+    match schema {
+        Value::Object(schema) => schema.iter().any(|(key, value)| {
+            matches!(key.as_str(), "$ref" | "$dynamicRef" | "$recursiveRef") || has_reference(value)
+        }),
+        Value::Array(schemas) => schemas.iter().any(has_reference),
+        _ => false,
+    }
 }
 
 /// Whether all references lead to what is carried along.
@@ -127,7 +150,10 @@ fn refers_to_shared(schema: &Value) -> bool {
             Value::String(target) if key == "$ref" => {
                 target.starts_with("#/$defs/") || target.starts_with("#/definitions/")
             }
-            value => key != "$id" && refers_to_shared(value),
+            value => {
+                !["$id", "$dynamicRef", "$recursiveRef"].contains(&key.as_str())
+                    && refers_to_shared(value)
+            }
         }),
         Value::Array(schemas) => schemas.iter().all(refers_to_shared),
         _ => true,
@@ -207,6 +233,12 @@ const PLAIN: [&str; 12] = [
     "$comment",
 ];
 
+/// Where a schema has what several places refer to.
+const SHARED: [&str; 2] = ["$defs", "definitions"];
+
+/// Of shared definitions, once for each property that refers to them.
+const MAX_CARRIED_BYTES: usize = 4 << 20;
+
 /// What holds a value to nothing.
 const NOTES: [&str; 8] = [
     "title",
@@ -264,6 +296,22 @@ mod tests {
         }));
         let a = json!({ "$ref": "#/$defs/A", "$defs": { "A": { "type": "integer" } } });
         assert_eq!(kinds_of.unwrap(), [Kind::Json(a)]);
+        let apart = json!({
+            "properties": { "a": { "type": "integer" } },
+            "$defs": { "A": { "$ref": "https://example.com/b" } },
+        });
+        assert_eq!(kinds(apart).unwrap(), [Kind::Json(json!({ "type": "integer" }))]);
+        let own = json!({ "$ref": "#/$defs/A", "$defs": { "A": {} } });
+        assert_eq!(kinds(json!({ "properties": { "a": own }, "$defs": { "A": {} } })), None);
+        let through = json!({
+            "properties": { "a": { "$ref": "#/$defs/A" } },
+            "$defs": { "A": { "$ref": "#/properties/a" } },
+        });
+        assert_eq!(kinds(through), None);
+        let large = json!({ "A": { "description": "x".repeat(MAX_CARRIED_BYTES / 2) } });
+        let refers = json!({ "$ref": "#/$defs/A" });
+        let two = json!({ "properties": { "a": refers, "b": refers }, "$defs": large });
+        assert_eq!(kinds(two), None);
         assert_eq!(kinds(json!({ "properties": { "a": { "$ref": "#" } } })), None);
         assert_eq!(kinds(json!({ "properties": {}, "minProperties": 1 })), None);
         assert_eq!(kinds(json!({ "properties": { "a>": {} } })), None);

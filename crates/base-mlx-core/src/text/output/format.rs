@@ -4,20 +4,22 @@ use super::gemma::{GEMMA, GEMMA_FENCED, GEMMA4};
 use super::glm::{GLM, GLM_CLOSE};
 use super::harmony::{self, HarmonyReader};
 use super::hermes::HERMES;
-use super::literal::{BARE_KEYS, Literals, Unmarked};
+use super::lists::{APRIEL, GRANITE3, NEMOTRON, PHI4};
+use super::literal::{Literals, Unmarked};
 use super::llama3::{LFM2, LLAMA3_JSON, LLAMA3_PYTHONIC};
 use super::mistral::{MISTRAL, MISTRAL_ARGS, MISTRAL_SPACE};
-use super::phi4::{APRIEL, GRANITE3, NEMOTRON, PHI4};
 use super::plain::PLAIN;
 use super::qwen3_coder::QWEN3_CODER;
-use super::syntax::{Syntax, Thoughts};
-use super::{Calls, GrammarSource, OutputParser, Rule, lark};
+use super::syntax::{BARE_KEYS, Syntax, ThoughtMarks};
+use super::{Calls, GrammarSource, OutputParser, Rule, Tool, fields, lark};
 
 /// How one model writes calls and thoughts.
 #[derive(Clone, Debug)]
 pub struct OutputFormat {
-    tools: ToolFormat,
-    thoughts: Option<&'static Thoughts>,
+    pub(super) tools: ToolFormat,
+    thoughts: Option<&'static ThoughtMarks>,
+    /// Marks that are special tokens of the vocabulary: where they mean nothing they are not text either.
+    special: Vec<&'static str>,
 }
 
 #[derive(Clone, Copy, Debug)]
@@ -58,7 +60,7 @@ pub struct UnknownFormat {
 
 impl Default for OutputFormat {
     fn default() -> Self {
-        Self { tools: ToolFormat::Syntax(&PLAIN), thoughts: None }
+        Self { tools: ToolFormat::Syntax(&PLAIN), thoughts: None, special: Vec::new() }
     }
 }
 
@@ -73,7 +75,8 @@ impl OutputFormat {
                 source.contains(marks.close) && source.contains(marks.open.trim_end())
             }),
         };
-        Self { tools: tools.unwrap_or(ToolFormat::Syntax(&PLAIN)), thoughts }
+        let tools = tools.unwrap_or(ToolFormat::Syntax(&PLAIN));
+        Self { tools, thoughts, special: Vec::new() }
     }
 
     /// With calls written as the format of this name has them.
@@ -83,16 +86,33 @@ impl OutputFormat {
         }
         let tools = TOOLS.iter().map(|(tools, _)| *tools).find(|tools| tools.name() == name);
         let Some(tools) = tools else {
-            let mut known: Vec<&str> = TOOLS.iter().map(|(tools, _)| tools.name()).collect();
-            known.dedup();
-            return Err(UnknownFormat { name: name.to_owned(), known: known.join(", ") });
+            let known = Self::names().join(", ");
+            return Err(UnknownFormat { name: name.to_owned(), known });
         };
         let thoughts = match (tools, self.tools) {
             (ToolFormat::Harmony, _) => Some(&harmony::THOUGHTS),
             (_, ToolFormat::Harmony) => None,
             _ => self.thoughts,
         };
-        Ok(Self { tools, thoughts })
+        Ok(Self { tools, thoughts, special: Vec::new() })
+    }
+
+    /// What [`Self::with_tools`] knows.
+    pub fn names() -> Vec<&'static str> {
+        let mut names: Vec<&str> = Vec::new();
+        for (tools, _) in &TOOLS {
+            if !names.contains(&tools.name()) {
+                names.push(tools.name());
+            }
+        }
+        names
+    }
+
+    /// Those of [`Self::markers`] that the vocabulary has as special tokens.
+    pub fn with_special(mut self, is_special: impl Fn(&str) -> bool) -> Self {
+        self.special = self.markers();
+        self.special.retain(|marker| is_special(marker));
+        self
     }
 
     /// What [`Self::with_tools`] calls it.
@@ -122,22 +142,49 @@ impl OutputFormat {
 
     /// Whether a prompt that ends so leaves the model within its thoughts.
     pub fn opens_thoughts(&self, prompt: &str) -> bool {
-        let opens = |marks: &Thoughts| prompt.trim_end().ends_with(marks.open.trim_end());
+        let opens = |marks: &ThoughtMarks| prompt.trim_end().ends_with(marks.open.trim_end());
         self.thoughts.is_some_and(opens)
     }
 
+    /// Whether such a text, which an answer is to go on with, leaves the model within its thoughts.
+    pub fn is_within_thoughts(&self, text: &str) -> bool {
+        self.thoughts.is_some_and(|marks| {
+            let open = text.rfind(marks.open.trim_end());
+            open.is_some_and(|open| !text[open..].contains(marks.close))
+        })
+    }
+
+    /// For texts that are no answers: nothing in them is a call or a thought.
+    pub fn plain_parser(&self) -> OutputParser {
+        match self.special.is_empty() {
+            true => OutputParser::plain(),
+            false => OutputParser::calls(CallReader::of_text(&self.special)),
+        }
+    }
+
+    /// How calls are written beside what else the answer may be: text that is held to something could be read as a call
+    /// without marks, whose arguments nothing had held to their schema.
+    pub fn beside(&self, content: Option<&Rule>, calls: &Calls) -> Self {
+        let needs_marks = content
+            .filter(|_| !calls.tools.is_empty() && !calls.required)
+            .is_some_and(|content| may_be_a_call(content) || cannot_be_nested(calls));
+        match self.tools {
+            ToolFormat::Syntax(syntax) if syntax.is_bare() && needs_marks => {
+                Self { tools: ToolFormat::Syntax(&HERMES), ..self.clone() }
+            }
+            _ => self.clone(),
+        }
+    }
+
     pub fn shape(&self, wanted: &Wanted) -> Shape {
+        let content = wanted.content.as_ref().map(|(_, content)| content);
+        let tools = self.beside(content, &wanted.calls).tools;
         let thoughts = self.thoughts.filter(|_| wanted.opened || wanted.may_think);
         let closes_thoughts = thoughts.map(|thoughts| thoughts.forced.to_owned());
-        match self.tools {
-            // What is held to be text could be read as a call, whose arguments nothing had held to their schema.
-            ToolFormat::Syntax(syntax) if syntax.is_bare() && may_be_a_call(wanted) => {
-                let tools = ToolFormat::Syntax(&HERMES);
-                Self { tools, ..self.clone() }.shape(wanted)
-            }
+        match tools {
             ToolFormat::Syntax(syntax) => Shape {
                 grammar: lark::grammar(syntax, thoughts, wanted),
-                parser: parser(syntax, thoughts, wanted),
+                parser: self.parser(syntax, thoughts, wanted),
                 closes_thoughts,
             },
             ToolFormat::Harmony => Shape {
@@ -146,6 +193,31 @@ impl OutputFormat {
                 closes_thoughts,
             },
         }
+    }
+
+    fn parser(
+        &self,
+        syntax: &'static Syntax,
+        thoughts: Option<&'static ThoughtMarks>,
+        wanted: &Wanted,
+    ) -> OutputParser {
+        let calls = &wanted.calls;
+        if calls.tools.is_empty() && thoughts.is_none() {
+            return match wanted.content {
+                Some(_) => OutputParser::plain(),
+                None => self.plain_parser(),
+            };
+        }
+        let (unmarked, text) = match &wanted.content {
+            Some(_) if !calls.required => (Unmarked::Never, AfterStart::Free),
+            _ => (Unmarked::Json, AfterStart::Text),
+        };
+        let literals = (!calls.tools.is_empty()).then(|| Literals::new(syntax, calls, unmarked));
+        let reader = CallReader::new(literals, thoughts, wanted.opened, text);
+        OutputParser::calls(match wanted.content {
+            Some(_) => reader,
+            None => reader.hiding(&self.special),
+        })
     }
 }
 
@@ -159,11 +231,7 @@ impl ToolFormat {
 }
 
 /// Whether text that is not a call could look like one without marks.
-fn may_be_a_call(wanted: &Wanted) -> bool {
-    let Some((_, content)) = &wanted.content else { return false };
-    if wanted.calls.tools.is_empty() || wanted.calls.required {
-        return false;
-    }
+fn may_be_a_call(content: &Rule) -> bool {
     let Rule::Json { schema, .. } = content else { return true };
     let says_object = schema["type"] == "object" && schema["additionalProperties"] == false;
     let has = |key: &str| schema["properties"].get(key).is_some();
@@ -171,21 +239,13 @@ fn may_be_a_call(wanted: &Wanted) -> bool {
     !says_object || may_hold || schema.get("patternProperties").is_some()
 }
 
-fn parser(
-    syntax: &'static Syntax,
-    thoughts: Option<&'static Thoughts>,
-    wanted: &Wanted,
-) -> OutputParser {
-    let calls = &wanted.calls;
-    if calls.tools.is_empty() && thoughts.is_none() {
-        return OutputParser::plain();
-    }
-    let (unmarked, text) = match &wanted.content {
-        Some(_) if !calls.required => (Unmarked::Never, AfterStart::Free),
-        _ => (Unmarked::Json, AfterStart::Text),
+/// Whether the schema of a tool means another within the one of a call: what is beside its references counts for nothing.
+fn cannot_be_nested(calls: &Calls) -> bool {
+    let is_old = |tool: &Tool| {
+        let draft = tool.parameters["$schema"].as_str().unwrap_or_default();
+        draft.contains("draft-0") && fields::has_reference(&tool.parameters)
     };
-    let literals = (!calls.tools.is_empty()).then(|| Literals::new(syntax, calls, unmarked));
-    OutputParser::calls(CallReader::new(literals, thoughts, wanted.opened, text))
+    calls.tools.iter().any(is_old)
 }
 
 /// Texts that a template must have.
@@ -213,7 +273,7 @@ const fn syntax(syntax: &'static Syntax) -> ToolFormat {
 }
 
 /// The first one that is found counts.
-const TOOLS: [(ToolFormat, Evidence); 22] = [
+const TOOLS: [(ToolFormat, Evidence); 23] = [
     (ToolFormat::Harmony, Evidence::All(&["<|channel|>", "<|message|>"])),
     (syntax(&DEEPSEEK_V3), Evidence::All(&["<｜tool▁calls▁begin｜>", "```json"])),
     (syntax(&DEEPSEEK_V3_1), Evidence::All(&["<｜tool▁calls▁begin｜>"])),
@@ -225,6 +285,8 @@ const TOOLS: [(ToolFormat, Evidence); 22] = [
     (syntax(&GEMMA), Evidence::All(&["<start_function_call>"])),
     (syntax(&GEMMA_FENCED), Evidence::All(&["```tool_code"])),
     (syntax(&PHI4), Evidence::All(&["<|/tool_call|>"])),
+    // Told of tools in the system message, by templates that show no calls.
+    (syntax(&PHI4), Evidence::All(&["<|tool|>", "<|/tool|>"])),
     (syntax(&GRANITE3), Evidence::All(&["<|tool_call|>"])),
     (syntax(&NEMOTRON), Evidence::All(&["<TOOLCALL>["])),
     (syntax(&APRIEL), Evidence::All(&["<tool_calls>["])),
@@ -253,12 +315,16 @@ const TOOLS: [(ToolFormat, Evidence); 22] = [
 ];
 
 /// The first one that is found counts.
-const THOUGHTS: [Thoughts; 5] = [
-    Thoughts { open: "<think>", close: "</think>", forced: "\n</think>\n\n" },
-    Thoughts { open: "[THINK]", close: "[/THINK]", forced: "[/THINK]" },
-    Thoughts { open: "<|START_THINKING|>", close: "<|END_THINKING|>", forced: "<|END_THINKING|>" },
-    Thoughts { open: "<seed:think>", close: "</seed:think>", forced: "\n</seed:think>" },
-    Thoughts { open: "<|channel>thought\n", close: "<channel|>", forced: "\n<channel|>" },
+const THOUGHTS: [ThoughtMarks; 5] = [
+    ThoughtMarks { open: "<think>", close: "</think>", forced: "\n</think>\n\n" },
+    ThoughtMarks { open: "[THINK]", close: "[/THINK]", forced: "[/THINK]" },
+    ThoughtMarks {
+        open: "<|START_THINKING|>",
+        close: "<|END_THINKING|>",
+        forced: "<|END_THINKING|>",
+    },
+    ThoughtMarks { open: "<seed:think>", close: "</seed:think>", forced: "\n</seed:think>" },
+    ThoughtMarks { open: "<|channel>thought\n", close: "<channel|>", forced: "\n<channel|>" },
 ];
 
 #[cfg(test)]
@@ -295,6 +361,9 @@ mod tests {
         let harmony = OutputFormat::default().with_tools("harmony").unwrap();
         assert!(!harmony.opens_thoughts("<|start|>assistant"));
         assert!(harmony.opens_thoughts("<|start|>assistant<|channel|>analysis<|message|>"));
+        assert!(format.is_within_thoughts("<think>So far"));
+        assert!(!format.is_within_thoughts("<think>So</think> far"));
+        assert!(!format.is_within_thoughts("So far"));
     }
 
     #[test]
@@ -338,5 +407,28 @@ mod tests {
             format.markers(),
             ["[TOOL_CALLS]", "[ARGS]", "[CALL_ID]", "<think>", "</think>"]
         );
+    }
+
+    #[test]
+    fn point_38_special_marks_are_not_text_where_nothing_can_be_called() {
+        let format = OutputFormat::of_template("<think></think>[TOOL_CALLS][ARGS]")
+            .with_special(|marker| marker != "[ARGS]");
+        let texts = |wanted: &Wanted| {
+            let shape = format.shape(wanted);
+            assert_eq!(shape.grammar, None);
+            super::super::cuts::read_by(&shape.parser, "a\n[TOOL_CALLS]f[ARGS]{}\n[TOOL")
+        };
+        let text = ["text a\nf[ARGS]{}\n[TOOL"];
+        assert_eq!(texts(&Wanted::default()), text);
+        assert_eq!(texts(&Wanted { may_think: true, ..Wanted::default() }), text);
+        let plain =
+            super::super::cuts::read_by(&format.plain_parser(), "[TOOL_CALLS]<think>b[ARGS]");
+        assert_eq!(plain, ["text b[ARGS]"]);
+    }
+
+    #[test]
+    fn templates_that_tell_of_tools_between_marks_of_phi_have_its_calls() {
+        let source = "{{ '<|tool|>' + message['tools'] + '<|/tool|>' }}";
+        assert_eq!(OutputFormat::of_template(source).name(), "phi4");
     }
 }

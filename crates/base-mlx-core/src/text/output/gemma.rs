@@ -1,5 +1,5 @@
 use super::llama3::PYTHON;
-use super::syntax::{Args, Fields, Syntax, Words};
+use super::syntax::{ARGUMENTS, Args, Fields, Syntax, Words};
 
 /// FunctionGemma.
 pub(super) const GEMMA: Syntax = Syntax {
@@ -11,6 +11,7 @@ pub(super) const GEMMA: Syntax = Syntax {
     call: "<start_function_call>call:",
     named: "",
     args: Args::Fields(FIELDS),
+    bare_key: ARGUMENTS,
     end: "<end_function_call>",
     id: None,
     markers: &["<end_function_call>", "<escape>"],
@@ -37,6 +38,7 @@ pub(super) const GEMMA_FENCED: Syntax = Syntax {
     call: "",
     named: "(",
     args: PYTHON,
+    bare_key: ARGUMENTS,
     end: "",
     id: None,
     markers: &[],

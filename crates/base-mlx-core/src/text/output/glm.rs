@@ -1,4 +1,4 @@
-use super::syntax::{Args, Fields, Syntax, Words};
+use super::syntax::{ARGUMENTS, Args, Fields, Syntax, Words};
 
 /// GLM 4.5 and 4.6, Ling 3.
 pub(super) const GLM: Syntax = Syntax {
@@ -10,6 +10,7 @@ pub(super) const GLM: Syntax = Syntax {
     call: "<tool_call>",
     named: "\n",
     args: Args::Fields(FIELDS),
+    bare_key: ARGUMENTS,
     end: "",
     id: None,
     markers: &["</tool_call>"],

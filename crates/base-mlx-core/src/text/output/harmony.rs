@@ -2,12 +2,12 @@ use super::grammar::Spacing;
 use super::lark::{Lark, literal};
 use super::mark::{Found, Marks};
 use super::sink::Sink;
-use super::syntax::{Thoughts, Words};
+use super::syntax::{ThoughtMarks, Words};
 use super::value::{Read, ValueReader, is_space};
 use super::{GrammarSource, Output, Wanted};
 
 /// gpt-oss: an answer is messages, each with a channel; those for a function are calls.
-pub(super) const THOUGHTS: Thoughts = Thoughts {
+pub(super) const THOUGHTS: ThoughtMarks = ThoughtMarks {
     open: "<|channel|>analysis<|message|>",
     close: "<|end|>",
     forced: "<|end|><|start|>assistant",
@@ -15,6 +15,9 @@ pub(super) const THOUGHTS: Thoughts = Thoughts {
 
 pub(super) const MARKERS: [&str; 7] =
     [START, END, MESSAGE, CHANNEL, "<|constrain|>", "<|return|>", "<|call|>"];
+
+/// The same without what is around them.
+const MARKED: &str = "start|end|message|channel|constrain|return|call";
 
 /// What the prompt ends with, and what another message begins with.
 const START: &str = "<|start|>";
@@ -46,8 +49,9 @@ pub(super) fn grammar(wanted: &Wanted) -> Option<GrammarSource> {
     lark.rule("thought", &format!("said {role}"));
     lark.rule("analysis", &format!("{} said {role}", literal(THOUGHTS.open)));
     lark.rule("preamble", &format!("{} said {role}", literal(PREAMBLE)));
-    lark.rule("said[lazy]", &format!("TEXT {end}"));
-    lark.rule("SAID", r"TEXT & ~/(.|\n)*<\|(start|end|message|channel)\|>(.|\n)*/");
+    lark.rule("said[lazy]", &format!("SAID {end}"));
+    // What the reader takes for the beginning of something else is never said.
+    lark.rule("SAID", &format!("TEXT & ~/(.|\\n)*<\\|({MARKED})\\|>(.|\\n)*/"));
     match &wanted.content {
         Some((origin, rule)) => {
             lark.part("content", origin, rule.clone());
@@ -59,7 +63,7 @@ pub(super) fn grammar(wanted: &Wanted) -> Option<GrammarSource> {
     for (index, tool) in calls.tools.iter().enumerate() {
         lark.object(&format!("args{index}"), tool, Spacing::Compact);
         let name = &tool.name;
-        let channel = format!("{CHANNEL}commentary to=functions.{name} <|constrain|>json{MESSAGE}");
+        let channel = call_to(name);
         let role = format!(" to=functions.{name}{CHANNEL}commentary json{MESSAGE}");
         all.push(format!("({} | {}) @args{index}", literal(&channel), literal(&role)));
     }
@@ -69,10 +73,17 @@ pub(super) fn grammar(wanted: &Wanted) -> Option<GrammarSource> {
     Some(lark.finish())
 }
 
+/// How a message begins that calls this function.
+pub(super) fn call_to(name: &str) -> String {
+    format!("{CHANNEL}commentary to=functions.{name} <|constrain|>json{MESSAGE}")
+}
+
 /// Reads messages.
 #[derive(Clone, Debug)]
 pub(super) struct HarmonyReader {
     tools: Vec<String>,
+    /// The answer's visible text is held to something.
+    held: bool,
     marks: Marks,
     state: State,
     sink: Sink,
@@ -85,6 +96,8 @@ enum State {
     Header(String),
     Thoughts,
     Text,
+    /// What was wanted as the answer, in which nothing is a mark.
+    Held,
     /// The arguments of the call of this tool.
     Call(String, ValueReader),
     /// Behind a call.
@@ -98,7 +111,8 @@ impl HarmonyReader {
             true => State::Thoughts,
             false => State::Beginning(0, String::new()),
         };
-        Self { tools, marks: Marks::new(MARKERS), state, sink: Sink::new() }
+        let held = wanted.content.is_some();
+        Self { tools, held, marks: Marks::new(MARKERS), state, sink: Sink::new() }
     }
 
     pub(super) fn push(&mut self, text: &str, start: usize) -> Vec<Output> {
@@ -125,8 +139,12 @@ impl HarmonyReader {
     }
 
     fn step(&mut self, c: char, at: usize) {
-        // In arguments nothing is a mark.
-        if matches!(&self.state, State::Call(_, reader) if reader.has_begun()) {
+        let nothing_is_a_mark = match &self.state {
+            State::Call(_, reader) => reader.has_begun(),
+            State::Held => true,
+            _ => false,
+        };
+        if nothing_is_a_mark {
             return self.state.read(c, at, &mut self.sink);
         }
         let (state, sink) = (&mut self.state, &mut self.sink);
@@ -140,7 +158,7 @@ impl HarmonyReader {
             // Models leave out the end of a message before the next.
             if mark == END || mark == START || mark == CHANNEL {
                 self.sink.end_thoughts();
-                self.state = State::Header(String::new());
+                self.state = State::Header(header_behind(mark));
             }
             return;
         }
@@ -158,7 +176,7 @@ impl HarmonyReader {
                 END | START | CHANNEL,
             ) => {
                 self.sink.mark();
-                State::Header(if mark == CHANNEL { " channel=".to_owned() } else { String::new() })
+                State::Header(header_behind(mark))
             }
             (State::Beginning(_, header), _) => State::Header(header),
             (state, _) => state,
@@ -180,9 +198,15 @@ impl HarmonyReader {
                 self.sink.end_thoughts();
                 State::Thoughts
             }
+            Some("final") if self.held => State::Held,
             _ => State::Text,
         }
     }
+}
+
+/// What is known of a message when this mark begins it.
+fn header_behind(mark: &str) -> String {
+    if mark == CHANNEL { " channel=".to_owned() } else { String::new() }
 }
 
 impl State {
@@ -204,6 +228,7 @@ impl State {
             Self::Header(header) => header.push(c),
             Self::Thoughts => sink.reasoning(c),
             Self::Text => sink.text(c, at),
+            Self::Held => sink.free(c, at),
             Self::Call(tool, reader) => {
                 if !reader.has_begun() {
                     if is_space(c) {
@@ -235,6 +260,8 @@ impl State {
 
 #[cfg(test)]
 mod tests {
+    use serde_json::json;
+
     use crate::text::output::Wanted;
     use crate::text::output::cuts::{auto, read, table};
 
@@ -270,6 +297,10 @@ mod tests {
                     "<|channel|>analysis<|message|>a<|end|><|start|>assistant<|channel|>analysis<|message|>b",
                     &["think ab"],
                 ),
+                (
+                    "<|channel|>analysis<|message|>a<|channel|>analysis<|message|>b<|channel|>final<|message|>c",
+                    &["think ab", "text c"],
+                ),
             ],
         );
         let opened = Wanted { opened: true, ..auto() };
@@ -277,5 +308,27 @@ mod tests {
             read("harmony", &opened, "Hm<|end|><|start|>assistant<|channel|>final<|message|>x"),
             ["think Hm", "text x"]
         );
+    }
+
+    #[test]
+    fn beside_text_that_is_held_to_something_nothing_in_it_is_a_mark() {
+        use crate::text::output::{Rule, Spacing};
+        let rule = Rule::Json { schema: json!({}), strict: false, spacing: Spacing::Flexible };
+        let wanted = Wanted { content: Some(("response_format".to_owned(), rule)), ..auto() };
+        let call = "<|channel|>commentary to=functions.get json<|message|>{}";
+        assert_eq!(
+            read("harmony", &wanted, &format!("<|channel|>final<|message|>[\"<|end|>{call}\"]")),
+            [format!("text [\"<|end|>{call}\"]")]
+        );
+    }
+
+    #[test]
+    fn nothing_is_said_that_holds_a_mark() {
+        let lark = super::grammar(&auto()).unwrap().lark;
+        assert!(lark.contains("said[lazy]: SAID \"<|end|>\""), "{lark}");
+        for mark in super::MARKERS {
+            let name = mark.trim_matches(['<', '|', '>']);
+            assert!(super::MARKED.split('|').any(|marked| marked == name), "{mark}");
+        }
     }
 }

@@ -1,4 +1,4 @@
-use super::syntax::{Args, Syntax};
+use super::syntax::{ARGUMENTS, Args, Syntax};
 
 /// Hermes 2 and 3, Qwen 2.5 and 3, QwQ, Granite 4, and whoever learned from them.
 pub(super) const HERMES: Syntax = Syntax {
@@ -10,6 +10,7 @@ pub(super) const HERMES: Syntax = Syntax {
     call: "<tool_call>\n{\"name\": \"",
     named: "\", \"arguments\": ",
     args: Args::Json,
+    bare_key: ARGUMENTS,
     end: "}\n</tool_call>",
     id: None,
     markers: &["</tool_call>"],
@@ -106,6 +107,10 @@ mod tests {
                     "So: {\"name\": \"get\", \"arguments\": {}}",
                     &["text So: {\"name\": \"get\", \"arguments\": {}}"],
                 ),
+                (
+                    "``` json\n{\"name\": \"get\", \"arguments\": {}}\n```",
+                    &["text ``` json\n{\"name\": \"get\", \"arguments\": {}}\n```"],
+                ),
                 ("```json\n{\"a\": 1}\n```", &["text ```json\n{\"a\": 1}\n```"]),
                 ("```", &["text ```"]),
             ],
@@ -164,8 +169,28 @@ mod tests {
                 &["call get", "args {}", "end"],
             ),
             ("<tool_", &[]),
+            // As the grammar has it, to the letter.
+            (
+                "<tool_call>{\"name\": \"get\", \"arguments\": {}}\n</tool_call>",
+                &["text <tool_call>{\"name\": \"get\", \"arguments\": {}}\n</tool_call>"],
+            ),
         ] {
             assert_eq!(read("hermes", &wanted, text), lines);
         }
+    }
+
+    #[test]
+    fn wanted_text_that_was_cut_off_is_no_mark() {
+        use crate::text::output::{Rule, Spacing};
+        use serde_json::json;
+        let schema = json!({ "type": "object", "properties": {}, "additionalProperties": false });
+        let rule = Rule::Json { schema, strict: false, spacing: Spacing::Flexible };
+        let wanted = Wanted { content: Some(("response_format".to_owned(), rule)), ..auto() };
+        for (format, text) in
+            [("llama3-json", "{\"na"), ("mistral", "[\n"), ("mistral", " ["), ("hermes", "\n{")]
+        {
+            assert_eq!(read(format, &wanted, text), [format!("text {text}")], "{format}");
+        }
+        assert!(read("mistral", &wanted, "[TO").is_empty());
     }
 }

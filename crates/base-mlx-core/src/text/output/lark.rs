@@ -1,8 +1,7 @@
 use std::fmt::Write;
 
 use super::fields::{Arguments, Field, Kind};
-use super::literal::BARE_KEYS;
-use super::syntax::{Args, Fields, ID, Id, Syntax, Thoughts, quoted};
+use super::syntax::{self, Args, BARE_KEYS, Fields, ID, Id, Syntax, ThoughtMarks, quoted};
 use super::{Calls, GrammarSource, Part, Rule, Spacing, Tool, Wanted};
 
 /// Writes the grammar of an answer, rule by rule.
@@ -15,7 +14,7 @@ pub(super) struct Lark {
 /// The grammar of an answer with thoughts between marks and calls as `syntax` has them.
 pub(super) fn grammar(
     syntax: &'static Syntax,
-    thoughts: Option<&'static Thoughts>,
+    thoughts: Option<&'static ThoughtMarks>,
     wanted: &Wanted,
 ) -> Option<GrammarSource> {
     let calls = &wanted.calls;
@@ -191,11 +190,9 @@ impl Lark {
             self.rule(&format!("{name}_text[lazy]"), &format!("{text} {}", literal(trigger)));
             answers.push(format!("{name}_text ({first}) over"));
         } else if !syntax.is_bare() {
-            let head = [syntax.open, syntax.call].concat();
             for (index, tool) in calls.tools.iter().enumerate() {
-                let start = [&*head, &syntax.written(&tool.name), syntax.named].concat();
                 let rule = format!("{name}_start{index}");
-                self.rule(&format!("{rule}[lazy]"), &format!("SPACE {}", literal(&start)));
+                self.rule(&format!("{rule}[lazy]"), &spaced(&syntax.unmarked_head(&tool.name)));
                 answers.push(format!("{rule} behind{index} over"));
             }
         }
@@ -208,19 +205,15 @@ impl Lark {
 
     /// JSON that names a tool, in a fence or not, is a call: what small models write in place of their format.
     fn bare(&mut self, syntax: &'static Syntax, calls: &Calls) {
-        let keys = BARE_KEYS.map(|key| json_literal(key)).join(" | ");
         let mut calls_of_all = Vec::new();
         for (index, tool) in calls.tools.iter().enumerate() {
             self.object(&format!("bare{index}"), tool, Spacing::Flexible);
-            let name = json_literal(&tool.name);
-            let name_key = json_literal("name");
-            let head = format!(
-                "\"{{\" SPACE {name_key} SPACE \":\" SPACE {name} SPACE \",\" SPACE ({keys}) SPACE \":\""
-            );
-            self.rule(&format!("open{index}[lazy]"), &format!("SPACE {head}"));
+            let heads = BARE_KEYS.map(|key| spaced(&syntax::bare_head(&tool.name, key)));
+            let head = heads.join(" | ");
+            self.rule(&format!("open{index}[lazy]"), &head);
             self.rule(
                 &format!("fenced{index}[lazy]"),
-                &format!("SPACE \"```\" \"json\"? SPACE {head}"),
+                &format!("SPACE \"```\" \"json\"? ({head})"),
             );
             let over = if syntax.is_bare() { "over" } else { "" };
             calls_of_all.push(format!("open{index} GAP? @bare{index} GAP? \"}}\" {over}"));
@@ -237,21 +230,22 @@ impl Lark {
         spacing: Spacing,
     ) -> String {
         let mut answers = vec!["@content".to_owned()];
-        let key = BARE_KEYS[usize::from(syntax.named.contains(BARE_KEYS[1]))];
+        let key = syntax.bare_key;
         for (index, tool) in calls.tools.iter().enumerate() {
             let mut schema = super::fields::object(&tool.parameters);
-            let mut call = serde_json::Map::new();
-            for shared in ["$defs", "definitions"] {
-                if let Some(definitions) = schema.as_object_mut().and_then(|s| s.remove(shared)) {
-                    call.insert(shared.to_owned(), definitions);
-                }
+            // What its references lead to is in it, and not in the call.
+            if let Some(schema) = schema.as_object_mut()
+                && super::fields::has_reference(&tool.parameters)
+            {
+                schema.entry("$id").or_insert_with(|| "call:arguments".into());
             }
-            call.insert("type".to_owned(), "object".into());
-            let properties = serde_json::json!({ "name": { "const": tool.name }, key: schema });
-            call.insert("properties".to_owned(), properties);
-            call.insert("required".to_owned(), serde_json::json!(["name", key]));
-            call.insert("additionalProperties".to_owned(), false.into());
-            let rule = Rule::Json { schema: call.into(), strict: tool.strict, spacing };
+            let call = serde_json::json!({
+                "type": "object",
+                "properties": { "name": { "const": tool.name }, key: schema },
+                "required": ["name", key],
+                "additionalProperties": false,
+            });
+            let rule = Rule::Json { schema: call, strict: tool.strict, spacing };
             self.part(&format!("call{index}"), &tool.origin, rule);
             answers.push(format!("@call{index}"));
         }
@@ -275,9 +269,11 @@ pub(crate) fn literal(text: &str) -> String {
     json.replace('\u{7f}', "\\u007f")
 }
 
-/// The quoted text of a JSON string.
-fn json_literal(text: &str) -> String {
-    literal(&format!("\"{}\"", quoted(text)))
+/// The pieces of a text, with white space before each.
+fn spaced(pieces: &[String]) -> String {
+    let pieces: Vec<String> =
+        pieces.iter().map(|piece| format!("SPACE {}", literal(piece))).collect();
+    pieces.join(" ")
 }
 
 const TERMINALS: &str = r#"TEXT: /(.|\n)*/

@@ -1,17 +1,27 @@
 use std::sync::Arc;
 
 use super::fields::{Arguments, Kind};
-use super::syntax::{Args, Id, Syntax};
+use super::syntax::{self, Args, BARE_KEYS, Id, Syntax};
 use super::value::is_space;
 use super::{Calls, Tool};
 
-/// A text that the parser waits for, white space apart, and what it means.
+/// A text that the parser waits for, and what it means.
 #[derive(Clone, Debug)]
 pub(super) struct Literal {
     text: String,
+    gaps: Gaps,
     /// White space at its end, which text that stands for itself begins behind.
     tail: &'static str,
     meaning: Meaning,
+}
+
+/// Where white space may come that is no part of a text.
+#[derive(Clone, Debug)]
+enum Gaps {
+    /// Everywhere: the grammar holds the model to the text as it is, and the text has none of its own.
+    Anywhere,
+    /// Behind so many bytes of it: beside it any text may come, so what is read is what the grammar says and no more.
+    At(Vec<usize>),
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -96,11 +106,26 @@ impl Literals {
             tools.iter().enumerate().flat_map(of_tool).collect()
         };
         let mut start = Vec::new();
-        if unmarked == Unmarked::Never || syntax.trigger.is_none() {
-            start.extend(heads([syntax.open, syntax.call].concat()));
-        }
-        if unmarked == Unmarked::Json {
-            start.extend(tools.iter().enumerate().flat_map(bare));
+        for (index, tool) in tools.iter().enumerate() {
+            let call = Meaning::Call(index);
+            match unmarked {
+                Unmarked::Never if syntax.is_bare() => {
+                    start.push(spaced(&syntax::bare_head(&tool.name, syntax.bare_key), call));
+                }
+                Unmarked::Never => {
+                    let name = [syntax.open, syntax.call, &syntax.written(&tool.name)].concat();
+                    start.push(spaced(&[[&name, syntax.named].concat()], call));
+                    if let Some(Id::AfterName(open)) = syntax.id {
+                        start.push(spaced(&[[&name, open].concat()], Meaning::IdOf(index)));
+                    }
+                }
+                Unmarked::Json => {
+                    if syntax.trigger.is_none() && !syntax.is_bare() {
+                        start.push(spaced(&syntax.unmarked_head(&tool.name), call));
+                    }
+                    start.extend(bare(index, &tool.name));
+                }
+            }
         }
         let mut next = heads(syntax.next());
         next.extend((!syntax.close.is_empty()).then(|| literal(syntax.close, Meaning::End)));
@@ -158,33 +183,51 @@ impl ToolLiterals {
     }
 }
 
-fn bare((index, tool): (usize, &Tool)) -> Vec<Literal> {
+fn bare(index: usize, name: &str) -> impl Iterator<Item = Literal> {
     let fences = [("", Fence::None), ("```json", Fence::Open), ("```", Fence::Open)];
-    let mut literals = Vec::new();
-    for (text, fence) in fences {
-        for key in BARE_KEYS {
-            let name = super::syntax::quoted(&tool.name);
-            let text = format!("{text}{{\"name\":\"{name}\",\"{key}\":");
-            literals.push(literal(&text, Meaning::Bare(index, fence)));
+    let all = fences.into_iter().flat_map(|fence| BARE_KEYS.map(|key| (fence, key)));
+    all.map(move |((text, fence), key)| {
+        let mut pieces = syntax::bare_head(name, key);
+        if fence == Fence::Open {
+            pieces.insert(0, text.to_owned());
         }
-    }
-    literals
+        spaced(&pieces, Meaning::Bare(index, fence))
+    })
 }
 
-/// What holds the arguments of calls without marks.
-pub(super) const BARE_KEYS: [&str; 2] = ["arguments", "parameters"];
+/// As it is, with white space before each of the pieces.
+fn spaced(pieces: &[String], meaning: Meaning) -> Literal {
+    let lengths = pieces.iter().map(String::len);
+    let starts = lengths.scan(0, |end, length| Some(std::mem::replace(end, *end + length)));
+    Literal { text: pieces.concat(), gaps: Gaps::At(starts.collect()), tail: "", meaning }
+}
 
 fn literal(text: &str, meaning: Meaning) -> Literal {
-    Literal { text: text.chars().filter(|&c| !is_space(c)).collect(), tail: "", meaning }
+    let text = text.chars().filter(|&c| !is_space(c)).collect();
+    Literal { text, gaps: Gaps::Anywhere, tail: "", meaning }
+}
+
+impl Literal {
+    /// How much of it has come with this character behind so much of it; `None` if it is another text.
+    fn step(&self, read: usize, c: char) -> Option<usize> {
+        let is_gap = match &self.gaps {
+            Gaps::Anywhere => true,
+            Gaps::At(gaps) => gaps.contains(&read),
+        };
+        if is_gap && is_space(c) {
+            return Some(read);
+        }
+        self.text[read..].starts_with(c).then(|| read + c.len_utf8())
+    }
 }
 
 /// Which of some texts comes.
 #[derive(Clone, Debug)]
 pub(super) struct Matcher {
     list: Arc<[Literal]>,
-    alive: Vec<usize>,
-    /// How much of them has come.
-    read: usize,
+    /// Those that it may be, and how much of each has come.
+    alive: Vec<(usize, usize)>,
+    begun: bool,
     /// One that has come whole, though more letters would make it another.
     whole: Option<usize>,
 }
@@ -201,7 +244,8 @@ pub(super) enum Match {
 
 impl Matcher {
     pub(super) fn new(list: &Arc<[Literal]>) -> Self {
-        Self { list: Arc::clone(list), alive: (0..list.len()).collect(), read: 0, whole: None }
+        let alive = (0..list.len()).map(|index| (index, 0)).collect();
+        Self { list: Arc::clone(list), alive, begun: false, whole: None }
     }
 
     /// What an empty text means.
@@ -211,16 +255,19 @@ impl Matcher {
     }
 
     pub(super) fn has_begun(&self) -> bool {
-        self.read > 0
+        self.begun
     }
 
     pub(super) fn push(&mut self, c: char) -> Match {
-        if is_space(c) {
+        let list = &self.list;
+        let step =
+            |&(index, read): &(usize, usize)| list[index].step(read, c).map(|read| (index, read));
+        let alive: Vec<(usize, usize)> = self.alive.iter().filter_map(step).collect();
+        if is_space(c) && alive == self.alive {
             return Match::Open;
         }
-        let (list, read) = (&self.list, self.read);
-        self.alive.retain(|&index| list[index].text[read..].starts_with(c));
-        self.read += c.len_utf8();
+        self.alive = alive;
+        self.begun = true;
         let whole = self.whole.take().map(|index| &list[index]);
         if self.alive.is_empty() {
             return match whole {
@@ -228,13 +275,13 @@ impl Matcher {
                 _ => Match::Failed,
             };
         }
-        let done = |index: &&usize| list[**index].text.len() == self.read;
+        let done = |&&(index, read): &&(usize, usize)| list[index].text.len() == read;
         match self.alive.iter().find(done) {
-            Some(&index) if is_letter(c) => {
+            Some(&(index, _)) if is_letter(c) => {
                 self.whole = Some(index);
                 Match::Open
             }
-            Some(&index) => Match::Done(list[index].meaning, list[index].tail),
+            Some(&(index, _)) => Match::Done(list[index].meaning, list[index].tail),
             None => Match::Open,
         }
     }

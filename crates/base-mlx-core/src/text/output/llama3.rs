@@ -1,4 +1,4 @@
-use super::syntax::{Args, Fields, Syntax, Words};
+use super::syntax::{ARGUMENTS, Args, Fields, PARAMETERS, Syntax, Words};
 
 /// Llama 3.1 to 3.3. A call is the whole answer; one that stands for code has a mark before it.
 pub(super) const LLAMA3_JSON: Syntax = Syntax {
@@ -10,6 +10,7 @@ pub(super) const LLAMA3_JSON: Syntax = Syntax {
     call: "{\"name\": \"",
     named: "\", \"parameters\": ",
     args: Args::Json,
+    bare_key: PARAMETERS,
     end: "}",
     id: None,
     markers: &[],
@@ -25,6 +26,7 @@ pub(super) const LLAMA3_PYTHONIC: Syntax = Syntax {
     call: "",
     named: "(",
     args: PYTHON,
+    bare_key: ARGUMENTS,
     end: "",
     id: None,
     markers: &[],
@@ -75,6 +77,14 @@ mod tests {
                     &["call get", "args {}", "end", "call get", "args {}", "end"],
                 ),
                 ("<|python_tag|>print(1)", &["text print(1)"]),
+                (
+                    "{\"na me\": \"get\", \"parameters\": {}}",
+                    &["text {\"na me\": \"get\", \"parameters\": {}}"],
+                ),
+                (
+                    "{\"name\": \"get_ weather\", \"parameters\": {}}",
+                    &["text {\"name\": \"get_ weather\", \"parameters\": {}}"],
+                ),
                 ("{\"city\": 1}", &["text {\"city\": 1}"]),
                 ("<|python", &[]),
             ],
@@ -97,6 +107,10 @@ mod tests {
                         "end",
                     ],
                 ),
+                ("\n[\n get()]", &["call get", "args {}", "end"]),
+                // What the grammar takes for text is text.
+                ("[ge t()]", &["text [ge t()]"]),
+                ("[get ()]", &["text [get ()]"]),
                 ("[1, 2]", &["text [1, 2]"]),
                 ("[get_weath", &["text [get_weath"]),
                 ("[got()]", &["text [got()]"]),

@@ -37,14 +37,21 @@ impl Marks {
         Found::Waiting
     }
 
+    /// What is held at the text's end is text: no mark of these comes in pieces.
+    pub(super) fn give_up(&mut self, end: usize, mut text: impl FnMut(char, usize)) {
+        let held = std::mem::take(&mut self.held);
+        let start = end - held.len();
+        held.char_indices().for_each(|(at, c)| text(c, start + at));
+    }
+
     /// What is held at the text's end is a mark that was cut off, or text if it shows too little of one. `end` is where
     /// the text ends.
-    pub(super) fn finish(&mut self, end: usize, mut text: impl FnMut(char, usize)) {
-        let held = std::mem::take(&mut self.held);
+    pub(super) fn finish(&mut self, end: usize, text: impl FnMut(char, usize)) {
+        let held = &self.held;
         let shows = held.chars().nth(1).is_some() && !held.chars().all(|c| c == '`' || c == '\n');
-        if !shows {
-            let start = end - held.len();
-            held.char_indices().for_each(|(at, c)| text(c, start + at));
+        if shows {
+            self.held.clear();
         }
+        self.give_up(end, text);
     }
 }

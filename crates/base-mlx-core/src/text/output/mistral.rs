@@ -1,4 +1,4 @@
-use super::syntax::{Args, Id, Syntax};
+use super::syntax::{ARGUMENTS, Args, Id, Syntax};
 
 /// Mistral 7B v0.3, Nemo, Large 2, Small 3.1: a list behind one mark.
 pub(super) const MISTRAL: Syntax = Syntax {
@@ -10,6 +10,7 @@ pub(super) const MISTRAL: Syntax = Syntax {
     call: "{\"name\": \"",
     named: "\", \"arguments\": ",
     args: Args::Json,
+    bare_key: ARGUMENTS,
     end: "}",
     id: Some(Id::AfterArgs(", \"id\": \"", "\"")),
     markers: &[],
@@ -28,6 +29,7 @@ pub(super) const MISTRAL_ARGS: Syntax = Syntax {
     call: "[TOOL_CALLS]",
     named: "[ARGS]",
     args: Args::Json,
+    bare_key: ARGUMENTS,
     end: "",
     id: Some(Id::AfterName("[CALL_ID]")),
     markers: &["[ARGS]", "[CALL_ID]"],

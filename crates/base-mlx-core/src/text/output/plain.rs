@@ -1,4 +1,4 @@
-use super::syntax::{Args, Syntax};
+use super::syntax::{ARGUMENTS, Args, Syntax};
 
 /// For models whose template knows no tools: JSON as most have seen it.
 pub(super) const PLAIN: Syntax = Syntax {
@@ -10,6 +10,7 @@ pub(super) const PLAIN: Syntax = Syntax {
     call: "{\"name\": \"",
     named: "\", \"arguments\": ",
     args: Args::Json,
+    bare_key: ARGUMENTS,
     end: "}",
     id: None,
     markers: &[],

@@ -1,4 +1,4 @@
-use super::syntax::{Args, Fields, Syntax, Words};
+use super::syntax::{ARGUMENTS, Args, Fields, Syntax, Words};
 
 /// Qwen3-Coder, Qwen 3.5, Nemotron 3, Step 3.5.
 pub(super) const QWEN3_CODER: Syntax = Syntax {
@@ -20,6 +20,7 @@ pub(super) const QWEN3_CODER: Syntax = Syntax {
         words: Words::Json,
         whole: ("", "\n</function>"),
     }),
+    bare_key: ARGUMENTS,
     end: "\n</tool_call>",
     id: None,
     markers: &["</tool_call>"],

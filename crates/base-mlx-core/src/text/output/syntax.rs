@@ -12,6 +12,8 @@ pub(super) struct Syntax {
     pub(super) call: &'static str,
     pub(super) named: &'static str,
     pub(super) args: Args,
+    /// What holds the arguments where a call is JSON without marks.
+    pub(super) bare_key: &'static str,
     pub(super) end: &'static str,
     pub(super) id: Option<Id>,
     /// Further texts that are never content; with `trigger`, what may be special tokens.
@@ -59,12 +61,17 @@ pub(super) enum Words {
 
 /// The marks around a model's thoughts.
 #[derive(Debug, PartialEq, Eq)]
-pub(super) struct Thoughts {
+pub(super) struct ThoughtMarks {
     pub(super) open: &'static str,
     pub(super) close: &'static str,
     /// What the model is made to write to come to an end.
     pub(super) forced: &'static str,
 }
+
+/// What holds the arguments of calls that are JSON.
+pub(super) const BARE_KEYS: [&str; 2] = [ARGUMENTS, PARAMETERS];
+pub(super) const ARGUMENTS: &str = "arguments";
+pub(super) const PARAMETERS: &str = "parameters";
 
 /// Between a name and its call's arguments, and so on: the letters of an [`Id`].
 pub(super) const ID: &str = "[a-zA-Z0-9]{9}";
@@ -87,6 +94,12 @@ impl Syntax {
         self.open.is_empty() && self.end == "}"
     }
 
+    /// How a call begins where it has no mark, in the pieces before each of which white space may come: the grammar and the
+    /// parser agree to the letter, for what is no call is text that nothing holds.
+    pub(super) fn unmarked_head(&self, name: &str) -> [String; 2] {
+        [self.open.to_owned(), [self.call, &self.written(name), self.named].concat()]
+    }
+
     /// A name as it stands in a call.
     pub(super) fn written(&self, name: &str) -> String {
         match self.call.ends_with('"') {
@@ -94,6 +107,20 @@ impl Syntax {
             false => name.to_owned(),
         }
     }
+}
+
+/// How a call begins that is JSON, up to its arguments: [`Syntax::unmarked_head`] of any format.
+pub(super) fn bare_head(name: &str, key: &str) -> Vec<String> {
+    let text = |text: &str| format!("\"{}\"", quoted(text));
+    vec![
+        "{".to_owned(),
+        text("name"),
+        ":".to_owned(),
+        text(name),
+        ",".to_owned(),
+        text(key),
+        ":".to_owned(),
+    ]
 }
 
 /// As it stands within the quotes of a JSON string.

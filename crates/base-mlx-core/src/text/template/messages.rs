@@ -1,6 +1,6 @@
 use serde_json::{Map, Value, json};
 
-use super::probe::Capabilities;
+use super::probe::{Capabilities, ToolsPlace};
 use crate::text::parse_json;
 
 /// How a template wants the arguments of a call in the history.
@@ -13,7 +13,12 @@ pub(super) enum Arguments {
 }
 
 /// The same conversation in the words that the template knows.
-pub(super) fn prepare(messages: &Value, can: &Capabilities, arguments: Arguments) -> Value {
+pub(super) fn prepare(
+    messages: &Value,
+    tools: Option<&Value>,
+    can: &Capabilities,
+    arguments: Arguments,
+) -> Value {
     let Value::Array(messages) = messages else { return messages.clone() };
     let mut prepared = Vec::with_capacity(messages.len());
     let mut system = Vec::new();
@@ -34,6 +39,12 @@ pub(super) fn prepare(messages: &Value, can: &Capabilities, arguments: Arguments
         let texts: Vec<_> = system.iter().map(|message| joined(&message["content"])).collect();
         system = vec![json!({ "role": "system", "content": texts.join("\n\n") })];
     }
+    if let Some(tools) = tools.filter(|_| can.tools == ToolsPlace::SystemMessage) {
+        if system.is_empty() {
+            system.push(json!({ "role": "system", "content": "" }));
+        }
+        system[0]["tools"] = told_tools(tools);
+    }
     if let Some(system) = system.pop() {
         if can.system {
             prepared.insert(0, system);
@@ -51,6 +62,13 @@ pub(super) fn prepare(messages: &Value, can: &Capabilities, arguments: Arguments
         }
     }
     Value::Array(prepared)
+}
+
+/// Tools as templates want them that look for them in the system message: their functions, as JSON text.
+pub(super) fn told_tools(tools: &Value) -> Value {
+    let tools = tools.as_array().map(Vec::as_slice).unwrap_or_default();
+    let functions: Vec<&Value> = tools.iter().map(|tool| &tool["function"]).collect();
+    json!(functions).to_string().into()
 }
 
 /// The calls seen so far.

@@ -20,7 +20,7 @@ use serde_json::{Map, Value};
 use environment::Budget;
 pub use environment::Clock;
 use messages::Arguments;
-use probe::Capabilities;
+use probe::{Capabilities, ToolsPlace};
 
 /// A model's chat template, compiled. Immutable and cheap to clone.
 #[derive(Clone)]
@@ -91,7 +91,7 @@ impl ChatTemplate {
     pub fn render(&self, input: &ChatInput) -> Result<String, TemplateError> {
         let (name, capabilities) = self.choose(input)?;
         let prepare = |arguments| {
-            let messages = messages::prepare(input.messages, capabilities, arguments);
+            let messages = messages::prepare(input.messages, input.tools, capabilities, arguments);
             self.inner.render(name, &ChatInput { messages: &messages, ..*input })
         };
         environment::on_a_deep_stack(|| match prepare(capabilities.arguments) {
@@ -131,6 +131,16 @@ impl ChatTemplate {
         })
     }
 
+    /// Whether tools that it is given come to the model.
+    pub fn shows_tools(&self) -> bool {
+        self.chosen(true).is_some_and(|can| can.tools != ToolsPlace::Nowhere)
+    }
+
+    /// Whether calls of before come to the model, in a conversation with tools or without.
+    pub fn shows_calls(&self, with_tools: bool) -> bool {
+        self.chosen(with_tools).is_some_and(|can| can.calls)
+    }
+
     /// All templates, one after another.
     pub(super) fn sources(&self) -> String {
         self.inner.sources.values().map(String::as_str).collect::<Vec<_>>().join("\n")
@@ -148,13 +158,21 @@ impl ChatTemplate {
     }
 
     fn choose(&self, input: &ChatInput) -> Result<(&str, &Capabilities), TemplateError> {
-        let templates = &self.inner.templates;
-        let tool_use = input.tools.and_then(|_| templates.get_key_value("tool_use"));
-        tool_use
-            .or_else(|| templates.get_key_value("default"))
-            .or_else(|| templates.first_key_value())
-            .map(|(name, capabilities)| (name.as_str(), capabilities))
+        self.named(input.tools.is_some())
             .ok_or_else(|| TemplateError::Failed("there is none".to_owned()))
+    }
+
+    fn chosen(&self, with_tools: bool) -> Option<&Capabilities> {
+        self.named(with_tools).map(|(_, capabilities)| capabilities)
+    }
+
+    fn named(&self, with_tools: bool) -> Option<(&str, &Capabilities)> {
+        let templates = &self.inner.templates;
+        let tool_use = templates.get_key_value("tool_use").filter(|_| with_tools);
+        let chosen = tool_use
+            .or_else(|| templates.get_key_value("default"))
+            .or_else(|| templates.first_key_value())?;
+        Some((chosen.0.as_str(), chosen.1))
     }
 }
 

@@ -1,4 +1,6 @@
-use super::syntax::{Args, Id, Syntax};
+//! Formats whose calls are one list in JSON between marks.
+
+use super::syntax::{ARGUMENTS, Args, Id, Syntax};
 
 /// Phi-4-mini.
 pub(super) const PHI4: Syntax = Syntax {
@@ -10,6 +12,7 @@ pub(super) const PHI4: Syntax = Syntax {
     call: "{\"name\": \"",
     named: "\", \"arguments\": ",
     args: Args::Json,
+    bare_key: ARGUMENTS,
     end: "}",
     id: None,
     markers: &["<|/tool_call|>"],
