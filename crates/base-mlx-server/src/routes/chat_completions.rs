@@ -162,7 +162,9 @@ impl ChatRequest {
         let kwargs = &self.conversation.template_kwargs;
         let thoughts = self.reasoning.thoughts(|words| template.mentions(words), kwargs);
         let tools = self.tools.shown.as_ref();
-        Ok(Template { template, tools, output: &text.output, thoughts })
+        let content = self.content.as_ref().map(|(_, rule)| rule);
+        let output = text.output.beside(content, &self.tools.calls);
+        Ok(Template { template, tools, output, thoughts })
     }
 
     /// Which message the prompt's token of that number belongs to, for people: `system message`, `message 3, user`.
@@ -182,7 +184,7 @@ struct Template<'a> {
     template: &'a ChatTemplate,
     tools: Option<&'a Value>,
     /// How calls are written where it has no place for them.
-    output: &'a OutputFormat,
+    output: OutputFormat,
     thoughts: Thoughts,
 }
 
@@ -194,11 +196,11 @@ impl Template<'_> {
     ) -> Result<String, TemplateError> {
         let mut told = None;
         if !self.template.shows_calls(self.tools.is_some()) {
-            told = Some(in_words::history(messages, self.output));
+            told = Some(in_words::history(messages, &self.output));
         }
         if let Some(tools) = self.tools.filter(|_| !self.template.shows_tools()) {
             let messages = told.unwrap_or_else(|| messages.clone());
-            told = Some(in_words::with_tools(messages, tools, self.output));
+            told = Some(in_words::with_tools(messages, tools, &self.output));
         }
         self.template.render(&ChatInput {
             messages: told.as_ref().unwrap_or(messages),
