@@ -177,11 +177,11 @@ impl Report {
     }
 }
 
-/// How many schemas there are to one that is tried; with `BASE_MLX_ALL_SCHEMAS` all are.
+/// How many schemas there are to one that is tried: what `BASE_MLX_SCHEMAS_EVERY` says, 1 for all of them.
 pub(crate) fn every(of_ci: usize) -> usize {
-    match std::env::var_os("BASE_MLX_ALL_SCHEMAS") {
-        Some(_) => 1,
-        None => of_ci,
+    match std::env::var("BASE_MLX_SCHEMAS_EVERY") {
+        Ok(number) => number.parse().expect("BASE_MLX_SCHEMAS_EVERY is a number"),
+        Err(_) => of_ci,
     }
 }
 
