@@ -166,7 +166,7 @@ fn point_06_what_cannot_be_done_is_refused_and_what_nobody_knows_is_ignored() {
     let tagged = json!({ "type": "structural_tag", "format": {} });
     for (fields, param) in [
         (json!({ "tools": custom }), "tools[0].type"),
-        (json!({ "response_format": tagged }), "response_format.type"),
+        (json!({ "response_format": tagged }), "response_format"),
         (json!({ "modalities": ["text", "audio"] }), "modalities"),
         (json!({ "audio": { "voice": "x" } }), "audio"),
         (json!({ "prediction": { "type": "content", "content": "x" } }), "prediction"),

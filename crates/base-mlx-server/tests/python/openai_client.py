@@ -163,7 +163,7 @@ def errors(client, model):
     malformed = {"type": "json_schema", "json_schema": {"name": "n"}}
     for stream in [False, True]:
         error = raised(openai.BadRequestError, response_format=malformed, stream=stream)
-        assert error.param == "response_format.json_schema.schema"
+        assert error.param == "response_format"
     try:
         client.models.retrieve("no/such")
     except openai.NotFoundError:
