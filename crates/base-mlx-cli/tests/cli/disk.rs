@@ -51,18 +51,6 @@ fn files(folder: &Path) -> Vec<PathBuf> {
     files
 }
 
-/// Until there are so many files, or no more come: what is fetched slower than it is computed is not written any more.
-fn wait_while_writing(count: usize, folder: &Path) {
-    let (mut seen, mut since) = (0, Instant::now());
-    while seen < count && since.elapsed() < Duration::from_secs(12) {
-        let now = files(folder).len();
-        if now != seen {
-            (seen, since) = (now, Instant::now());
-        }
-        std::thread::sleep(Duration::from_millis(5));
-    }
-}
-
 #[track_caller]
 fn wait_for(count: usize, folder: &Path) {
     let begun = Instant::now();
@@ -153,7 +141,7 @@ fn a_kill_at_any_moment_loses_nothing_but_cache() {
         let ask = |number| serving.post("/v1/chat/completions", &body(number));
         let answers: Vec<_> = (0..4).map(ask).collect();
         // In the middle of writing, wherever that is on this machine.
-        wait_while_writing([0, 1, 3, 2, 5, 6][round as usize % 6], &folder);
+        wait_for([0, 1, 3, 2, 5, 6][round as usize % 6], &folder);
         std::thread::sleep(Duration::from_millis(round * 37 % 90));
         serving.signal(Signal::SIGKILL);
         drop(answers);
@@ -162,7 +150,7 @@ fn a_kill_at_any_moment_loses_nothing_but_cache() {
         let index = std::fs::metadata(folder.join("index.redb")).unwrap().len();
         assert!(bytes + index <= (0.06 * f64::from(1 << 30)) as u64, "{bytes} + {index}");
     }
-    assert!((1..=10).contains(&files(&folder).len()), "{:?}", files(&folder));
+    assert!((4..=10).contains(&files(&folder).len()), "{:?}", files(&folder));
     let last = serving(&user, &flags);
     for (number, expected) in expected.iter().enumerate() {
         assert_eq!(ask(&last, number).0, *expected);

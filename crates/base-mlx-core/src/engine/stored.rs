@@ -9,7 +9,7 @@ use std::time::{Duration, Instant};
 
 use super::compute::flatten;
 use super::device::Waker;
-use super::disk::{Key, KvDisk, keys};
+use super::disk::{Chunk, Key, KvDisk, keys};
 use super::prefix::{Evicted, KeptId};
 use super::runner::ModelRunner;
 use super::scheduler::Plan;
@@ -43,10 +43,11 @@ struct Unwritten {
 /// A cache on its way from disk.
 struct Fetching<B: Backend> {
     cache: B::Kv,
-    chunks: Receiver<Vec<u8>>,
+    chunks: Receiver<Chunk>,
     /// Positions that are wanted.
     len: usize,
-    began: Instant,
+    /// That reading it and taking it in has taken; the steps of others that come between are not its own.
+    took: Duration,
 }
 
 impl<B: Backend> Stored<B> {
@@ -175,7 +176,7 @@ impl<B: Backend> ModelRunner<B> {
         keys.truncate(len.div_ceil(KV_CHUNK));
         let Ok(cache) = self.backend.new_kv(&self.layers) else { return false };
         let chunks = stored.disk.read(keys, waker.clone());
-        let fetching = Fetching { cache, chunks, len, began: Instant::now() };
+        let fetching = Fetching { cache, chunks, len, took: Duration::ZERO };
         stored.fetching.insert(id, fetching);
         true
     }
@@ -191,11 +192,14 @@ impl<B: Backend> ModelRunner<B> {
         for (&id, fetching) in &mut stored.fetching {
             let ended = {
                 match fetching.chunks.try_recv() {
-                    Ok(bytes) => {
+                    Ok(Chunk { bytes, took }) => {
                         let len = fetching.cache.len();
+                        let began = Instant::now();
                         let restored = AssertUnwindSafe(|| fetching.cache.restore(&bytes));
+                        let restored = flatten(catch_unwind(restored));
+                        fetching.took += took + began.elapsed();
                         // What is only a cache must not cost the model.
-                        if let Err(error) = flatten(catch_unwind(restored)) {
+                        if let Err(error) = restored {
                             tracing::warn!("saved keys and values are ignored: {error}");
                             fetching.cache.truncate(len);
                             true
@@ -214,9 +218,9 @@ impl<B: Backend> ModelRunner<B> {
         }
         let some = !done.is_empty();
         for id in done {
-            let Fetching { mut cache, len, began, .. } =
+            let Fetching { mut cache, len, took, .. } =
                 stored.fetching.remove(&id).expect("it was found there");
-            stored.speed.fetched(cache.len(), began.elapsed());
+            stored.speed.fetched(cache.len(), took);
             let len = cache.truncate(len);
             if self.scheduler.fetched(id, len) && len > 0 {
                 self.caches.insert(id, cache);

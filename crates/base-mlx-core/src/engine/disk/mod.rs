@@ -90,10 +90,16 @@ enum Order {
     Flush(Sender<()>),
 }
 
+/// What was read, and how long that took.
+pub(super) struct Chunk {
+    pub(super) bytes: Vec<u8>,
+    pub(super) took: Duration,
+}
+
 /// For the thread that reads.
 struct Read {
     keys: Vec<Key>,
-    to: SyncSender<Vec<u8>>,
+    to: SyncSender<Chunk>,
     waker: Waker,
 }
 
@@ -178,7 +184,7 @@ impl KvDisk {
     }
 
     /// Reads chunks one after the other, and wakes after each. The channel ends after the last one, or early.
-    pub(super) fn read(&self, keys: Vec<Key>, waker: Waker) -> Receiver<Vec<u8>> {
+    pub(super) fn read(&self, keys: Vec<Key>, waker: Waker) -> Receiver<Chunk> {
         // One is read while another is taken in.
         let (to, chunks) = sync_channel(1);
         let read = Read { keys, to, waker };
@@ -315,11 +321,12 @@ impl Shared {
                 let began = Instant::now();
                 match blob::read(&self.folder, &key, size) {
                     Ok(bytes) => {
-                        let ms = began.elapsed().as_millis() as u64;
+                        let took = began.elapsed();
+                        let ms = took.as_millis() as u64;
                         tracing::debug!(bytes = bytes.len(), ms, "keys and values read");
                         counter!(names::DISK_READS).increment(1);
                         // Whoever wanted it may have gone.
-                        if to.send(bytes).is_err() {
+                        if to.send(Chunk { bytes, took }).is_err() {
                             break;
                         }
                         waker();
@@ -436,7 +443,7 @@ mod tests {
     }
 
     fn read(disk: &KvDisk, keys: &[Key]) -> Vec<Vec<u8>> {
-        disk.read(keys.to_vec(), Arc::new(|| {})).iter().collect()
+        disk.read(keys.to_vec(), Arc::new(|| {})).iter().map(|chunk| chunk.bytes).collect()
     }
 
     fn on_disk(folder: &Path) -> u64 {
