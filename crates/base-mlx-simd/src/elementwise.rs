@@ -71,6 +71,76 @@ impl Kernel for RmsNorm<'_> {
     }
 }
 
+/// `out = (x - mean(x)) / sqrt(mean((x - mean(x))²) + eps) * w + bias` for each row of `w.len()` values.
+pub fn layer_norm(
+    pool: &Pool,
+    isa: Isa,
+    x: &[f32],
+    LayerNorm { w, bias, eps }: LayerNorm,
+    out: &mut [f32],
+) {
+    let width = w.len().max(1);
+    assert!(x.len().is_multiple_of(width) && x.len() == out.len(), "layer_norm");
+    assert_eq!(w.len(), bias.len(), "layer_norm");
+    let rows = x.len() / width;
+    let rows_in_piece = (VALUES_IN_PIECE / width).max(1);
+    let out = SharedMut::new(out);
+    pool.run(rows.div_ceil(rows_in_piece), |piece, _| {
+        let values = piece * rows_in_piece * width..rows.min((piece + 1) * rows_in_piece) * width;
+        // SAFETY: each piece has its own rows.
+        let out = unsafe { out.part(values.clone()) };
+        isa.run(LayerNormRows { x: &x[values], norm: LayerNorm { w, bias, eps }, out });
+    });
+}
+
+/// What [`layer_norm`] does to a row.
+#[derive(Clone, Copy)]
+pub struct LayerNorm<'a> {
+    pub w: &'a [f32],
+    pub bias: &'a [f32],
+    pub eps: f32,
+}
+
+struct LayerNormRows<'a> {
+    x: &'a [f32],
+    norm: LayerNorm<'a>,
+    out: &'a mut [f32],
+}
+
+impl Kernel for LayerNormRows<'_> {
+    type Output = ();
+
+    #[inline(always)]
+    fn run<L: Lanes>(self, lanes: L) {
+        let LayerNorm { w, bias, eps } = self.norm;
+        let width = w.len().max(1);
+        for (x, out) in self.x.chunks_exact(width).zip(self.out.chunks_exact_mut(width)) {
+            let mean = sum(lanes, x) / width as f32;
+            let minus_mean = lanes.splat(-mean);
+            for (x, out) in x.chunks(L::WIDTH).zip(out.chunks_mut(L::WIDTH)) {
+                lanes.store_some(lanes.add(lanes.load_some(x), minus_mean), out);
+            }
+            let factor = 1.0 / (squares(lanes, out) / width as f32 + eps).sqrt();
+            let factor = lanes.splat(factor);
+            let parameters = w.chunks(L::WIDTH).zip(bias.chunks(L::WIDTH));
+            for (out, (w, bias)) in out.chunks_mut(L::WIDTH).zip(parameters) {
+                let normed = lanes.mul(lanes.load_some(out), factor);
+                let (w, bias) = (lanes.load_some(w), lanes.load_some(bias));
+                lanes.store_some(lanes.mul_add(normed, w, bias), out);
+            }
+        }
+    }
+}
+
+#[inline(always)]
+fn sum<L: Lanes>(lanes: L, x: &[f32]) -> f32 {
+    let mut sum = lanes.splat(0.0);
+    for x in x.chunks(L::WIDTH) {
+        sum = lanes.add(sum, lanes.load_some(x));
+    }
+    lanes.sum(sum)
+}
+
 #[inline(always)]
 fn squares<L: Lanes>(lanes: L, x: &[f32]) -> f32 {
     let mut sum = lanes.splat(0.0);

@@ -9,6 +9,7 @@
 //! (row, output) that runs over the inner dimension in order, however many rows share the call, and attention walks a
 //! sequence's keys in the order of their positions, in blocks counted from position 0.
 
+mod activation;
 mod attention;
 #[cfg(target_arch = "x86_64")]
 mod avx2;
@@ -30,13 +31,14 @@ mod rope;
 mod shared;
 mod sync;
 
+pub use activation::{Activation, activate};
 pub use attention::{
-    AttentionShape, AttentionSpan, KEY_BLOCK, KvBlock, KvBlocks, KvFormat, attention,
+    AttentionShape, AttentionSpan, KEY_BLOCK, KvBlock, KvBlocks, KvFormat, Sees, attention,
 };
 pub use bandwidth::read_bandwidth;
 pub use cores::cores;
 pub use dense::{Dense, linear};
-pub use elementwise::{add, rms_norm, swiglu};
+pub use elementwise::{LayerNorm, add, layer_norm, rms_norm, swiglu};
 pub use floats::Floats;
 pub use isa::{Isa, Kernel, Lanes};
 pub use memory::Arena;

@@ -4,9 +4,9 @@ use std::ops::Range;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 
 use base_mlx_simd::{
-    Affine, Arena, AttentionShape, AttentionSpan, Dense, Floats, Isa, KEY_BLOCK, Kernel, KvBlock,
-    KvBlocks, KvFormat, Lanes, Packed, Pool, Product, RopeTable, add, attention, linear,
-    linear_packed, rms_norm, rope, swiglu,
+    Activation, Affine, Arena, AttentionShape, AttentionSpan, Dense, Floats, Isa, KEY_BLOCK,
+    Kernel, KvBlock, KvBlocks, KvFormat, Lanes, LayerNorm, Packed, Pool, Product, RopeTable, Sees,
+    activate, add, attention, layer_norm, linear, linear_packed, rms_norm, rope, swiglu,
 };
 use half::f16;
 
@@ -161,6 +161,15 @@ fn other_rows_have_the_same_bits_alone_too() {
             out.resize(rows.len() * width, f32::NAN);
             rms_norm(&pool, isa, &a[of(rows)], &b[..width], 1e-6, out);
         });
+        same_alone(&format!("layer_norm of {width}"), |isa, rows, out| {
+            out.resize(rows.len() * width, f32::NAN);
+            let norm = LayerNorm { w: &b[..width], bias: &a[..width], eps: 1e-6 };
+            layer_norm(&pool, isa, &a[of(rows)], norm, out);
+        });
+        same_alone(&format!("gelu of {width}"), |isa, rows, out| {
+            out.resize(rows.len() * width, f32::NAN);
+            activate(&pool, isa, Activation::Gelu, &a[of(rows)], out);
+        });
 
         let (heads, head_dim) = (dice.below(5) + 1, dice.below(80) + 2);
         let pairs = dice.below(head_dim / 2) + 1;
@@ -262,6 +271,34 @@ fn sums_norms_and_gates_agree() {
         agree("add", a.len(), |isa, out| add(&pool, isa, &a, &b, out));
         agree("swiglu", a.len(), |isa, out| swiglu(&pool, isa, &gate, &b, out));
         agree("rms_norm", a.len(), |isa, out| rms_norm(&pool, isa, &a, &b[..width], 1e-6, out));
+        let norm = LayerNorm { w: &b[..width], bias: &a[..width], eps: 1e-6 };
+        agree("layer_norm", a.len(), |isa, out| layer_norm(&pool, isa, &a, norm, out));
+        for activation in ACTIVATIONS {
+            let what = format!("{activation:?}");
+            agree(&what, a.len(), |isa, out| activate(&pool, isa, activation, &gate, out));
+        }
+    }
+}
+
+const ACTIVATIONS: [Activation; 5] =
+    [Activation::Gelu, Activation::GeluTanh, Activation::Relu, Activation::Silu, Activation::Tanh];
+
+#[test]
+fn activations_keep_what_is_no_number_and_end_where_they_should() {
+    for isa in Isa::all() {
+        for activation in ACTIVATIONS {
+            let x = [f32::NAN, -1e30, -40.0, 0.0, 40.0, 1e30];
+            let mut out = [0.0; 6];
+            activate(&Pool::new(1), isa, activation, &x, &mut out);
+            let what = format!("{}: {activation:?} {out:?}", isa.name());
+            assert!(out[0].is_nan(), "{what}");
+            let bounded = activation == Activation::Tanh;
+            let expected =
+                if bounded { [-1.0, -1.0, 0.0, 1.0, 1.0] } else { [0.0, 0.0, 0.0, 40.0, 1e30] };
+            for (found, expected) in out[1..].iter().zip(ends) {
+                assert!((found - expected).abs() <= 1e-6 * expected.abs().max(1.0), "{what}");
+            }
+        }
     }
 }
 
@@ -287,8 +324,12 @@ fn attentions_agree() {
         let mut dice = Dice(seed);
         let (kv_heads, group) = (dice.below(3) + 1, dice.below(7) + 1);
         let (heads, head_dim) = (kv_heads * group, dice.below(90) + 1);
-        let window = (seed % 3 == 0).then(|| dice.below(90) + 1);
-        let shape = AttentionShape { heads, kv_heads, head_dim, scale: 0.4, window };
+        let sees = match seed % 4 {
+            0 => Sees::Window(dice.below(90) + 1),
+            1 => Sees::All,
+            _ => Sees::Past,
+        };
+        let shape = AttentionShape { heads, kv_heads, head_dim, scale: 0.4, sees };
         let longest = [80, 80, 1200][seed as usize % 3];
         let lens: Vec<(usize, usize)> =
             (0..3).map(|_| (dice.below(longest), dice.below(40))).collect();
@@ -343,10 +384,11 @@ fn a_row_attends_with_the_same_bits_in_any_chunk() {
     for (seed, window) in
         [None, Some(1), Some(33), Some(150), Some(700)].into_iter().cycle().take(15).enumerate()
     {
+        let sees = window.map_or(Sees::Past, Sees::Window);
         let mut dice = Dice(seed as u64);
         let (kv_heads, group) = (dice.below(2) + 1, [1, 2, 3, 4, 7][seed % 5]);
         let (heads, head_dim) = (kv_heads * group, [64, 40, 96, 7][dice.below(4)]);
-        let shape = AttentionShape { heads, kv_heads, head_dim, scale: 2.0, window };
+        let shape = AttentionShape { heads, kv_heads, head_dim, scale: 2.0, sees };
         let len = 300 + dice.below(100) + if seed % 2 == 0 { 600 } else { 0 };
         for format in FORMATS {
             chunks_have_the_same_bits(format, shape, &mut dice, len);
@@ -391,7 +433,8 @@ const FORMATS: [KvFormat; 4] = [KvFormat::F32, KvFormat::F16, KvFormat::Q8, KvFo
 
 #[test]
 fn fewer_bits_are_as_close_as_their_step() {
-    let shape = AttentionShape { heads: 2, kv_heads: 1, head_dim: 40, scale: 0.2, window: None };
+    let shape =
+        AttentionShape { heads: 2, kv_heads: 1, head_dim: 40, scale: 0.2, sees: Sees::Past };
     let (mut dice, len) = (Dice(3), 100);
     let q = dice.floats(len * 80);
     let rows = |format| {
@@ -411,7 +454,8 @@ fn fewer_bits_are_as_close_as_their_step() {
 #[test]
 fn a_value_in_four_bits_is_off_by_an_eighth_of_its_groups_largest() {
     for head_dim in [1, 7, 32, 40, 64, 90] {
-        let shape = AttentionShape { heads: 1, kv_heads: 1, head_dim, scale: 1.0, window: None };
+        let shape =
+            AttentionShape { heads: 1, kv_heads: 1, head_dim, scale: 1.0, sees: Sees::Past };
         let value: Vec<f32> = Dice(head_dim as u64).floats(head_dim);
         let mut block = KvBlocks::new(KvFormat::Q4, 1, head_dim).block().unwrap();
         block.write(0, &value, &value);
@@ -429,7 +473,8 @@ fn a_value_in_four_bits_is_off_by_an_eighth_of_its_groups_largest() {
 /// Two dimensions are as large as keys' biases in some models: one that stays, and one that turns.
 #[test]
 fn large_dimensions_of_keys_leave_the_others_their_bits() {
-    let shape = AttentionShape { heads: 1, kv_heads: 1, head_dim: 64, scale: 0.1, window: None };
+    let shape =
+        AttentionShape { heads: 1, kv_heads: 1, head_dim: 64, scale: 0.1, sees: Sees::Past };
     let (mut dice, len) = (Dice(5), 2 * KEY_BLOCK);
     let (keys, values) = (dice.floats(len * 64), dice.floats(len * 64));
     let mut q = dice.floats(64);
@@ -465,7 +510,7 @@ fn large_dimensions_of_keys_leave_the_others_their_bits() {
 fn a_value_not_yet_due_is_not_touched() {
     let pool = Pool::new(1);
     let shape =
-        AttentionShape { heads: 2, kv_heads: 1, head_dim: 16, scale: 1.0, window: Some(20) };
+        AttentionShape { heads: 2, kv_heads: 1, head_dim: 16, scale: 1.0, sees: Sees::Window(20) };
     let (len, bad) = (90, 50);
     let mut dice = Dice(1);
     let q = dice.floats(len * 32);
@@ -496,7 +541,8 @@ fn what_is_not_a_number_is_seen_by_whoever_attends_to_it() {
         .flat_map(|format| [None, Some(50)].map(|window| (format, window)))
         .flat_map(|(format, window)| [0, 31, 512].map(|bad| (format, window, bad)))
     {
-        let shape = AttentionShape { heads, kv_heads: 1, head_dim, scale: 0.3, window };
+        let sees = window.map_or(Sees::Past, Sees::Window);
+        let shape = AttentionShape { heads, kv_heads: 1, head_dim, scale: 0.3, sees };
         let poisons = [(&nan, &ones, true), (&ones, &nan, true), (&infinite, &ones, true)];
         // Half a float keeps the largest number instead, and so do four bits.
         let bounded = [KvFormat::F16, KvFormat::Q4].contains(&format);
@@ -539,7 +585,7 @@ fn what_is_not_a_number_is_seen_by_whoever_attends_to_it() {
 
 #[test]
 fn what_is_beyond_half_a_float_is_kept_as_the_largest() {
-    let shape = AttentionShape { heads: 1, kv_heads: 1, head_dim: 1, scale: 1.0, window: None };
+    let shape = AttentionShape { heads: 1, kv_heads: 1, head_dim: 1, scale: 1.0, sees: Sees::Past };
     for (value, kept) in [(1e9, 65504.0), (f32::NEG_INFINITY, -65504.0), (-1.5, -1.5)] {
         let mut block = KvBlocks::new(KvFormat::F16, 1, 1).block().unwrap();
         block.write(0, &[1.0], &[value]);

@@ -224,8 +224,11 @@ uint64_t data_pointer(const mx::array& a) {
 
 mx::array unary(const mx::array& a, Unary operation) {
   switch (operation) {
+    case Unary::Erf: return mx::erf(a);
     case Unary::Exp: return mx::exp(a);
     case Unary::Negative: return mx::negative(a);
+    case Unary::Sigmoid: return mx::sigmoid(a);
+    case Unary::Tanh: return mx::tanh(a);
   }
   throw std::invalid_argument("unary");
 }
@@ -477,6 +480,10 @@ const Table table = {
         },
 
     .rms_norm = [](In x, In w, float eps) { return make([&] { return mx::fast::rms_norm(**x, **w, eps); }); },
+    .layer_norm =
+        [](In x, In w, In bias, float eps) {
+          return make([&] { return mx::fast::layer_norm(**x, **w, **bias, eps); });
+        },
     .rope =
         [](In x, int32_t dims, float scale, In offset, In freqs) {
           return make([&] { return mx::fast::rope(**x, dims, false, std::nullopt, scale, **offset, **freqs); });

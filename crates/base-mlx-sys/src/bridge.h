@@ -32,7 +32,7 @@ using Text = Slice<char>;
 // The order of `Dtype` in Rust.
 enum class Type : uint8_t { Bool, U8, I32, U32, F16, BF16, F32 };
 
-enum class Unary : uint8_t { Exp, Negative };
+enum class Unary : uint8_t { Erf, Exp, Negative, Sigmoid, Tanh };
 
 enum class Binary : uint8_t {
   Add,
@@ -156,6 +156,7 @@ struct Table {
 
   // mlx::core::fast
   Array* (*rms_norm)(In x, In w, float eps);
+  Array* (*layer_norm)(In x, In w, In bias, float eps);
   Array* (*rope)(In x, int32_t dims, float scale, In offset, In freqs);
   Array* (*attention)(In q, In k, In v, float scale, bool causal, In mask);
   // silu(gate) * up, in one kernel where MLX compiles.

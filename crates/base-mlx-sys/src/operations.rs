@@ -101,6 +101,11 @@ impl Array {
         build(|mlx| (mlx.rms_norm)(self, w, eps))
     }
 
+    /// `(x - mean(x)) / sqrt(variance(x) + eps) * w + bias` over the last axis.
+    pub fn layer_norm(&self, w: &Self, bias: &Self, eps: f32) -> Result<Self> {
+        build(|mlx| (mlx.layer_norm)(self, w, bias, eps))
+    }
+
     /// Rotates pairs (i, i + dims / 2) of `[batch, heads, tokens, head_dim]`: token t of a batch entry by the angle
     /// `scale * (offset + t) / freqs[i]`. `offset` is one I32 for each batch entry, `freqs` F32 `[dims / 2]`.
     pub fn rope(&self, dims: i32, scale: f32, offset: &Self, freqs: &Self) -> Result<Self> {
@@ -139,7 +144,7 @@ macro_rules! elementwise {
 }
 
 elementwise! {
-    exp => Exp, negative => Negative;
+    erf => Erf, exp => Exp, negative => Negative, sigmoid => Sigmoid, tanh => Tanh;
     add => Add, subtract => Subtract, multiply => Multiply, divide => Divide, maximum => Maximum,
     minimum => Minimum, less => Less, less_equal => LessEqual, equal => Equal, logical_and => LogicalAnd, logical_or => LogicalOr
 }

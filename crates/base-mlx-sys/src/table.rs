@@ -63,8 +63,11 @@ pub(crate) struct RawKernel([u8; 0]);
 
 #[repr(u8)]
 pub(crate) enum Unary {
+    Erf,
     Exp,
     Negative,
+    Sigmoid,
+    Tanh,
 }
 
 #[repr(u8)]
@@ -206,6 +209,7 @@ pub(crate) struct Table {
     pub(crate) dequantize: extern "C" fn(&Quantized) -> New,
 
     pub(crate) rms_norm: extern "C" fn(&Array, &Array, f32) -> New,
+    pub(crate) layer_norm: extern "C" fn(&Array, &Array, &Array, f32) -> New,
     pub(crate) rope: extern "C" fn(&Array, i32, f32, &Array, &Array) -> New,
     pub(crate) attention: extern "C" fn(&Array, &Array, &Array, f32, bool, Option<&Array>) -> New,
 

@@ -113,6 +113,9 @@ fn numbers_are_right() {
     close(odd.logical_or(&a.less(&b).unwrap()), &[1.0, 1.0]);
     close(Array::select(&odd, &a, &b), &[1.0, 8.0]);
     close(a.exp(), &[std::f32::consts::E, 0.135_335_28]);
+    close(a.erf(), &[0.842_700_8, -0.995_322_3]);
+    close(a.sigmoid(), &[0.731_058_6, 0.119_202_92]);
+    close(a.tanh(), &[0.761_594_2, -0.964_027_6]);
     close(a.negative(), &[-1.0, 2.0]);
     close(a.swiglu(&b), &[4.0 * 0.731_058_6, 8.0 * -2.0 * 0.119_202_92]);
 
@@ -129,6 +132,8 @@ fn numbers_are_right() {
     let x = array(&[3.0, 4.0], &[1, 2]);
     let norm = 12.5_f32.sqrt();
     close(x.rms_norm(&array(&[1.0, 2.0], &[2]), 0.0), &[3.0 / norm, 8.0 / norm]);
+    let (w, bias) = (array(&[1.0, 2.0], &[2]), array(&[0.5, 0.0], &[2]));
+    close(x.layer_norm(&w, &bias, 0.0), &[-0.5, 2.0]);
     // One pair, turned by two radians at offset 2 and frequency 1.
     let pair = array(&[1.0, 0.0], &[1, 1, 1, 2]);
     let offset = Array::from_u32(&[2], &[1]).unwrap().astype(Dtype::I32).unwrap();

@@ -17,7 +17,7 @@ pub use rope::Rope;
 use std::ops::Range;
 use std::sync::Arc;
 
-pub use base_mlx_simd::{KvFormat, Pool};
+pub use base_mlx_simd::{Activation, KvFormat, Pool};
 
 use crate::tensor::{Dtype, HostArray, HostWeight, Tensor, Weight};
 
@@ -114,6 +114,10 @@ pub trait Backend: Clone + Send + Sync + 'static {
     }
     /// `x / sqrt(mean(x²) + eps) * w` over the last dimension, of any shape; `w` is `[width]`.
     fn rms_norm(&self, x: &Tensor<Self>, w: &Tensor<Self>, eps: f32) -> Self::Array;
+    /// `(x - mean(x)) / sqrt(mean((x - mean(x))²) + eps) * w + bias` over the last dimension; `w` and `bias` are `[width]`.
+    fn layer_norm(&self, x: &Tensor<Self>, norm: LayerNorm<Self>) -> Self::Array;
+    /// Elementwise.
+    fn activate(&self, x: &Tensor<Self>, activation: Activation) -> Self::Array;
     /// Rotates the pairs (i, i + head_dim / 2) of each head of `[tokens, heads, head_dim]`.
     fn rope(&self, x: &Tensor<Self>, positions: &Tensor<Self>, rope: &Rope) -> Self::Array;
     /// `silu(gate) * up`, elementwise.
@@ -131,6 +135,9 @@ pub trait Backend: Clone + Send + Sync + 'static {
         batch: &mut Batch<Self>,
         how: Attend,
     ) -> Self::Array;
+    /// Lets each query look at all keys of its own text, whose rows are given. Nothing is remembered. Rows of no text may be
+    /// anything. Returns `[tokens, heads, head_dim]`.
+    fn attend_within(&self, qkv: Qkv<Self>, texts: &[Range<usize>], scale: f32) -> Self::Array;
     /// Chooses a token from each row of logits `[rows, vocab_size]`, among its first `vocab_size` entries: U32 `[rows]`,
     /// [`NO_TOKEN`] where none is left. Asked only where [`Backend::CHOOSES`]; elsewhere choosing is the host's affair.
     fn choose(&self, _logits: &Tensor<Self>, _vocab_size: usize, _rows: &[Draw]) -> Self::Array {
@@ -158,6 +165,15 @@ impl Draw {
 
 /// No row of logits has so many entries.
 pub const NO_TOKEN: u32 = u32::MAX;
+
+/// The parameters of [`Backend::layer_norm`].
+pub struct LayerNorm<'a, B: Backend> {
+    /// `[width]`
+    pub w: &'a Tensor<B>,
+    /// `[width]`
+    pub bias: &'a Tensor<B>,
+    pub eps: f32,
+}
 
 /// All sequences of a step, laid end to end.
 pub struct Batch<'a, B: Backend> {

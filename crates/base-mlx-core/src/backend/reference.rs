@@ -1,10 +1,11 @@
 //! The judge: plain loops over plain vectors, one thread, sums in f64. Slow, and obviously right.
 
+use std::ops::Range;
 use std::sync::Arc;
 
 use super::{
-    Attend, Backend, Batch, DeviceError, KV_CHUNK, KvCache, KvFormat, LayerSpec, Qkv, Rope, Span,
-    not_a_chunk,
+    Activation, Attend, Backend, Batch, DeviceError, KV_CHUNK, KvCache, KvFormat, LayerNorm,
+    LayerSpec, Qkv, Rope, Span, not_a_chunk,
 };
 use crate::tensor::{Dtype, HostArray, HostWeight, Shape, Tensor, Weight};
 
@@ -222,6 +223,40 @@ impl Backend for ReferenceBackend {
         ReferenceArray::new(out)
     }
 
+    fn layer_norm(&self, x: &Tensor<Self>, norm: LayerNorm<Self>) -> ReferenceArray {
+        let (w, bias) = (norm.w.array().as_f32(), norm.bias.array().as_f32());
+        let width = w.len();
+        assert_eq!((x.width(), bias.len()), (width, width), "layer_norm: x {:?}", x.shape());
+        let mut out = Vec::new();
+        for x in x.array().as_f32().chunks_exact(width) {
+            let mean = x.iter().map(|x| f64::from(*x)).sum::<f64>() / width as f64;
+            let centred: Vec<f64> = x.iter().map(|x| f64::from(*x) - mean).collect();
+            let variance = centred.iter().map(|x| x * x).sum::<f64>() / width as f64;
+            let factor = 1.0 / (variance + f64::from(norm.eps)).sqrt();
+            let parameters = w.iter().zip(bias).map(|(w, bias)| (f64::from(*w), f64::from(*bias)));
+            out.extend(
+                centred.iter().zip(parameters).map(|(x, (w, b))| (x * factor * w + b) as f32),
+            );
+        }
+        ReferenceArray::new(out)
+    }
+
+    fn activate(&self, x: &Tensor<Self>, activation: Activation) -> ReferenceArray {
+        let sigmoid = |x: f64| 1.0 / (1.0 + (-x).exp());
+        let of = |x: f64| match activation {
+            Activation::Gelu => x * (1.0 + erf(x / 2f64.sqrt())) / 2.0,
+            Activation::GeluTanh => {
+                let inner = (2.0 / std::f64::consts::PI).sqrt() * (x + 0.044715 * x * x * x);
+                x * (1.0 + inner.tanh()) / 2.0
+            }
+            Activation::Relu => x.max(0.0),
+            Activation::Silu => x * sigmoid(x),
+            Activation::Tanh => x.tanh(),
+        };
+        let values = x.array().as_f32().iter();
+        ReferenceArray::new(values.map(|x| of(f64::from(*x)) as f32).collect())
+    }
+
     fn rope(&self, x: &Tensor<Self>, positions: &Tensor<Self>, rope: &Rope) -> ReferenceArray {
         let [tokens, heads, head_dim] = [x.rows(), x.shape().dim(1), x.width()];
         let pairs = rope.inv_freq.len();
@@ -287,25 +322,81 @@ impl Backend for ReferenceBackend {
             for row in span.rows.clone() {
                 let position = start + row - span.rows.start;
                 let first = how.window.map_or(0, |window| (position + 1).saturating_sub(window));
-                for head in 0..heads {
-                    let kv_head = head / (heads / cache.spec.kv_heads);
-                    let at = |position| position * width + kv_head * head_dim;
-                    let q = &q[(row * heads + head) * head_dim..][..head_dim];
-                    let seen = first..=position;
-                    let score = |p| dot(q, &cache.keys[at(p)..][..head_dim]);
-                    let scores: Vec<f64> =
-                        seen.clone().map(|p| score(p) * f64::from(how.scale)).collect();
-                    let weights = softmax(&scores);
-                    let out = &mut out[(row * heads + head) * head_dim..][..head_dim];
-                    for (dim, out) in out.iter_mut().enumerate() {
-                        let values = seen.clone().map(|p| f64::from(cache.values[at(p) + dim]));
-                        *out = values.zip(&weights).map(|(v, w)| v * w).sum::<f64>() as f32;
-                    }
-                }
+                let of_row = row * heads * head_dim..(row + 1) * heads * head_dim;
+                let seen = first * width..(position + 1) * width;
+                let past = Past {
+                    keys: &cache.keys[seen.clone()],
+                    values: &cache.values[seen],
+                    width,
+                    head_dim,
+                };
+                past.look(&q[of_row.clone()], how.scale, &mut out[of_row]);
             }
         }
         ReferenceArray::new(out)
     }
+
+    fn attend_within(
+        &self,
+        Qkv { q, k, v }: Qkv<Self>,
+        texts: &[Range<usize>],
+        scale: f32,
+    ) -> ReferenceArray {
+        let [heads, head_dim] = [q.shape().dim(1), q.width()];
+        let width = k.shape().dim(1) * k.width();
+        let (q, k, v) = (q.array().as_f32(), k.array().as_f32(), v.array().as_f32());
+        let mut out = vec![0.0; q.len()];
+        for text in texts {
+            let all = text.start * width..text.end * width;
+            let text_kv = Past { keys: &k[all.clone()], values: &v[all], width, head_dim };
+            for row in text.clone() {
+                let of_row = row * heads * head_dim..(row + 1) * heads * head_dim;
+                text_kv.look(&q[of_row.clone()], scale, &mut out[of_row]);
+            }
+        }
+        ReferenceArray::new(out)
+    }
+}
+
+/// Keys and values that a row sees, `[positions, kv_heads, head_dim]`.
+struct Past<'a> {
+    keys: &'a [f32],
+    values: &'a [f32],
+    /// `kv_heads * head_dim`
+    width: usize,
+    head_dim: usize,
+}
+
+impl Past<'_> {
+    /// What each head of a row, `[heads, head_dim]`, sees.
+    fn look(&self, q: &[f32], scale: f32, out: &mut [f32]) {
+        let Self { keys, values, width, head_dim } = *self;
+        let positions = keys.len() / width;
+        let group = q.len() / width;
+        let heads = q.chunks_exact(head_dim).zip(out.chunks_exact_mut(head_dim));
+        for (head, (q, out)) in heads.enumerate() {
+            let at = |position| position * width + head / group * head_dim;
+            let score = |p| dot(q, &keys[at(p)..][..head_dim]) * f64::from(scale);
+            let weights = softmax(&(0..positions).map(score).collect::<Vec<f64>>());
+            for (dim, out) in out.iter_mut().enumerate() {
+                let values = (0..positions).map(|p| f64::from(values[at(p) + dim]));
+                *out = values.zip(&weights).map(|(v, w)| v * w).sum::<f64>() as f32;
+            }
+        }
+    }
+}
+
+/// The error function by its series of terms of one sign (Abramowitz and Stegun 1964, 7.1.6).
+fn erf(x: f64) -> f64 {
+    if x.abs() > 6.0 {
+        return x.signum();
+    }
+    let (mut term, mut sum) = (x, x);
+    for n in 1..200 {
+        term *= 2.0 * x * x / f64::from(2 * n + 1);
+        sum += term;
+    }
+    std::f64::consts::FRAC_2_SQRT_PI * (-x * x).exp() * sum
 }
 
 /// Row `row` of a weight in f32, which is the precision that every backend's products see.

@@ -215,6 +215,11 @@ impl Port {
         }
     }
 
+    /// Has the model look for what has come for it.
+    pub(super) fn wake(&self) {
+        let _ = self.thread.commands.send(Command::Wake(self.runner));
+    }
+
     pub(super) fn same_device(&self, other: &Self) -> bool {
         Arc::ptr_eq(&self.thread.next_id, &other.thread.next_id)
     }

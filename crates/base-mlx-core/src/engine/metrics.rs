@@ -74,6 +74,13 @@ impl Metrics {
     }
 }
 
+/// A list of texts is encoded, of so many tokens.
+pub(super) fn encoded(model: &str, outcome: &'static str, tokens: usize) {
+    describe();
+    counter!(REQUESTS, "model" => model.to_owned(), "outcome" => outcome).increment(1);
+    counter!(PROMPT_TOKENS, "model" => model.to_owned()).increment(tokens as u64);
+}
+
 impl Drop for Metrics {
     /// The model is gone, and what it held with it.
     fn drop(&mut self) {

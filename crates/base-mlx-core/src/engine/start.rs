@@ -8,11 +8,11 @@ use std::sync::{Arc, LazyLock};
 use super::compute::LOGITS_ROWS;
 use super::device::{Device, Runner};
 use super::draft::DraftModel;
-use super::memory::Wish;
+use super::memory::{Room, Wish};
 use super::runner::{ModelRunner, NewRunner};
 use super::scheduler::Limits;
 use super::stored::Stored;
-use super::{Engine, EngineOptions, LazyGrammars, ModelInfo, SamplingDefaults};
+use super::{Engine, EngineOptions, LazyGrammars, ModelInfo, Purpose, SamplingDefaults};
 use crate::backend::{Backend, CpuBackend, DeviceError, MlxBackend, MlxDevice, MlxOptions};
 use crate::grammar::Grammars;
 use crate::models;
@@ -136,6 +136,14 @@ pub(super) fn engine(
     device: &Device,
     options: EngineOptions,
 ) -> Result<Engine, LoadError> {
+    let is = match Purpose::of(path)? {
+        Purpose::Generate => None,
+        Purpose::Embed => Some("it turns texts into vectors, and does not write"),
+        Purpose::Rank => Some("it scores pairs of texts, and does not write"),
+    };
+    if let Some(is) = is {
+        return Err(LoadError::WrongPurpose { path: path.to_owned(), is });
+    }
     let Loaded { runner, draft_model, text, info } = match device.backend() {
         AnyBackend::Cpu(backend) => load(path, name, backend, device, options)?,
         AnyBackend::Mlx(backend) => load(path, name, backend, device, options)?,
@@ -189,25 +197,7 @@ fn load<B: Backend>(
     let workspace = step_bytes(config, step_tokens);
     let fixed = on_disk as usize + workspace;
     let wish = Wish { fixed, position, context: context.min(most), most };
-    let ledger = device.ledger();
-    if let Some(free) = device.backend().free_bytes()
-        && free < fixed
-    {
-        // What others have kept may be enough, if not all that they were promised.
-        ledger.observe(free, fixed);
-        device.thread().settle();
-        let free = device.backend().free_bytes().unwrap_or(free);
-        if free < fixed {
-            return Err(LoadError::ShortOfMemory { needed: fixed, free });
-        }
-    }
-    let room = ledger.enter(wish).or_else(|_| {
-        // Some model may be about to leave.
-        device.thread().settle();
-        ledger.enter(wish)
-    })?;
-    // Others give back what is not theirs any more before this one takes it.
-    device.thread().settle();
+    let room = enter(device, wish)?;
     // A large vocabulary takes as long to read as the weights of a small model.
     let (text, model) = std::thread::scope(|scope| {
         let text = scope.spawn(|| Text::load(&checkpoint));
@@ -223,7 +213,7 @@ fn load<B: Backend>(
     }
     let text = Arc::new(text);
     // Some formats take more memory than their files.
-    ledger.weigh(&room, workspace + model.step_bytes().max(on_disk as usize))?;
+    device.ledger().weigh(&room, workspace + model.step_bytes().max(on_disk as usize))?;
     let info = ModelInfo {
         name: name.to_owned(),
         family: config.model_type()?.to_owned(),
@@ -267,6 +257,30 @@ fn load<B: Backend>(
         stored,
     });
     Ok(Loaded { runner: Box::new(runner), draft_model, text, info })
+}
+
+/// Room for a model among those of its device, which give back first what is not theirs any more.
+pub(super) fn enter(device: &Device, wish: Wish) -> Result<Arc<Room>, LoadError> {
+    let ledger = device.ledger();
+    if let Some(free) = device.backend().free_bytes()
+        && free < wish.fixed
+    {
+        // What others have kept may be enough, if not all that they were promised.
+        ledger.observe(free, wish.fixed);
+        device.thread().settle();
+        let free = device.backend().free_bytes().unwrap_or(free);
+        if free < wish.fixed {
+            return Err(LoadError::ShortOfMemory { needed: wish.fixed, free });
+        }
+    }
+    let room = ledger.enter(wish).or_else(|_| {
+        // Some model may be about to leave.
+        device.thread().settle();
+        ledger.enter(wish)
+    })?;
+    // Others give back what is not theirs any more before this one takes it.
+    device.thread().settle();
+    Ok(room)
 }
 
 /// Bytes that a step of so many tokens computes in, roughly: what a layer has at once, and rows of logits.

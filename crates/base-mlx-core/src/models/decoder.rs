@@ -88,6 +88,10 @@ impl<B: Backend, A: Attention<B>> Model<B> for Decoder<B, A> {
         self.layer_specs.clone()
     }
 
+    fn step_bytes(&self) -> usize {
+        self.step_bytes
+    }
+
     fn hidden(&self, step: &mut Step<B>) -> Tensor<B> {
         let mut x = self.embed_tokens.forward(step); // [tokens, hidden_size]
         for layer in &self.layers {
@@ -100,10 +104,6 @@ impl<B: Backend, A: Attention<B>> Model<B> for Decoder<B, A> {
 impl<B: Backend, A: Attention<B>> LanguageModel<B> for Decoder<B, A> {
     fn vocab_size(&self) -> usize {
         self.head.vocab_size()
-    }
-
-    fn step_bytes(&self) -> usize {
-        self.step_bytes
     }
 
     fn logits(&self, hidden: &Tensor<B>) -> Tensor<B> {

@@ -4,16 +4,22 @@
 //! May import `nn`, `weights`, `tensor`, `backend` and `step`. A family never learns about quantisation, batching,
 //! files or sampling.
 
+mod bert;
 mod decoder;
+mod encoder;
 mod llama;
+mod nomic_bert;
 mod qwen2;
 mod qwen3;
+mod xlm_roberta;
+
+pub use self::encoder::{Encoder, Scorer, scores_pairs};
 
 use self::decoder::Sizes;
 use crate::backend::{Backend, LayerSpec};
 use crate::step::Step;
 use crate::tensor::Tensor;
-use crate::weights::{Checkpoint, LoadError, Loader};
+use crate::weights::{Checkpoint, Config, LoadError, Loader};
 
 /// Makes the list of families and the choice among them from one line a family.
 macro_rules! families {
@@ -35,8 +41,11 @@ macro_rules! families {
 
 /// What turns a batch of tokens into hidden states.
 pub trait Model<B: Backend>: Send + Sync {
-    /// What each layer remembers, outermost first; a new cache is made from it.
+    /// What each layer remembers, outermost first; a new cache is made from it. None of an encoder's does.
     fn layers(&self) -> Vec<LayerSpec>;
+    /// Bytes of parameters that a step reads, however few its tokens. Of an embedding that is not also the head it reads
+    /// a row a token.
+    fn step_bytes(&self) -> usize;
     /// `[tokens, hidden_size]`, after the last norm. Extends every span's cache.
     fn hidden(&self, step: &mut Step<B>) -> Tensor<B>;
 }
@@ -45,9 +54,6 @@ pub trait Model<B: Backend>: Send + Sync {
 pub trait LanguageModel<B: Backend>: Model<B> {
     /// The width of the logits; at least as large as the tokenizer's vocabulary.
     fn vocab_size(&self) -> usize;
-    /// Bytes of parameters that a step reads, however few its tokens. Of an embedding that is not also the head it reads
-    /// a row a token.
-    fn step_bytes(&self) -> usize;
     /// `[rows, hidden_size]` → `[rows, vocab_size]`; call it on the rows that are wanted.
     fn logits(&self, hidden: &Tensor<B>) -> Tensor<B>;
 }
@@ -56,6 +62,51 @@ families! {
     "llama" | "mistral" => llama::load,
     "qwen2" => qwen2::load,
     "qwen3" => qwen3::load,
+}
+
+/// The same for encoders.
+macro_rules! encoders {
+    ($($name:literal => $family:ident),+ $(,)?) => {
+        /// The values of `model_type` that [`load_encoder`] knows.
+        pub const ENCODERS: &[&str] = &[$($name),+];
+
+        /// The longest text that the encoder takes, in tokens, known before it is loaded; `None` if the family is none.
+        pub fn longest_text(config: &Config) -> Result<Option<usize>, LoadError> {
+            Ok(match config.model_type()? {
+                $($name => Some($family::longest_text(config)?),)+
+                _ => None,
+            })
+        }
+
+        fn load_encoder_family<B: Backend>(
+            family: &str,
+            loader: &Loader<B>,
+        ) -> Option<Result<Encoder<B>, LoadError>> {
+            match family {
+                $($name => Some($family::load(loader)),)+
+                _ => None,
+            }
+        }
+    };
+}
+
+encoders! {
+    "bert" => bert,
+    "nomic_bert" => nomic_bert,
+    "xlm-roberta" => xlm_roberta,
+}
+
+/// The checkpoint's encoder on `backend`. A tensor that the family does not use is an error.
+pub fn load_encoder<B: Backend>(
+    checkpoint: &Checkpoint,
+    backend: &B,
+) -> Result<Encoder<B>, LoadError> {
+    let family = checkpoint.config().model_type()?;
+    let loader = checkpoint.loader(backend);
+    let encoder = load_encoder_family(family, &loader);
+    let encoder = encoder.unwrap_or_else(|| Err(unknown(checkpoint, family)))?;
+    loader.finish()?;
+    Ok(encoder)
 }
 
 /// The checkpoint's model on `backend`, by its `model_type`. A tensor that the family does not use is an error.
@@ -83,6 +134,6 @@ fn unknown(checkpoint: &Checkpoint, family: &str) -> LoadError {
     LoadError::UnknownFamily {
         path: checkpoint.path().to_owned(),
         family: family.to_owned(),
-        supported: FAMILIES.join(", "),
+        supported: [FAMILIES, ENCODERS].concat().join(", "),
     }
 }

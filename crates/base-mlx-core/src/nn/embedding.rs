@@ -24,11 +24,26 @@ impl<B: Backend> Embedding<B> {
         Ok(Self { table: loader.table(name, [vocab_size, hidden_size])? })
     }
 
+    /// Without the first `skipped` of its rows: number 0 has row `skipped`. `[rows, hidden_size]` is its shape with them.
+    pub fn load_from(
+        loader: &Loader<B>,
+        name: &str,
+        skipped: usize,
+        [rows, hidden_size]: [usize; 2],
+    ) -> Result<Self, LoadError> {
+        Ok(Self { table: loader.rows(name, [rows, hidden_size], skipped..rows)? })
+    }
+
     /// The step's tokens → `[tokens, hidden_size]`.
     pub fn forward(&self, step: &Step<B>) -> Tensor<B> {
-        let backend = step.tokens.backend();
-        let array = backend.embed(&self.table, &step.tokens);
-        Tensor::new(backend, array, Shape::new(&[step.tokens.rows(), self.table.shape().dim(1)]))
+        self.rows(&step.tokens)
+    }
+
+    /// U32 `[tokens]` → `[tokens, hidden_size]`
+    pub fn rows(&self, numbers: &Tensor<B>) -> Tensor<B> {
+        let backend = numbers.backend();
+        let array = backend.embed(&self.table, numbers);
+        Tensor::new(backend, array, Shape::new(&[numbers.rows(), self.table.shape().dim(1)]))
     }
 }
 

@@ -1,6 +1,6 @@
 use crate::backend::Backend;
 use crate::step::Step;
-use crate::tensor::{Shape, Tensor, Weight};
+use crate::tensor::{HostArray, Shape, Tensor, Weight};
 use crate::weights::{LoadError, Loader};
 
 /// `x @ weight.T + bias`
@@ -30,6 +30,31 @@ impl<B: Backend> Linear<B> {
             Bias::Yes => Some(loader.tensor(&format!("{name}.bias"), &[out])?),
         };
         Ok(Self { weight, bias })
+    }
+
+    /// `N` layers of one shape that the checkpoint has as one, their outputs one after the other.
+    pub fn load_parts<const N: usize>(
+        loader: &Loader<B>,
+        name: &str,
+        [out, input]: [usize; 2],
+        bias: Bias,
+    ) -> Result<[Self; N], LoadError> {
+        let biases = match bias {
+            Bias::No => None,
+            Bias::Yes => Some(loader.host_tensor(&format!("{name}.bias"), &[N * out])?),
+        };
+        let mut parts = Vec::with_capacity(N);
+        for part in 0..N {
+            let rows = part * out..(part + 1) * out;
+            let weight = loader.rows(name, [N * out, input], rows.clone())?;
+            loader.count_for_step(loader.backend().weight_bytes(&weight));
+            let bias = biases.as_ref().map(|all| {
+                let array = loader.backend().upload(HostArray::from_f32(&[out], &all[rows]))?;
+                Ok::<_, LoadError>(Tensor::new(loader.backend(), array, Shape::new(&[out])))
+            });
+            parts.push(Self { weight, bias: bias.transpose()? });
+        }
+        Ok(parts.try_into().unwrap_or_else(|_| unreachable!("as many were made")))
     }
 
     /// `[tokens, in]` → `[tokens, out]`. The step will know each span's adapter, so it comes along.

@@ -13,6 +13,6 @@ mod window;
 pub use embedding::{Embedding, Head};
 pub use linear::{Bias, Linear};
 pub use mlp::GatedMlp;
-pub use norm::RmsNorm;
+pub use norm::{LayerNorm, RmsNorm};
 pub use rope::rope;
 pub use window::Windows;

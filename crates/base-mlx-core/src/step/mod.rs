@@ -3,6 +3,8 @@
 //!
 //! May import `tensor` and `backend`.
 
+use std::ops::Range;
+
 use crate::TokenId;
 use crate::backend::{Attend, Backend, Batch, DeviceError, KvCache, Qkv, Span};
 use crate::tensor::{HostArray, Shape, Tensor};
@@ -13,6 +15,8 @@ pub struct Step<'a, B: Backend> {
     pub tokens: Tensor<B>,
     /// U32 `[tokens]`: each token's place in its own sequence.
     pub positions: Tensor<B>,
+    /// U32 `[tokens]`: which text of a pair each token belongs to. Encoders read them, so only their steps have them.
+    pub types: Option<Tensor<B>>,
     batch: Batch<'a, B>,
 }
 
@@ -45,7 +49,13 @@ impl<'a, B: Backend> Step<'a, B> {
         }
         assert_eq!(tokens.rows(), positions.len(), "every token belongs to a sequence");
         let positions = upload(backend, &positions)?;
-        Ok(Self { tokens, positions, batch: Batch::new(backend, spans)? })
+        Ok(Self { tokens, positions, types: None, batch: Batch::new(backend, spans)? })
+    }
+
+    /// With the types of all tokens, end to end.
+    pub fn with_types(self, backend: &B, types: &[u32]) -> Result<Self, DeviceError> {
+        assert_eq!(self.tokens.rows(), types.len(), "every token has a type");
+        Ok(Self { types: Some(upload(backend, types)?), ..self })
     }
 
     /// Appends `k` and `v` to the caches at `layer` and attends: `[tokens, heads, head_dim]`.
@@ -60,6 +70,20 @@ impl<'a, B: Backend> Step<'a, B> {
         let backend = q.backend();
         let array = backend.attend(layer, Qkv { q, k, v }, &mut self.batch, how);
         Tensor::new(backend, array, q.shape())
+    }
+
+    /// Lets each token look at all of its own sequence, none of which is remembered: `[tokens, heads, head_dim]`.
+    pub fn attend_within(
+        &self,
+        q: &Tensor<B>,
+        k: &Tensor<B>,
+        v: &Tensor<B>,
+        scale: f32,
+    ) -> Tensor<B> {
+        let texts: Vec<Range<usize>> =
+            self.batch.spans.iter().map(|span| span.rows.clone()).collect();
+        let array = q.backend().attend_within(Qkv { q, k, v }, &texts, scale);
+        Tensor::new(q.backend(), array, q.shape())
     }
 }
 

@@ -1,3 +1,5 @@
+use std::ops::Range;
+
 use bytes::Bytes;
 
 use super::Dtype;
@@ -43,6 +45,15 @@ impl HostArray {
     pub fn to_u32(&self) -> Vec<u32> {
         assert_eq!(self.dtype, Dtype::U32, "to_u32");
         self.chunks().map(u32::from_le_bytes).collect()
+    }
+
+    /// Some of the entries of the first dimension.
+    fn rows(&self, rows: Range<usize>) -> Self {
+        let row_bytes = self.data.len() / self.shape[0];
+        let data = self.data.slice(rows.start * row_bytes..rows.end * row_bytes);
+        let mut shape = self.shape.clone();
+        shape[0] = rows.len();
+        Self { dtype: self.dtype, shape, data }
     }
 
     fn chunks<const N: usize>(&self) -> impl Iterator<Item = [u8; N]> + '_ {
@@ -93,6 +104,20 @@ impl HostWeight {
             }
         }
         HostArray::from_f32(&[out, inner], &values)
+    }
+
+    /// Some of the rows of `[out, in]`.
+    pub fn rows(&self, rows: Range<usize>) -> Self {
+        match self {
+            Self::Dense(array) => Self::Dense(array.rows(rows)),
+            Self::Affine { packed, scales, biases, bits, group_size } => Self::Affine {
+                packed: packed.rows(rows.clone()),
+                scales: scales.rows(rows.clone()),
+                biases: biases.rows(rows),
+                bits: *bits,
+                group_size: *group_size,
+            },
+        }
     }
 
     /// `[out, in]`

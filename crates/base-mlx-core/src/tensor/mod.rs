@@ -13,7 +13,7 @@ pub use host::{HostArray, HostWeight};
 pub use shape::Shape;
 pub use weight::Weight;
 
-use crate::backend::{Backend, Rope};
+use crate::backend::{Activation, Backend, Rope};
 
 /// Values on a device, with their shape.
 pub struct Tensor<B: Backend> {
@@ -72,6 +72,10 @@ impl<B: Backend> Tensor<B> {
     /// Rotates each head of `[tokens, heads, head_dim]` by its token's position.
     pub fn rope(&self, positions: &Tensor<B>, rope: &Rope) -> Self {
         self.with(self.backend.rope(self, positions, rope))
+    }
+
+    pub fn activate(&self, activation: Activation) -> Self {
+        self.with(self.backend.activate(self, activation))
     }
 
     /// Elementwise sum of two tensors of one shape.

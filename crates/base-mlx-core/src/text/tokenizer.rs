@@ -2,10 +2,13 @@ use std::collections::BTreeSet;
 use std::fmt;
 use std::sync::Arc;
 
+use tokenizers::PostProcessor;
 use tokenizers::decoders::DecoderWrapper;
 use tokenizers::normalizers::{NormalizerWrapper, Sequence};
 use tokenizers::pre_tokenizers::PreTokenizerWrapper;
 use tokenizers::pre_tokenizers::metaspace::PrependScheme;
+
+use tokenizers::utils::truncation::TruncationDirection;
 
 use super::{Decoder, Opening};
 use crate::TokenId;
@@ -41,6 +44,25 @@ impl Tokenizer {
         tokens.extend(self.encode_inner(text, true));
         tokens.extend(&self.after);
         tokens
+    }
+
+    /// Two texts with the tokens that go around a pair, and which of both each token belongs to. The second one loses its end
+    /// where they have more than `longest` tokens together; `None` if that does not help.
+    pub fn encode_pair(
+        &self,
+        first: &str,
+        second: &str,
+        longest: usize,
+    ) -> Option<(Vec<TokenId>, Vec<u32>)> {
+        let first = self.inner.encode_fast(first, false).ok()?;
+        let mut second = self.inner.encode_fast(second, false).ok()?;
+        let around = self.inner.get_post_processor().map_or(0, |post| post.added_tokens(true));
+        let room = longest.checked_sub(first.len() + around)?;
+        if second.len() > room {
+            second.truncate(room, 0, TruncationDirection::Right);
+        }
+        let pair = self.inner.post_process(first, Some(second), true).ok()?;
+        Some((pair.get_ids().to_vec(), pair.get_type_ids().to_vec()))
     }
 
     /// All of `tokens` as text, special tokens left out.

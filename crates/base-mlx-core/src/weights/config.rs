@@ -1,5 +1,6 @@
 use std::path::{Path, PathBuf};
 
+use serde::de::DeserializeOwned;
 use serde_json::{Map, Value};
 
 use super::LoadError;
@@ -21,13 +22,8 @@ impl Config {
 
     /// Reads a `config.json`.
     pub fn read(path: &Path) -> Result<Self, LoadError> {
-        match serde_json::from_str(&read_text(path, MAX_JSON_BYTES)?) {
-            Ok(values) => Ok(Self::new(path, values)),
-            Err(error) => Err(LoadError::Damaged {
-                path: path.to_owned(),
-                what: format!("it cannot be read as a JSON object: {error}"),
-            }),
-        }
+        let values = serde_json::from_str(&read_text(path, MAX_JSON_BYTES)?);
+        Ok(Self::new(path, values.map_err(|error| not_json(path, "a JSON object", error))?))
     }
 
     pub fn path(&self) -> &Path {
@@ -81,4 +77,15 @@ impl Config {
     pub fn error(&self, key: &str, what: &str) -> LoadError {
         LoadError::Config { path: self.path.clone(), key: key.to_owned(), what: what.to_owned() }
     }
+}
+
+/// What a JSON file beside a checkpoint says.
+pub fn read_json<T: DeserializeOwned>(path: &Path) -> Result<T, LoadError> {
+    serde_json::from_str(&read_text(path, MAX_JSON_BYTES)?)
+        .map_err(|error| not_json(path, "what such a file says", error))
+}
+
+fn not_json(path: &Path, expected: &str, error: serde_json::Error) -> LoadError {
+    let what = format!("it cannot be read as {expected}: {error}");
+    LoadError::Damaged { path: path.to_owned(), what }
 }

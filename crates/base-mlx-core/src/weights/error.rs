@@ -33,6 +33,8 @@ pub enum LoadError {
     UnreadTensors { path: PathBuf, family: String, count: usize, first: String },
     #[error("{path}: family `{family}` is not supported\nhint: supported are {supported}")]
     UnknownFamily { path: PathBuf, family: String, supported: String },
+    #[error("{path}: {is}")]
+    WrongPurpose { path: PathBuf, is: &'static str },
     #[error("{path}: the tokenizer cannot be read: {what}")]
     Tokenizer { path: PathBuf, what: String },
     #[error("{path}: the chat template cannot be read: {what}")]
@@ -97,6 +99,7 @@ impl LoadError {
             | Self::WrongShape { path, .. }
             | Self::UnreadTensors { path, .. }
             | Self::UnknownFamily { path, .. }
+            | Self::WrongPurpose { path, .. }
             | Self::Tokenizer { path, .. }
             | Self::Template { path, .. } => Some(path),
             Self::ToolFormat { .. }

@@ -20,7 +20,17 @@ pub(super) fn open(folder: &Path) -> Result<(Config, Vec<Stored>), LoadError> {
     } else {
         read_file(&only_file(folder)?)?
     };
-    Ok((config, tensors))
+    Ok((config, with_scope(tensors)))
+}
+
+/// A decoder that was saved without its head has lost the name that stands before all others.
+fn with_scope(mut tensors: Vec<Stored>) -> Vec<Stored> {
+    if tensors.iter().any(|tensor| tensor.name == "embed_tokens.weight") {
+        for tensor in &mut tensors {
+            tensor.name.insert_str(0, "model.");
+        }
+    }
+    tensors
 }
 
 fn read_file(path: &Path) -> Result<Vec<Stored>, LoadError> {

@@ -1,4 +1,5 @@
 use std::fmt::Display;
+use std::ops::Range;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 
@@ -50,13 +51,18 @@ impl<B: Backend> Loader<B> {
 
     /// A tensor of exactly this shape, as f32.
     pub fn tensor(&self, name: &str, shape: &[usize]) -> Result<Tensor<B>, LoadError> {
-        let full = self.full(name);
-        self.checkpoint.require(&full)?.check_shape(shape, "")?;
+        let values = self.host_tensor(name, shape)?;
+        let array = self.backend.upload(HostArray::from_f32(shape, &values));
+        let array = array.map_err(|error| self.refused(self.full(name), error))?;
+        Ok(Tensor::new(&self.backend, array, Shape::new(shape)))
+    }
+
+    /// The same for the host to cut before it is uploaded.
+    pub fn host_tensor(&self, name: &str, shape: &[usize]) -> Result<Vec<f32>, LoadError> {
+        self.checkpoint.require(&self.full(name))?.check_shape(shape, "")?;
         let values = self.optional_host(name)?.expect("the tensor was just found");
         self.count_for_step(size_of_val(&values[..]));
-        let array = self.backend.upload(HostArray::from_f32(shape, &values));
-        let array = array.map_err(|error| self.refused(full, error))?;
-        Ok(Tensor::new(&self.backend, array, Shape::new(shape)))
+        Ok(values)
     }
 
     pub fn optional_tensor(
@@ -82,8 +88,21 @@ impl<B: Backend> Loader<B> {
 
     /// The same of which a step reads single rows only.
     pub fn table(&self, name: &str, out_in: [usize; 2]) -> Result<Weight<B>, LoadError> {
+        self.rows(name, out_in, 0..out_in[0])
+    }
+
+    /// Some rows of the matrix `name` + `.weight` of shape `[out, in]`; not counted among what a step reads.
+    pub fn rows(
+        &self,
+        name: &str,
+        out_in: [usize; 2],
+        rows: Range<usize>,
+    ) -> Result<Weight<B>, LoadError> {
         let full = self.full(name);
-        let weight = self.checkpoint.weight(&self.pool, &full, out_in)?;
+        let mut weight = self.checkpoint.weight(&self.pool, &full, out_in)?;
+        if rows.len() < out_in[0] {
+            weight = weight.rows(rows);
+        }
         let parts = match weight {
             HostWeight::Dense(_) => &["weight"][..],
             HostWeight::Affine { .. } => &["weight", "scales", "biases"],

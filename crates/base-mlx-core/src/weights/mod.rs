@@ -18,7 +18,7 @@ mod quantization;
 pub mod safetensors;
 
 pub use checkpoint::{Checkpoint, TensorInfo};
-pub use config::Config;
+pub use config::{Config, read_json};
 pub use entry::{Entry, ParseError, Storage};
 pub use error::{LoadError, NoRoom};
 pub use loader::Loader;

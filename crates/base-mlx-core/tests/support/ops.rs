@@ -1,7 +1,10 @@
 //! One table of rows for every operation, which any backend can be asked to compute.
 
+use std::ops::Range;
+
 use base_mlx_core::backend::{
-    Attend, Backend, Batch, KV_CHUNK, KvCache, LayerSpec, Qkv, ReferenceBackend, Rope, Span,
+    Activation, Attend, Backend, Batch, KV_CHUNK, KvCache, LayerNorm, LayerSpec, Qkv,
+    ReferenceBackend, Rope, Span,
 };
 use base_mlx_core::tensor::{Dtype, HostArray, HostWeight, Shape, Tensor, Weight};
 
@@ -58,6 +61,14 @@ pub(crate) fn table() -> Vec<Case> {
         Case::RmsNorm { shape: &[], rows: 1, width: 576 },
         Case::RmsNorm { shape: &[], rows: 200, width: 579 },
         Case::RmsNorm { shape: &[3], rows: 7, width: 20 },
+        Case::LayerNorm { rows: 1, width: 384 },
+        Case::LayerNorm { rows: 200, width: 579 },
+        Case::LayerNorm { rows: 7, width: 3 },
+        Case::Activate { activation: Activation::Gelu, rows: 40, width: 1537 },
+        Case::Activate { activation: Activation::GeluTanh, rows: 40, width: 1537 },
+        Case::Activate { activation: Activation::Relu, rows: 1, width: 13 },
+        Case::Activate { activation: Activation::Silu, rows: 7, width: 100 },
+        Case::Activate { activation: Activation::Tanh, rows: 7, width: 100 },
         Case::Rope { tokens: 1, heads: 9, head_dim: 64, rotary_dim: 64, factor: 1.0 },
         Case::Rope { tokens: 40, heads: 2, head_dim: 36, rotary_dim: 36, factor: 1.0 },
         Case::Rope { tokens: 5, heads: 3, head_dim: 64, rotary_dim: 20, factor: 1.25 },
@@ -68,6 +79,15 @@ pub(crate) fn table() -> Vec<Case> {
         Case::TakeRows { rows: 9, width: 11, taken: &[8, 0, 3, 3] },
         Case::TakeRows { rows: 2, width: 5, taken: &[] },
     ]);
+    for (heads, kv_heads, head_dim, texts) in [
+        (12, 12, 32, &[0_usize..1, 1..70, 70..75] as &'static [Range<usize>]),
+        (1, 1, 8, &[0..5]),
+        (4, 2, 40, &[0..0, 0..33, 33..600]),
+        (3, 1, 64, &[2..30, 30..31]),
+    ] {
+        let shape = AttendShape { heads, kv_heads, head_dim, window: None };
+        table.push(Case::AttendWithin { shape, texts });
+    }
     let shape = |heads, kv_heads, head_dim| AttendShape { heads, kv_heads, head_dim, window: None };
     for (shape, acts) in [
         (shape(1, 1, 8), &[Step(&[(0, 1)])] as &[Act]),
@@ -154,6 +174,19 @@ pub(crate) enum Case {
         width: usize,
         taken: &'static [u32],
     },
+    LayerNorm {
+        rows: usize,
+        width: usize,
+    },
+    Activate {
+        activation: Activation,
+        rows: usize,
+        width: usize,
+    },
+    AttendWithin {
+        shape: AttendShape,
+        texts: &'static [Range<usize>],
+    },
     Attend {
         shape: AttendShape,
         acts: &'static [Act],
@@ -233,6 +266,27 @@ impl Case {
             }
             Self::TakeRows { rows, width, taken } => {
                 backend.take_rows(&dice.tensor(backend, dtype, &[rows, width]), taken)
+            }
+            Self::LayerNorm { rows, width } => {
+                let w = &dice.tensor(backend, dtype, &[width]);
+                let bias = &dice.tensor(backend, dtype, &[width]);
+                let norm = LayerNorm { w, bias, eps: 1e-5 };
+                backend.layer_norm(&dice.tensor(backend, dtype, &[rows, width]), norm)
+            }
+            Self::Activate { activation, rows, width } => {
+                let x: Vec<f32> = dice.floats(rows * width).iter().map(|x| x * 8.0).collect();
+                backend.activate(&floats(backend, dtype, &[rows, width], &x), activation)
+            }
+            Self::AttendWithin { shape, texts } => {
+                let AttendShape { heads, kv_heads, head_dim, .. } = shape;
+                let tokens = texts.last().map_or(0, |text| text.end);
+                let mut of = |heads| dice.tensor(backend, dtype, &[tokens, heads, head_dim]);
+                let (q, k, v) = (&of(heads), &of(kv_heads), &of(kv_heads));
+                let out = read(backend, &backend.attend_within(Qkv { q, k, v }, texts, 1.5));
+                // What rows of no text have may be anything.
+                let row = heads * head_dim;
+                let of = |text: &Range<usize>| out[text.start * row..text.end * row].to_vec();
+                return texts.iter().flat_map(of).collect();
             }
             Self::Attend { shape, acts } => {
                 let mut attention = Attention::new(backend, shape, seed, activations);

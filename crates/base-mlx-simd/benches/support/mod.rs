@@ -8,8 +8,8 @@ use std::hint::black_box;
 
 use base_mlx_simd::{
     Affine, Arena, AttentionShape, AttentionSpan, Dense, Floats, Isa, KEY_BLOCK, KvBlock, KvBlocks,
-    KvFormat, Packed, Pool, Product, RopeTable, attention, linear, linear_packed, rms_norm, rope,
-    swiglu,
+    KvFormat, Packed, Pool, Product, RopeTable, Sees, attention, linear, linear_packed, rms_norm,
+    rope, swiglu,
 };
 
 /// A kernel, and how much it has to do.
@@ -226,4 +226,4 @@ fn wave(len: usize) -> Vec<f32> {
 }
 
 const ATTENTION: AttentionShape =
-    AttentionShape { heads: 9, kv_heads: 3, head_dim: 64, scale: 0.125, window: None };
+    AttentionShape { heads: 9, kv_heads: 3, head_dim: 64, scale: 0.125, sees: Sees::Past };

@@ -34,8 +34,17 @@ pub struct AttentionShape {
     pub head_dim: usize,
     /// Factor of `q · k`.
     pub scale: f32,
-    /// A query at position p sees only keys at positions > p - window.
-    pub window: Option<usize>,
+    pub sees: Sees,
+}
+
+/// Which keys of its own sequence a query at position p sees.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Sees {
+    All,
+    /// Those up to its own.
+    Past,
+    /// Of those, only the ones at positions > p - window.
+    Window(usize),
 }
 
 /// A sequence's rows in the batch, and its memory, which already holds them.
@@ -52,15 +61,19 @@ impl AttentionShape {
         self.heads / self.kv_heads
     }
 
-    /// The positions that a query at `position` sees.
-    fn visible(&self, position: usize) -> Range<usize> {
+    /// The positions that a query at `position` of `span` sees.
+    fn visible(&self, span: &AttentionSpan, position: usize) -> Range<usize> {
         let end = position + 1;
-        self.window.map_or(0, |window| end.saturating_sub(window))..end
+        match self.sees {
+            Sees::All => 0..span.position(span.rows.end),
+            Sees::Past => 0..end,
+            Sees::Window(window) => end.saturating_sub(window)..end,
+        }
     }
 
     /// How many keys a span's rows see, counted for each row.
     fn keys_seen(&self, span: &AttentionSpan) -> usize {
-        span.rows.clone().map(|row| self.visible(span.position(row)).len()).sum()
+        span.rows.clone().map(|row| self.visible(span, span.position(row)).len()).sum()
     }
 }
 
@@ -73,9 +86,9 @@ pub fn attention(
     spans: &[AttentionSpan],
     out: &mut [f32],
 ) {
-    let AttentionShape { heads, kv_heads, head_dim, window, .. } = shape;
+    let AttentionShape { heads, kv_heads, head_dim, sees, .. } = shape;
     assert!(kv_heads > 0 && heads.is_multiple_of(kv_heads), "{heads} heads, {kv_heads} of keys");
-    assert!(window != Some(0), "a window of nothing");
+    assert!(sees != Sees::Window(0), "a window of nothing");
     assert_eq!(q.len(), out.len(), "attention");
     for AttentionSpan { rows, start, blocks } in spans {
         let whole = blocks.len() * KEY_BLOCK >= start + rows.len()
@@ -244,8 +257,8 @@ impl<T: KvValue> Tile<'_, T> {
 
     /// The positions that some row sees.
     fn visible(&self) -> Range<usize> {
-        let first = self.shape.visible(self.span.position(self.rows.start)).start;
-        first..self.span.position(self.rows.end - 1) + 1
+        let of = |row| self.shape.visible(self.span, self.span.position(row));
+        of(self.rows.start).start..of(self.rows.end - 1).end
     }
 
     fn segments(&self) -> Range<usize> {
@@ -293,7 +306,7 @@ impl<T: KvValue> Kernel for Part<'_, '_, T> {
             let block = Block {
                 lanes,
                 shape: tile.shape,
-                first_position: tile.span.position(tile.rows.start),
+                span: tile.span,
                 first_row: tile.rows.start,
                 kv_head: tile.kv_head,
                 q,

@@ -6,7 +6,7 @@ use half::f16;
 
 use super::block::{Head, KEY_BLOCK, KvValue};
 use super::softmax::Running;
-use super::{AttentionShape, Queries};
+use super::{AttentionShape, AttentionSpan, Queries};
 use crate::floats::Value;
 use crate::isa::Lanes;
 
@@ -14,7 +14,7 @@ use crate::isa::Lanes;
 pub(super) struct Block<'a, L, T: KvValue> {
     pub(super) lanes: L,
     pub(super) shape: AttentionShape,
-    pub(super) first_position: usize,
+    pub(super) span: &'a AttentionSpan<'a>,
     pub(super) first_row: usize,
     pub(super) kv_head: usize,
     pub(super) q: Queries<'a>,
@@ -97,7 +97,8 @@ impl<L: Lanes, T: KvValue> Block<'_, L, T> {
     /// What the query sees of this block.
     #[inline(always)]
     fn visible(&self, query: usize) -> Range<usize> {
-        let visible = self.shape.visible(self.first_position + query / self.shape.group());
+        let position = self.span.position(self.first_row + query / self.shape.group());
+        let visible = self.shape.visible(self.span, position);
         let within = |position: usize| position.saturating_sub(self.start).min(KEY_BLOCK);
         within(visible.start)..within(visible.end)
     }

@@ -1,7 +1,10 @@
-use base_mlx_simd::{AttentionShape, AttentionSpan};
+use std::ops::Range;
 
+use base_mlx_simd::{AttentionShape, AttentionSpan, Sees};
+
+use super::kv::CpuKv;
 use super::{CpuArray, CpuBackend};
-use crate::backend::{Attend, Qkv, Span};
+use crate::backend::{Attend, LayerSpec, Qkv, Span};
 
 pub(super) fn attend(
     backend: &CpuBackend,
@@ -29,7 +32,43 @@ pub(super) fn attend(
         })
         .collect();
 
-    let shape = AttentionShape { heads, kv_heads, head_dim, scale, window };
+    let sees = window.map_or(Sees::Past, Sees::Window);
+    let shape = AttentionShape { heads, kv_heads, head_dim, scale, sees };
+    let q = q.array().as_f32();
+    let mut out = backend.spare.buffer(q.len());
+    base_mlx_simd::attention(backend.pool(), backend.isa(), shape, q, &spans, &mut out);
+    CpuArray::f32(out)
+}
+
+/// Keys and values are brought into blocks all the same, as the kernel reads no others, in memory that all layers use.
+pub(super) fn attend_within(
+    backend: &CpuBackend,
+    Qkv { q, k, v }: Qkv<CpuBackend>,
+    texts: &[Range<usize>],
+    scale: f32,
+) -> CpuArray {
+    let (heads, head_dim, kv_heads) = (q.shape().dim(1), q.width(), k.shape().dim(1));
+    assert_eq!(k.shape(), v.shape(), "attend_within: k and v");
+    assert_eq!((k.rows(), k.width()), (q.rows(), head_dim), "attend_within: q {:?}", q.shape());
+
+    let (keys, values) = (k.array().as_f32(), v.array().as_f32());
+    let width = kv_heads * head_dim;
+    let blocks: Vec<CpuKv> = texts
+        .iter()
+        .map(|text| {
+            let mut kv = backend.exact_kv.cache(&[LayerSpec { kv_heads, head_dim }]);
+            let rows = text.start * width..text.end * width;
+            kv.0[0].append(&keys[rows.clone()], &values[rows]);
+            kv
+        })
+        .collect();
+    let spans: Vec<AttentionSpan> = texts
+        .iter()
+        .zip(&blocks)
+        .map(|(text, kv)| AttentionSpan { rows: text.clone(), start: 0, blocks: kv.0[0].blocks() })
+        .collect();
+
+    let shape = AttentionShape { heads, kv_heads, head_dim, scale, sees: Sees::All };
     let q = q.array().as_f32();
     let mut out = backend.spare.buffer(q.len());
     base_mlx_simd::attention(backend.pool(), backend.isa(), shape, q, &spans, &mut out);

@@ -1,4 +1,5 @@
 use super::{CpuArray, CpuBackend};
+use crate::backend::Activation;
 use crate::tensor::Tensor;
 
 pub(super) fn swiglu(
@@ -22,6 +23,17 @@ pub(super) fn add(
     let (a, b) = (a.array().as_f32(), b.array().as_f32());
     let mut out = backend.spare.buffer(a.len());
     base_mlx_simd::add(backend.pool(), backend.isa(), a, b, &mut out);
+    CpuArray::f32(out)
+}
+
+pub(super) fn activate(
+    backend: &CpuBackend,
+    x: &Tensor<CpuBackend>,
+    activation: Activation,
+) -> CpuArray {
+    let x = x.array().as_f32();
+    let mut out = backend.spare.buffer(x.len());
+    base_mlx_simd::activate(backend.pool(), backend.isa(), activation, x, &mut out);
     CpuArray::f32(out)
 }
 

@@ -13,6 +13,7 @@ mod rope;
 pub use array::CpuArray;
 pub use kv::CpuKv;
 
+use std::ops::Range;
 use std::sync::Arc;
 
 use base_mlx_simd::{Affine, Arena, Dense, Floats, Isa, KEY_BLOCK, KvFormat, Packed, Pool};
@@ -20,7 +21,9 @@ use base_mlx_simd::{Affine, Arena, Dense, Floats, Isa, KEY_BLOCK, KvFormat, Pack
 use self::buffer::Spare;
 use self::kv::KvMemory;
 use self::rope::RopeTables;
-use super::{Attend, Backend, Batch, DeviceError, LayerSpec, Qkv, Rope, Span};
+use super::{
+    Activation, Attend, Backend, Batch, DeviceError, LayerNorm, LayerSpec, Qkv, Rope, Span,
+};
 use crate::tensor::{Dtype, HostArray, HostWeight, Shape, Tensor, Weight};
 
 /// The CPU as a device: its threads, and the instructions it was found to have.
@@ -31,6 +34,8 @@ pub struct CpuBackend {
     arena: Arena,
     /// Where its keys and values go.
     kv: Arc<KvMemory>,
+    /// Where the keys and values go that it forgets at once, in f32.
+    exact_kv: Arc<KvMemory>,
     /// Where its activations come from and go to.
     spare: Spare,
 }
@@ -62,7 +67,8 @@ impl CpuBackend {
     /// With memory of its own, which goes back as a whole when the model does.
     fn of_device(device: Arc<Device>, format: KvFormat) -> Self {
         let kv = Arc::new(KvMemory::new(format));
-        Self { device, arena: Arena::default(), kv, spare: Spare::default() }
+        let exact_kv = Arc::new(KvMemory::new(KvFormat::F32));
+        Self { device, arena: Arena::default(), kv, exact_kv, spare: Spare::default() }
     }
 
     /// What it computes with, for people: "cpu, 2 threads, avx2".
@@ -195,6 +201,14 @@ impl Backend for CpuBackend {
         norm::rms_norm(self, x, w, eps)
     }
 
+    fn layer_norm(&self, x: &Tensor<Self>, norm: LayerNorm<Self>) -> CpuArray {
+        norm::layer_norm(self, x, norm)
+    }
+
+    fn activate(&self, x: &Tensor<Self>, activation: Activation) -> CpuArray {
+        elementwise::activate(self, x, activation)
+    }
+
     fn rope(&self, x: &Tensor<Self>, positions: &Tensor<Self>, rope: &Rope) -> CpuArray {
         rope::rope(self, x, positions, rope)
     }
@@ -223,6 +237,10 @@ impl Backend for CpuBackend {
         how: Attend,
     ) -> CpuArray {
         attention::attend(self, layer, qkv, &mut batch.spans, how)
+    }
+
+    fn attend_within(&self, qkv: Qkv<Self>, texts: &[Range<usize>], scale: f32) -> CpuArray {
+        attention::attend_within(self, qkv, texts, scale)
     }
 }
 

@@ -1,3 +1,5 @@
+use std::ops::Range;
+
 use base_mlx_sys::{Array, Mask};
 
 use super::device::{Device, built};
@@ -54,6 +56,44 @@ pub(super) fn attend(
     }
     MlxArray::known(match &out[..] {
         [] => q,
+        [one] => one.clone(),
+        many => built(Array::concatenate(&many.iter().collect::<Vec<_>>(), 0)),
+    })
+}
+
+pub(super) fn attend_within(
+    backend: &MlxBackend,
+    Qkv { q, k, v }: Qkv<MlxBackend>,
+    texts: &[Range<usize>],
+    scale: f32,
+) -> MlxArray {
+    let device = backend.device();
+    let [tokens, heads, head_dim] = [q.rows(), q.shape().dim(1), q.width()];
+    let kv_heads = k.shape().dim(1);
+    assert_eq!(k.shape(), v.shape(), "attend_within: k and v");
+    assert_eq!((k.rows(), k.width()), (tokens, head_dim), "attend_within: q {:?}", q.shape());
+    let (q, k, v) = (q.array().value(device), k.array().value(device), v.array().value(device));
+    // [tokens, heads * head_dim] to [1, heads, rows, head_dim]
+    let of_text = |x: &Array, heads: usize, rows: &Range<usize>| {
+        let x = built(x.reshape(&[tokens, heads, head_dim]));
+        let x = built(x.slice(&[rows.start, 0, 0], &[rows.end, heads, head_dim]));
+        let x = built(x.reshape(&[1, rows.len(), heads, head_dim]));
+        built(x.transpose(&[0, 2, 1, 3]))
+    };
+    let zeros = |rows: usize| built(Array::full(&[rows, heads, head_dim], 0.0, built(q.dtype())));
+    let (mut out, mut row) = (Vec::with_capacity(texts.len()), 0);
+    for text in texts.iter().filter(|text| !text.is_empty()) {
+        // Rows of no text.
+        out.extend((row < text.start).then(|| zeros(text.start - row)));
+        row = text.end;
+        let (keys, values) = (of_text(k, kv_heads, text), of_text(v, kv_heads, text));
+        let q = of_text(q, heads, text);
+        let seen = built(q.scaled_dot_product_attention(&keys, &values, scale, Mask::All));
+        let seen = built(seen.transpose(&[0, 2, 1, 3]));
+        out.push(built(seen.reshape(&[text.len(), heads, head_dim])));
+    }
+    out.extend((row < tokens).then(|| zeros(tokens - row)));
+    MlxArray::known(match &out[..] {
         [one] => one.clone(),
         many => built(Array::concatenate(&many.iter().collect::<Vec<_>>(), 0)),
     })

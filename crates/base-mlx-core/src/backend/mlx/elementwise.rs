@@ -4,6 +4,7 @@ use super::MlxBackend;
 use super::array::{MlxArray, Recipe};
 use super::device::{Device, built};
 use super::linear;
+use crate::backend::Activation;
 use crate::tensor::Tensor;
 
 pub(super) fn swiglu(
@@ -39,6 +40,32 @@ pub(super) fn add(
     let a = built(a.array().value(device).reshape(shape.dims()));
     let b = built(b.array().value(device).reshape(shape.dims()));
     MlxArray::known(built(a.add(&b)))
+}
+
+pub(super) fn activate(
+    backend: &MlxBackend,
+    x: &Tensor<MlxBackend>,
+    activation: Activation,
+) -> MlxArray {
+    let x = x.array().value(backend.device());
+    let dtype = built(x.dtype());
+    let number = |value| built(Array::scalar(value, dtype));
+    let times = |x: &Array, value| built(x.multiply(&number(value)));
+    MlxArray::known(match activation {
+        Activation::Gelu => {
+            let erf = built(times(x, std::f32::consts::FRAC_1_SQRT_2).erf());
+            built(times(x, 0.5).multiply(&built(erf.add(&number(1.0)))))
+        }
+        Activation::GeluTanh => {
+            let cube = built(built(x.multiply(x)).multiply(x));
+            let inner = built(x.add(&times(&cube, 0.044_715)));
+            // x (1 + tanh(y)) / 2 is x times the sigmoid of 2y.
+            built(x.multiply(&built(times(&inner, 2.0 * 0.797_884_56).sigmoid())))
+        }
+        Activation::Relu => built(x.maximum(&number(0.0))),
+        Activation::Silu => built(x.multiply(&built(x.sigmoid()))),
+        Activation::Tanh => built(x.tanh()),
+    })
 }
 
 pub(super) fn take_rows(backend: &MlxBackend, x: &Tensor<MlxBackend>, rows: &[u32]) -> MlxArray {

@@ -22,6 +22,7 @@ pub use array::MlxArray;
 pub use device::{MlxDevice, MlxOptions};
 pub use kv::MlxKv;
 
+use std::ops::Range;
 use std::sync::{Arc, Mutex};
 
 use base_mlx_sys::{self as mlx, Array};
@@ -30,7 +31,10 @@ use self::array::{Recipe, mlx_dtype};
 use self::device::{Device, failed};
 use self::kv::{Growing, Store};
 use self::paged::{BLOCK, Paged, Pages};
-use super::{Attend, Backend, Batch, DeviceError, Draw, KvFormat, LayerSpec, Qkv, Rope, Span};
+use super::{
+    Activation, Attend, Backend, Batch, DeviceError, Draw, KvFormat, LayerNorm, LayerSpec, Qkv,
+    Rope, Span,
+};
 use crate::tensor::{Dtype, HostArray, HostWeight, Shape, Tensor, Weight};
 
 /// MLX as a device, computing in the type of one model's checkpoint.
@@ -251,6 +255,14 @@ impl Backend for MlxBackend {
         norm::rms_norm(self, x, w, eps)
     }
 
+    fn layer_norm(&self, x: &Tensor<Self>, norm: LayerNorm<Self>) -> MlxArray {
+        norm::layer_norm(self, x, norm)
+    }
+
+    fn activate(&self, x: &Tensor<Self>, activation: Activation) -> MlxArray {
+        elementwise::activate(self, x, activation)
+    }
+
     fn rope(&self, x: &Tensor<Self>, positions: &Tensor<Self>, rope: &Rope) -> MlxArray {
         rope::rope(self, x, positions, rope)
     }
@@ -279,6 +291,10 @@ impl Backend for MlxBackend {
         how: Attend,
     ) -> MlxArray {
         attention::attend(self, layer, qkv, batch, how)
+    }
+
+    fn attend_within(&self, qkv: Qkv<Self>, texts: &[Range<usize>], scale: f32) -> MlxArray {
+        attention::attend_within(self, qkv, texts, scale)
     }
 
     fn choose(&self, logits: &Tensor<Self>, vocab_size: usize, rows: &[Draw]) -> MlxArray {

@@ -1,0 +1,146 @@
+use std::panic::resume_unwind;
+use std::path::Path;
+use std::sync::Arc;
+use std::sync::mpsc::channel;
+
+use super::pooling::Pooling;
+use super::queue::Queue;
+use super::runner::EncoderRunner;
+use super::sentence::Sentence;
+use super::{Encoder, EncoderInfo, Purpose};
+use crate::backend::{Backend, KvFormat};
+use crate::engine::EngineOptions;
+use crate::engine::device::{Device, Runner};
+use crate::engine::memory::Wish;
+use crate::engine::start::{AnyBackend, enter};
+use crate::models;
+use crate::text::Text;
+use crate::weights::{Checkpoint, Config, LoadError};
+
+/// Behind [`Encoder::start`].
+pub(super) fn encoder(
+    path: &Path,
+    name: &str,
+    device: &Device,
+    options: &EngineOptions,
+) -> Result<Encoder, LoadError> {
+    let (jobs, incoming) = channel();
+    let queue = Queue::new(incoming);
+    let Loaded { runner, text, sentence, info } = match device.backend() {
+        // Nothing is kept for long, so it is kept as it is.
+        AnyBackend::Cpu(backend) => {
+            load(path, name, &backend.with_kv(KvFormat::F32), device, options, queue)?
+        }
+        AnyBackend::Mlx(backend) => load(path, name, backend, device, options, queue)?,
+    };
+    let port = device.thread().add(runner);
+    Ok(Encoder {
+        port,
+        jobs,
+        text: Arc::new(text),
+        sentence: Arc::new(sentence),
+        info: Arc::new(info),
+    })
+}
+
+struct Loaded {
+    runner: Box<dyn Runner>,
+    text: Text,
+    sentence: Sentence,
+    info: EncoderInfo,
+}
+
+fn load<B: Backend>(
+    path: &Path,
+    name: &str,
+    backend: &B,
+    device: &Device,
+    options: &EngineOptions,
+    queue: Queue,
+) -> Result<Loaded, LoadError> {
+    let purpose = Purpose::of(path)?;
+    let sentence = match purpose {
+        Purpose::Generate => {
+            let is = "it writes texts, and makes no vectors of them";
+            return Err(LoadError::WrongPurpose { path: path.to_owned(), is });
+        }
+        Purpose::Embed => Sentence::read(path)?.unwrap_or_default(),
+        Purpose::Rank => {
+            Sentence { pooling: Pooling::First, normalize: false, ..Sentence::default() }
+        }
+    };
+    let checkpoint = Checkpoint::open(path)?;
+    let backend = backend.for_model(checkpoint.dtype(), None)?;
+    let config = checkpoint.config();
+    let of_family = models::longest_text(config)?;
+    let longest = match of_family {
+        Some(longest) => longest,
+        None => config.count("max_position_embeddings")?,
+    };
+    let longest = options.context.map_or(longest, |context| context.min(longest));
+    let layers = match of_family {
+        Some(_) => Vec::new(),
+        None => models::layers(&checkpoint)?,
+    };
+    let step_tokens =
+        options.step_tokens.unwrap_or_else(|| backend.step_tokens().max(STEP_TOKENS)).max(1);
+    let on_disk: u64 = checkpoint.tensors().map(|tensor| tensor.bytes as u64).sum();
+    // What cannot be computed in pieces makes a step of its own length.
+    let rows = if layers.is_empty() { step_tokens.max(longest) } else { step_tokens };
+    let workspace = rows * row_bytes(config);
+    let fixed = on_disk as usize + workspace;
+    let position: usize = layers.iter().map(|&layer| backend.kv_bytes(layer)).sum();
+    let wish = match position {
+        0 => Wish { fixed, position: 1, context: 1, most: 1 },
+        position => Wish { fixed, position, context: longest, most: longest + step_tokens },
+    };
+    let room = enter(device, wish)?;
+    // A large vocabulary takes as long to read as the weights of a small model.
+    let (text, encoder) = std::thread::scope(|scope| {
+        let text = scope.spawn(|| Text::load(&checkpoint));
+        let encoder = match of_family {
+            Some(_) => models::load_encoder(&checkpoint, &backend),
+            None => models::load(&checkpoint, &backend)
+                .map(|model| models::Encoder { model, scorer: None }),
+        };
+        (text.join().unwrap_or_else(|panic| resume_unwind(panic)), encoder)
+    });
+    let (text, encoder) = (text?, encoder?);
+    device.ledger().weigh(&room, workspace + encoder.model.step_bytes().max(on_disk as usize))?;
+    let info = EncoderInfo {
+        name: name.to_owned(),
+        family: config.model_type()?.to_owned(),
+        purpose,
+        longest: if layers.is_empty() { longest } else { room.promised() },
+        dimensions: if purpose == Purpose::Rank { 1 } else { hidden_size(config) },
+        normalized: sentence.normalize,
+        vocab_size: config.count("vocab_size")?,
+        bytes: on_disk,
+        prompts: sentence.prompts.clone(),
+    };
+    let runner = EncoderRunner {
+        name: name.to_owned(),
+        backend,
+        encoder,
+        pooling: sentence.pooling,
+        normalize: sentence.normalize,
+        step_tokens,
+        room,
+        queue,
+        begun: Vec::new(),
+    };
+    Ok(Loaded { runner: Box::new(runner), text, sentence, info })
+}
+
+/// Bytes that a layer has of a token at once, roughly.
+fn row_bytes(config: &Config) -> usize {
+    let inner = ["intermediate_size", "n_inner"].map(|key| config.count(key).unwrap_or(0));
+    (8 * hidden_size(config) + 3 * inner.into_iter().sum::<usize>()) * size_of::<f32>()
+}
+
+fn hidden_size(config: &Config) -> usize {
+    ["hidden_size", "n_embd"].iter().find_map(|key| config.count(key).ok()).unwrap_or(0)
+}
+
+/// Of the CPU, where a product by few rows reads its weights as often as one by many.
+const STEP_TOKENS: usize = 512;

@@ -1,0 +1,179 @@
+//! Models that turn a text into a vector, or a pair of texts into a score: [`Encoder`] is the door to one that is loaded.
+//! They share the device with models that write, a step in turn.
+
+mod load;
+mod pooling;
+mod queue;
+mod runner;
+mod sentence;
+
+pub use pooling::normalized;
+
+use std::collections::BTreeMap;
+use std::fmt;
+use std::path::Path;
+use std::sync::Arc;
+use std::sync::mpsc::Sender;
+
+use tokio::sync::oneshot;
+
+use self::queue::Job;
+use self::sentence::Sentence;
+use super::EngineOptions;
+use super::device::{Device, Port};
+use crate::TokenId;
+use crate::models::{ENCODERS, scores_pairs};
+use crate::text::{AddSpecial, Text};
+use crate::weights::{Config, LoadError};
+
+/// What a model is for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Purpose {
+    /// It writes.
+    Generate,
+    /// It turns texts into vectors.
+    Embed,
+    /// It scores how well two texts belong together.
+    Rank,
+}
+
+impl Purpose {
+    /// Of the model at `path`, by the JSON files in its folder. A GGUF file is taken for a model that writes.
+    pub fn of(path: &Path) -> Result<Self, LoadError> {
+        if !path.is_dir() {
+            return Ok(Self::Generate);
+        }
+        let config = Config::read(&path.join("config.json"))?;
+        let is_encoder = ENCODERS.contains(&config.model_type()?);
+        Ok(match is_encoder {
+            true if scores_pairs(&config) => Self::Rank,
+            true => Self::Embed,
+            false if Sentence::read(path)?.is_some() => Self::Embed,
+            false => Self::Generate,
+        })
+    }
+}
+
+/// What is known of a loaded encoder.
+#[derive(Clone, Debug)]
+pub struct EncoderInfo {
+    /// The id it was loaded under.
+    pub name: String,
+    /// `model_type` of its config.
+    pub family: String,
+    pub purpose: Purpose,
+    /// Tokens of the longest text.
+    pub longest: usize,
+    /// Values of a vector; 1 where pairs are scored.
+    pub dimensions: usize,
+    /// Whether vectors have length 1.
+    pub normalized: bool,
+    pub vocab_size: usize,
+    /// Bytes of the weights on disk.
+    pub bytes: u64,
+    /// What the model's makers put before a text, by what the text is for, such as `query`.
+    pub prompts: BTreeMap<String, String>,
+}
+
+/// A loaded encoder. Clones share it; it leaves the device when the last one is gone.
+#[derive(Clone)]
+pub struct Encoder {
+    port: Arc<Port>,
+    jobs: Sender<Job>,
+    text: Arc<Text>,
+    sentence: Arc<Sentence>,
+    info: Arc<EncoderInfo>,
+}
+
+/// A text, or a pair of them, in the model's tokens.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Encodable {
+    pub tokens: Vec<TokenId>,
+    /// Which text of a pair each token belongs to.
+    types: Vec<u32>,
+}
+
+impl Encodable {
+    /// Of one text.
+    pub fn new(tokens: Vec<TokenId>) -> Self {
+        Self { types: vec![0; tokens.len()], tokens }
+    }
+}
+
+/// Why texts cannot be encoded.
+#[derive(Clone, Debug, PartialEq, thiserror::Error)]
+pub enum EncodeError {
+    #[error("text {text} is empty")]
+    Empty { text: usize },
+    #[error("text {text} has {tokens} tokens, the model takes {longest}")]
+    TooLong { text: usize, tokens: usize, longest: usize },
+    #[error(
+        "text {text} has token {token}, which is not in the model's vocabulary of {vocab_size}"
+    )]
+    UnknownToken { text: usize, token: TokenId, vocab_size: usize },
+    /// The step panicked or the device failed; the engine goes on.
+    #[error("the model failed: {0}")]
+    Failed(String),
+    #[error("the engine is shutting down")]
+    ShuttingDown,
+}
+
+impl Encoder {
+    /// Loads the model at `path` (a folder) for `device`. Blocks while it reads. Of `options` only `context` and
+    /// `step_tokens` mean something to an encoder.
+    pub fn start(
+        path: &Path,
+        name: &str,
+        device: &Device,
+        options: &EngineOptions,
+    ) -> Result<Self, LoadError> {
+        load::encoder(path, name, device, options)
+    }
+
+    /// A text as the model expects it, with the tokens that go around it, after `prompt`.
+    pub fn text(&self, text: &str, prompt: Option<&str>) -> Encodable {
+        let text = [prompt.unwrap_or_default(), text].concat();
+        let text = if self.sentence.lowercase { text.to_lowercase() } else { text };
+        Encodable::new(self.text.tokenizer.encode(&text, AddSpecial::Yes))
+    }
+
+    /// Two texts as the model expects a pair. The second one loses its end where both are too long; `None` if the first alone
+    /// leaves no room.
+    pub fn pair(&self, first: &str, second: &str) -> Option<Encodable> {
+        let (tokens, types) = self.text.tokenizer.encode_pair(first, second, self.info.longest)?;
+        Some(Encodable { tokens, types })
+    }
+
+    /// A vector for each text, or a list of one score for each pair, in their order. Texts of all callers share the device's
+    /// steps; dropping the future gives them up.
+    pub async fn encode(&self, texts: Vec<Encodable>) -> Result<Vec<Vec<f32>>, EncodeError> {
+        let EncoderInfo { longest, vocab_size, .. } = *self.info;
+        for (text, Encodable { tokens, .. }) in texts.iter().enumerate() {
+            match tokens.len() {
+                0 => return Err(EncodeError::Empty { text }),
+                tokens if tokens > longest => {
+                    return Err(EncodeError::TooLong { text, tokens, longest });
+                }
+                _ => {}
+            }
+            if let Some(&token) = tokens.iter().find(|&&token| token as usize >= vocab_size) {
+                return Err(EncodeError::UnknownToken { text, token, vocab_size });
+            }
+        }
+        let (reply, answer) = oneshot::channel();
+        // Either fails only when the model is gone, and then nobody holds the other end of `answer`.
+        let _ = self.jobs.send(Job::new(texts, reply));
+        self.port.wake();
+        answer.await.unwrap_or(Err(EncodeError::ShuttingDown))
+    }
+
+    pub fn info(&self) -> &EncoderInfo {
+        &self.info
+    }
+}
+
+impl fmt::Debug for Encoder {
+    fn fmt(&self, f: &mut fmt::Formatter) -> fmt::Result {
+        f.debug_tuple("Encoder").field(&self.info.name).finish()
+    }
+}

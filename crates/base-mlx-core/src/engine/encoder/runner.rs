@@ -1,0 +1,177 @@
+//! An encoder at work: texts of all callers, as many to a step as it has room for.
+
+use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::sync::Arc;
+use std::time::Instant;
+
+use super::pooling::{Pooled, Pooling};
+use super::queue::{JobId, Queue};
+use crate::TokenId;
+use crate::backend::{Backend, DeviceError};
+use crate::engine::compute::flatten;
+use crate::engine::device::{RequestId, Runner};
+use crate::engine::memory::Room;
+use crate::engine::runner::Submission;
+use crate::engine::{Event, GenerateError};
+use crate::models::Encoder;
+use crate::step::Step;
+
+pub(super) struct EncoderRunner<B: Backend> {
+    pub(super) name: String,
+    pub(super) backend: B,
+    pub(super) encoder: Encoder<B>,
+    pub(super) pooling: Pooling,
+    pub(super) normalize: bool,
+    /// Most tokens of a step, but for a text that has to be seen at once.
+    pub(super) step_tokens: usize,
+    pub(super) room: Arc<Room>,
+    pub(super) queue: Queue,
+    /// Texts that were too long for one step.
+    pub(super) begun: Vec<Begun<B::Kv>>,
+}
+
+/// A text of which some tokens are computed.
+pub(super) struct Begun<K> {
+    job: JobId,
+    text: usize,
+    kv: K,
+    pooled: Pooled,
+}
+
+/// The next tokens of a text.
+struct Part<'a, K> {
+    begun: &'a mut Begun<K>,
+    tokens: &'a [TokenId],
+    types: &'a [u32],
+}
+
+impl<B: Backend> EncoderRunner<B> {
+    /// Begins as many texts as there is room for beside those that are begun, at least one of all.
+    fn begin(&mut self) -> Result<(), DeviceError> {
+        // Whether a text's beginning is remembered, so that it can be computed piece by piece.
+        let layers = self.encoder.model.layers();
+        let len = |begun: &Begun<_>| {
+            self.queue.text(begun.job, begun.text).map_or(0, |text| text.tokens.len())
+        };
+        let mut held: usize = self.begun.iter().map(len).sum();
+        let done: usize = self.begun.iter().map(|begun| begun.pooled.tokens).sum();
+        while held - done < self.step_tokens
+            && let Some(len) = self.queue.next_len()
+        {
+            let most = if layers.is_empty() { self.step_tokens } else { self.room.positions() };
+            if held + len > most && !self.begun.is_empty() {
+                break;
+            }
+            let Some((job, text)) = self.queue.take_next() else { break };
+            let kv = self.backend.new_kv(&layers)?;
+            let pooled = Pooled::new(self.pooling);
+            self.begun.push(Begun { job, text, kv, pooled });
+            held += len;
+        }
+        Ok(())
+    }
+
+    /// Computes the next tokens of what is begun.
+    fn compute(&mut self) -> Result<(), DeviceError> {
+        let whole = self.encoder.model.layers().is_empty();
+        let mut room = if whole { usize::MAX } else { self.step_tokens };
+        let mut parts = Vec::with_capacity(self.begun.len());
+        for begun in &mut self.begun {
+            let Some(text) = self.queue.text(begun.job, begun.text) else { continue };
+            let start = begun.pooled.tokens;
+            let end = text.tokens.len().min(start.saturating_add(room));
+            room -= end - start;
+            if start < end {
+                let (tokens, types) = (&text.tokens[start..end], &text.types[start..end]);
+                parts.push(Part { begun, tokens, types });
+            }
+        }
+        let (mut wanted, mut row) = (Vec::new(), 0);
+        for part in &parts {
+            wanted.extend(self.pooling.rows(row, part.tokens.len()));
+            row += part.tokens.len() as u32;
+        }
+        let types: Vec<u32> = parts.iter().flat_map(|part| part.types).copied().collect();
+        let sequences = parts.iter_mut().map(|part| (&mut part.begun.kv, part.tokens)).collect();
+        let step = Step::new(&self.backend, sequences)?;
+        let mut step = step.with_types(&self.backend, &types)?;
+        let hidden = self.encoder.model.hidden(&mut step);
+        let all = wanted.len() == row as usize;
+        let rows = if all { hidden } else { hidden.take_rows(&wanted) };
+        let rows = match &self.encoder.scorer {
+            Some(scorer) => scorer.forward(&rows, &step),
+            None => rows,
+        };
+        let width = rows.width();
+        let values = self.backend.download(rows.array())?.to_f32();
+        drop(step);
+        let mut rest = &values[..];
+        for Part { begun, tokens, .. } in parts {
+            let rows = self.pooling.rows(0, tokens.len()).len();
+            let (of_text, others) = rest.split_at(rows * width);
+            begun.pooled.add(of_text, width, tokens.len());
+            rest = others;
+        }
+        Ok(())
+    }
+
+    /// Hands out what is done.
+    fn finish(&mut self) {
+        let mut rest = Vec::new();
+        for begun in self.begun.drain(..) {
+            let Some(text) = self.queue.text(begun.job, begun.text) else { continue };
+            if begun.pooled.tokens < text.tokens.len() {
+                rest.push(begun);
+            } else {
+                let vector = begun.pooled.finish(self.normalize);
+                self.queue.ready(&self.name, begun.job, begun.text, vector);
+            }
+        }
+        self.begun = rest;
+    }
+}
+
+impl<B: Backend> Runner for EncoderRunner<B> {
+    fn wake(&mut self) {
+        self.queue.take_incoming();
+    }
+
+    fn submit(&mut self, _: RequestId, submission: Submission) {
+        let error = GenerateError::Failed("an encoder does not write".to_owned());
+        let _ = submission.events.send(Event::Error(error));
+    }
+
+    fn cancel(&mut self, _: RequestId) {}
+
+    fn is_idle(&self) -> bool {
+        self.queue.is_empty()
+    }
+
+    fn step(&mut self) {
+        self.queue.drop_abandoned();
+        self.begun.retain(|begun| self.queue.text(begun.job, begun.text).is_some());
+        if self.queue.is_empty() {
+            return;
+        }
+        let work = AssertUnwindSafe(|| self.begin().and_then(|()| self.compute()));
+        match flatten(catch_unwind(work)) {
+            Ok(()) => self.finish(),
+            Err(message) => {
+                tracing::error!("a step failed: {message}");
+                for begun in self.begun.drain(..) {
+                    self.queue.fail(&self.name, begun.job, &message);
+                }
+            }
+        }
+    }
+
+    fn settle(&mut self) {
+        self.backend.clear_cache();
+    }
+
+    fn stop(&mut self, _: Instant) {
+        // Whoever waits hears that nobody is there to answer.
+        self.begun.clear();
+        self.queue.clear();
+    }
+}
