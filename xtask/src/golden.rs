@@ -17,6 +17,14 @@ const PACKAGES: &[&str] = &[
     "numpy==2.4.6",
 ];
 
+pub(crate) const ENCODER_PACKAGES: &[&str] = &[
+    "numpy==2.4.6",
+    "safetensors==0.8.0",
+    "sentence-transformers==6.2.0",
+    "torch==2.15.0",
+    "transformers==5.24.0",
+];
+
 pub(crate) fn make(root: &Path, what: Option<&str>) -> Result<()> {
     let mut scripts = Vec::new();
     for entry in std::fs::read_dir(root.join("crates"))? {
@@ -27,7 +35,12 @@ pub(crate) fn make(root: &Path, what: Option<&str>) -> Result<()> {
     ensure!(!scripts.is_empty(), "no script fits\nhint: they are crates/*/tests/**/make*.py");
     for script in scripts {
         println!("{}", script.strip_prefix(root).unwrap_or(&script).display());
-        let mut python = python::with_packages(root, "golden", PACKAGES)?;
+        // PyTorch is large, and only encoders are compared with it.
+        let (set, packages) = match script.ends_with("make_encoders.py") {
+            true => ("encoders", ENCODER_PACKAGES),
+            false => ("golden", PACKAGES),
+        };
+        let mut python = python::with_packages(root, set, packages)?;
         python.env("BASE_MLX_TEST_MODELS", crate::models::folder(root));
         process::run(python.current_dir(root).arg(script))?;
     }

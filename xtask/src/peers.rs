@@ -6,6 +6,7 @@ use std::process::Command;
 use anyhow::{Context, Result, ensure};
 use clap::{Args, ValueEnum};
 
+use crate::golden::ENCODER_PACKAGES;
 use crate::{models, process, python};
 
 /// Measure beside mlx-lm on the same GPU and the same MLX, or beside llama.cpp on the CPU
@@ -22,7 +23,10 @@ pub(crate) struct Peers {
     /// 4, 8, or 16 for bfloat16; of the CPU 4, as Q4_0
     #[arg(long, default_value_t = 4)]
     bits: u32,
-    /// What `gpu.py` or `cpu.py` takes beside these, as `-- --rounds 5 --streams 1 --stock`
+    /// Measure embeddings by MiniLM beside sentence-transformers, on the CPU
+    #[arg(long, conflicts_with_all = ["model", "shape", "bits"])]
+    embeddings: bool,
+    /// What `embed.py`, `gpu.py` or `cpu.py` takes beside these, as `-- --rounds 5 --streams 1 --stock`
     #[arg(last = true)]
     more: Vec<String>,
 }
@@ -35,6 +39,9 @@ enum Device {
 }
 
 pub(crate) fn run(root: &Path, peers: &Peers) -> Result<()> {
+    if peers.embeddings {
+        return beside_sentence_transformers(root, peers);
+    }
     match peers.device {
         Device::Cuda => beside_mlx_lm(root, peers, "cuda"),
         Device::Metal => beside_mlx_lm(root, peers, "metal"),
@@ -92,6 +99,16 @@ fn beside_llama_cpp(root: &Path, peers: &Peers) -> Result<()> {
     for file in files {
         speed.arg("--model").arg(file);
     }
+    process::run(speed.args(&peers.more))
+}
+
+fn beside_sentence_transformers(root: &Path, peers: &Peers) -> Result<()> {
+    build(root, &[])?;
+    let real = models::folder(root);
+    models::fetch(&real)?;
+    let mut speed = python::with_packages(root, "encoders", ENCODER_PACKAGES)?;
+    speed.arg(root.join("xtask/peers/embed.py")).arg("--base-mlx").arg(program(root));
+    speed.arg("--model").arg(real.join("minilm"));
     process::run(speed.args(&peers.more))
 }
 

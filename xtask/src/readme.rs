@@ -1,4 +1,4 @@
-//! Runs what the README shows of tools, structured output and thoughts, exactly as it is written there.
+//! Runs what the README shows of tools, structured output, thoughts and embeddings, exactly as it is written there.
 
 use std::path::Path;
 use std::process::Command;
@@ -56,7 +56,7 @@ fn examples<'a>(readme: &'a str, title: &str) -> Vec<Example<'a>> {
     examples
 }
 
-const SECTIONS: [&str; 3] = ["Tools", "Structured output", "Thoughts"];
+const SECTIONS: [&str; 4] = ["Tools", "Structured output", "Thoughts", "Embeddings"];
 
 #[cfg(test)]
 mod tests {

@@ -13,7 +13,7 @@ use std::process::ExitCode;
 use anyhow::Result;
 use clap::{CommandFactory, FromArgMatches, Parser, Subcommand};
 
-use crate::commands::{bench, completions, list, pull, rm, run, serve, show};
+use crate::commands::{bench, completions, embed, list, pull, rm, run, serve, show};
 use crate::config::{ConfigFile, Place};
 
 /// Run language models on this machine
@@ -30,6 +30,7 @@ struct Arguments {
 enum Command {
     Serve(serve::Arguments),
     Run(run::Arguments),
+    Embed(embed::Arguments),
     Pull(pull::Arguments),
     List(list::Arguments),
     Show(show::Arguments),
@@ -66,6 +67,7 @@ fn dispatch(arguments: Arguments) -> Result<()> {
     match arguments.command {
         Command::Serve(arguments) => serve::run(arguments, &file, &store),
         Command::Run(arguments) => run::run(arguments, &file, &store),
+        Command::Embed(arguments) => embed::run(&arguments, &file, &store),
         Command::Pull(arguments) => pull::run(&arguments, &store),
         Command::List(arguments) => list::run(&arguments, &store),
         Command::Show(arguments) => show::run(&arguments, &store),

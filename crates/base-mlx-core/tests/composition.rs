@@ -9,7 +9,9 @@ use std::collections::HashMap;
 use std::sync::LazyLock;
 
 use base_mlx_core::backend::KV_CHUNK;
-use base_mlx_core::engine::{Draft, Engine, EngineOptions, GenerateRequest, KvDisk, Thinking};
+use base_mlx_core::engine::{
+    Draft, Encoder, Engine, EngineOptions, GenerateRequest, KvDisk, Thinking,
+};
 use base_mlx_core::grammar::Constraint;
 use base_mlx_core::sample::SamplingParams;
 use base_mlx_core::text::AddSpecial;
@@ -52,6 +54,7 @@ fn everything_composes() {
     ];
     let folder = tempfile::tempdir().unwrap();
     let disk = KvDisk::open(folder.path(), 1 << 30).unwrap();
+    LazyLock::force(&VECTORS);
     let mut alone: HashMap<usize, Answer> = HashMap::new();
     let mut seen = Seen::default();
     for seed in first..first + worlds {
@@ -73,6 +76,12 @@ fn everything_composes() {
                 &fresh
             }
         };
+        // Texts for another model, which has steps on the same device in turn.
+        let texts: Vec<&str> = (0..5).map(|_| TEXTS[dice.below(TEXTS.len())]).collect();
+        let vectors = std::thread::spawn({
+            let texts = texts.clone();
+            move || vectors(&texts)
+        });
         let mut running = Vec::new();
         for &number in &numbers {
             alone_of(&mut alone, &cold, number);
@@ -96,6 +105,10 @@ fn everything_composes() {
                 running.push((number, generation));
             }
         }
+        for (text, vector) in texts.iter().zip(vectors.join().unwrap()) {
+            assert_eq!(vector, VECTORS[text], "{text:?} in world {seed}");
+            seen.embedded += 1;
+        }
         for (number, generation) in running {
             let answer = fold(generation);
             seen.cases += 1;
@@ -112,6 +125,22 @@ fn everything_composes() {
     }
     println!("{seen:?}");
     assert!(worlds == 1 || seen.enough(), "something was hardly tried: {seen:?}");
+}
+
+const TEXTS: [&str; 6] = ["a", "The sky is blue.", "red green blue", "", "Tell me a story.", "42"];
+
+static ENCODER: LazyLock<Encoder> = LazyLock::new(|| {
+    Encoder::start(&test_model("minilm"), "minilm", &DEVICE, &EngineOptions::default()).unwrap()
+});
+
+/// What each text gives alone.
+static VECTORS: LazyLock<HashMap<&str, Vec<f32>>> =
+    LazyLock::new(|| TEXTS.map(|text| (text, vectors(&[text]).remove(0))).into());
+
+fn vectors(texts: &[&str]) -> Vec<Vec<f32>> {
+    let texts = texts.iter().map(|text| ENCODER.text(text, None, None)).collect();
+    let runtime = tokio::runtime::Builder::new_current_thread().build().unwrap();
+    runtime.block_on(ENCODER.encode(texts)).unwrap()
 }
 
 /// What a request gives alone.
@@ -138,6 +167,7 @@ struct Seen {
     held: usize,
     calls: usize,
     thoughts: usize,
+    embedded: usize,
 }
 
 impl Seen {
@@ -171,6 +201,7 @@ impl Seen {
             self.held,
             self.calls,
             self.thoughts,
+            self.embedded,
         ];
         let disk = from_disk >= 5;
         cases >= 2000

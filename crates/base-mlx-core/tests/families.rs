@@ -115,7 +115,7 @@ fn a_family_nobody_knows_is_an_error_that_lists_those_we_know() {
     assert_eq!(
         checkpoint.error(),
         "FOLDER: family `mamba9` is not supported\n\
-         hint: supported are llama, mistral, qwen2, qwen3"
+         hint: supported are llama, mistral, qwen2, qwen3, bert, nomic_bert, xlm-roberta"
     );
 }
 

@@ -4,7 +4,7 @@ use std::time::Duration;
 use axum::Json;
 use axum::http::{HeaderValue, Method, StatusCode, header};
 use axum::response::{IntoResponse, Response};
-use base_mlx_core::engine::GenerateError;
+use base_mlx_core::engine::{EncodeError, GenerateError};
 use base_mlx_core::grammar::GrammarError;
 use serde_json::{Value, json};
 
@@ -23,6 +23,11 @@ pub(crate) enum ApiError {
          hint: shorten the prompt, or start the server with a larger context"
     )]
     ContextLength { param: &'static str, prompt: usize, context: usize },
+    #[error(
+        "text {text} of `{param}` has {tokens} tokens, but the model takes at most {longest} tokens\n\
+         hint: cut it into parts, or let `truncate_prompt_tokens: -1` cut its end off"
+    )]
+    TextTooLong { param: &'static str, text: usize, tokens: usize, longest: usize },
     #[error("the model `{model}` {}", is_absent(.model, *.in_catalogue, .closest))]
     ModelNotFound { param: &'static str, model: String, in_catalogue: bool, closest: Vec<String> },
     /// The model is there, and is of a kind that cannot do this.
@@ -112,6 +117,20 @@ impl ApiError {
         }
     }
 
+    /// `param` is what the texts are called in the request.
+    pub(crate) fn encoding(error: EncodeError, param: &'static str) -> Self {
+        match error {
+            EncodeError::TooLong { text, tokens, longest } => {
+                Self::TextTooLong { param, text, tokens, longest }
+            }
+            EncodeError::Empty { .. } | EncodeError::UnknownToken { .. } => {
+                Self::invalid(param, format!("`{param}`: {error}"))
+            }
+            EncodeError::Failed(_) => Self::internal(error.to_string()),
+            EncodeError::ShuttingDown => Self::ShuttingDown,
+        }
+    }
+
     /// Grammars are the request's; errors call them by the path of the field that they came from.
     pub(crate) fn grammar(error: GrammarError) -> Self {
         match &error {
@@ -132,6 +151,7 @@ impl ApiError {
             Self::Invalid { .. }
             | Self::Unsupported { .. }
             | Self::ContextLength { .. }
+            | Self::TextTooLong { .. }
             | Self::ModelUnsuitable { .. }
             | Self::ModelDamaged { .. } => StatusCode::BAD_REQUEST,
             Self::Unauthorized => StatusCode::UNAUTHORIZED,
@@ -172,7 +192,7 @@ impl ApiError {
         match self {
             Self::Invalid { param, .. } => param.as_deref(),
             Self::Unsupported { param, .. } => Some(param),
-            Self::ContextLength { param, .. } => Some(param),
+            Self::ContextLength { param, .. } | Self::TextTooLong { param, .. } => Some(param),
             Self::ModelNotFound { param, .. } => Some(param),
             Self::ModelUnsuitable { .. } | Self::ModelDamaged { .. } => Some("model"),
             _ => None,
@@ -183,7 +203,9 @@ impl ApiError {
         match self {
             Self::Invalid { .. } | Self::Internal { .. } => None,
             Self::Unsupported { .. } => Some("unsupported_parameter"),
-            Self::ContextLength { .. } => Some("context_length_exceeded"),
+            Self::ContextLength { .. } | Self::TextTooLong { .. } => {
+                Some("context_length_exceeded")
+            }
             Self::ModelNotFound { .. } => Some("model_not_found"),
             Self::ModelUnsuitable { .. } => Some("model_not_supported"),
             Self::ModelDamaged { .. } => Some("model_damaged"),

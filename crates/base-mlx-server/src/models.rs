@@ -6,8 +6,9 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant, SystemTime};
 
-use base_mlx_core::engine::{Device, Draft, Engine, EngineOptions};
-use base_mlx_core::store::{ModelDir, Store, StoreError};
+use base_mlx_core::engine::{Device, Draft, Encoder, Engine, EngineOptions, Purpose};
+use base_mlx_core::models;
+use base_mlx_core::store::{DEFAULT_ENCODER, ModelDir, Store, StoreError};
 use base_mlx_core::weights::{Checkpoint, LoadError};
 use tokio::sync::{Notify, watch};
 
@@ -45,13 +46,26 @@ type Loaded = Result<Arc<Model>, ApiError>;
 
 /// A model in memory.
 pub(crate) struct Model {
-    pub engine: Engine,
+    door: Door,
     directory: ModelDir,
     /// Requests that need it.
     uses: AtomicUsize,
     stay: Mutex<Stay>,
     /// Told whenever it may have become idle, or is to go at another time.
     changed: Arc<Notify>,
+}
+
+/// What a model does.
+#[derive(Clone)]
+enum Door {
+    Writes(Engine),
+    Encodes(Encoder),
+}
+
+/// A model that writes, as a request has it.
+pub(crate) struct Writer {
+    pub engine: Engine,
+    model: Arc<Model>,
 }
 
 /// How long a model stays in memory.
@@ -109,13 +123,68 @@ pub(crate) struct Listed {
     path: PathBuf,
 }
 
-impl Model {
+impl Door {
+    /// Loads the model. Blocks while it reads.
+    fn open(
+        directory: &ModelDir,
+        device: &Device,
+        options: EngineOptions,
+    ) -> Result<Self, LoadError> {
+        let ModelDir { path, name, .. } = directory;
+        match Purpose::of(path)? {
+            Purpose::Generate => Engine::start(path, name, device, options).map(Self::Writes),
+            Purpose::Embed | Purpose::Rank => {
+                Encoder::start(path, name, device, &options).map(Self::Encodes)
+            }
+        }
+    }
+
+    /// Tokens of the longest text: of a writer's with its answer.
+    fn context(&self) -> usize {
+        match self {
+            Self::Writes(engine) => engine.info().context,
+            Self::Encodes(encoder) => encoder.info().longest,
+        }
+    }
+
+    /// That a request wants something else of it.
+    fn unsuitable(&self, called: &str) -> ApiError {
+        let purpose = match self {
+            Self::Writes(_) => Purpose::Generate,
+            Self::Encodes(encoder) => encoder.info().purpose,
+        };
+        let what = match purpose {
+            Purpose::Generate => {
+                "writes texts, and makes no vectors or scores of them\n\
+                 hint: it answers at /v1/chat/completions; `minilm` is a model for embeddings"
+            }
+            Purpose::Embed => {
+                "is an embedding model: it turns texts into vectors, and does nothing else\n\
+                 hint: it answers at /v1/embeddings"
+            }
+            Purpose::Rank => {
+                "is a cross-encoder: it scores pairs of texts, and does nothing else\n\
+                 hint: it answers at /v1/rerank"
+            }
+        };
+        ApiError::ModelUnsuitable { message: format!("the model `{called}` {what}") }
+    }
+}
+
+impl Writer {
     /// What requests to this model may leave open.
     pub(crate) fn defaults(&self) -> Defaults {
         let info = self.engine.info();
         Defaults { vocab_size: info.vocab_size, sampling: info.sampling.clone() }
     }
 
+    /// From now on it stays so long after its last use; `None` is until another needs the room.
+    pub(crate) fn keep_for(&self, after: Option<Duration>) {
+        self.model.keep_for(after);
+    }
+}
+
+impl Model {
     /// From now on it stays so long after its last use; `None` is until another needs the room.
     pub(crate) fn keep_for(&self, after: Option<Duration>) {
         lock(&self.stay).after = after;
@@ -154,8 +223,46 @@ impl Models {
         })
     }
 
-    /// The model of that name, loaded if need be, and the name by which answers call it. The request holds it.
-    pub(crate) async fn get(
+    /// The model of that name to write, loaded if need be, and the name by which answers call it. The request holds it.
+    pub(crate) async fn writer(
+        self: &Arc<Self>,
+        name: Option<&str>,
+        running: &mut Running,
+    ) -> Result<(Arc<Writer>, String), ApiError> {
+        let (model, called) = self.get(name, running).await?;
+        match &model.door {
+            Door::Writes(engine) => {
+                Ok((Arc::new(Writer { engine: engine.clone(), model }), called))
+            }
+            door @ Door::Encodes(_) => Err(door.unsuitable(&called)),
+        }
+    }
+
+    /// The same to encode texts for `purpose`. Who names none gets embeddings of the default encoder, unless the server has one
+    /// of its own.
+    pub(crate) async fn encoder(
+        self: &Arc<Self>,
+        name: Option<&str>,
+        purpose: Purpose,
+        keep_alive: Option<KeepAlive>,
+        running: &mut Running,
+    ) -> Result<(Encoder, String), ApiError> {
+        let default = self.default.as_ref().map(|default| Purpose::of(&default.path));
+        let own = matches!(default, Some(Ok(its)) if its == purpose);
+        let name = name.or((purpose == Purpose::Embed && !own).then_some(DEFAULT_ENCODER));
+        let (model, called) = self.get(name, running).await?;
+        match &model.door {
+            Door::Encodes(encoder) if encoder.info().purpose == purpose => {
+                if let Some(KeepAlive(after)) = keep_alive {
+                    model.keep_for(after);
+                }
+                Ok((encoder.clone(), called))
+            }
+            door => Err(door.unsuitable(&called)),
+        }
+    }
+
+    async fn get(
         self: &Arc<Self>,
         name: Option<&str>,
         running: &mut Running,
@@ -174,12 +281,12 @@ impl Models {
         Ok((model, called))
     }
 
-    /// Who drafts for `model`, loaded if need be. What was asked for must fit; the server's own choice is passed over where it
+    /// Who drafts for `writer`, loaded if need be. What was asked for must fit; the server's own choice is passed over where it
     /// does not. The request holds it.
     pub(crate) async fn draft(
         self: &Arc<Self>,
         asked: Option<DraftName>,
-        model: &Model,
+        writer: &Writer,
         running: &mut Running,
     ) -> Result<Draft, ApiError> {
         let own = asked.is_none();
@@ -189,14 +296,22 @@ impl Models {
             DraftName::Model(name) => name,
         };
         let directory = self.find("draft_model", &name).await?;
-        if own && directory.path == model.directory.path {
+        if own && directory.path == writer.model.directory.path {
             return Ok(Draft::Nobody);
         }
         let draft = self.load(directory, ModelOptions::default()).await?;
-        match model.engine.check_draft(&draft.engine) {
+        let engine = match &draft.door {
+            Door::Writes(engine) => engine,
+            Door::Encodes(_) if own => return Ok(Draft::Nobody),
+            door @ Door::Encodes(_) => {
+                let message = door.unsuitable(&name).to_string();
+                return Err(ApiError::invalid("draft_model", message));
+            }
+        };
+        match writer.engine.check_draft(engine) {
             Ok(()) => {
                 running.hold(InUse::new(&draft));
-                Ok(Draft::Model(draft.engine.clone()))
+                Ok(Draft::Model(engine.clone()))
             }
             Err(error) if own => {
                 tracing::debug!("no draft: {error}");
@@ -230,18 +345,27 @@ impl Models {
         let directory = self.find("model", name).await?;
         let (context, kv_format) = (asked.options.context, asked.options.kv_format);
         let model = self.load(directory, asked.options).await?;
-        let info = model.engine.info();
+        let (holds, format, trained) = match &model.door {
+            Door::Writes(engine) => {
+                let info = engine.info();
+                (info.context, info.kv_format, info.trained)
+            }
+            Door::Encodes(encoder) => {
+                let longest = encoder.info().longest;
+                (longest, None, longest)
+            }
+        };
         let differs = |key: &str| {
             let message = format!(
                 "`{name}` is loaded with another `{key}`\nhint: unload it first, by POST /v1/models/{name}/unload"
             );
             Err(ApiError::invalid(key, message))
         };
-        if kv_format.is_some() && kv_format != info.kv_format {
+        if kv_format.is_some() && kv_format != format {
             return differs("kv_cache_type");
         }
         // More than the model was made for is what the model was made for.
-        if context.is_some_and(|context| context != info.context && context < info.trained) {
+        if context.is_some_and(|context| context != holds && context < trained) {
             return differs("context_length");
         }
         if let Some(after) = asked.keep_alive {
@@ -327,7 +451,7 @@ impl Models {
             let starting = {
                 let (directory, device, options) =
                     (directory.clone(), self.device.clone(), options.clone());
-                move || Engine::start(&directory.path, &directory.name, &device, options)
+                move || Door::open(&directory, &device, options)
             };
             match blocking(starting).await {
                 Ok(Err(LoadError::NoRoom(room))) if room.could_fit() && self.unload_idle() => {}
@@ -336,7 +460,7 @@ impl Models {
             }
         };
         let loaded = match started {
-            Ok(Ok(engine)) => Ok(Arc::new(self.model(engine, directory))),
+            Ok(Ok(door)) => Ok(Arc::new(self.model(door, directory))),
             Ok(Err(error)) => {
                 tracing::warn!(%error, "model not loaded");
                 Err(refused(directory.name, &error))
@@ -357,10 +481,10 @@ impl Models {
         sender.send_replace(Some(loaded));
     }
 
-    fn model(&self, engine: Engine, directory: ModelDir) -> Model {
+    fn model(&self, door: Door, directory: ModelDir) -> Model {
         let (last_used, after) = (Instant::now(), self.keep_for);
         Model {
-            engine,
+            door,
             directory,
             uses: AtomicUsize::new(0),
             stay: Mutex::new(Stay { last_used, after, pinned: false }),
@@ -453,7 +577,7 @@ impl Models {
             _ => None,
         };
         let context = match &ready {
-            Some(model) => Some(model.engine.info().context),
+            Some(model) => Some(model.door.context()),
             None => self.context_on_disk(&name, &path, created),
         };
         let pinned = ready.as_ref().is_some_and(|model| lock(&model.stay).pinned);
@@ -469,7 +593,7 @@ impl Models {
         let limit = self.own.get(name).and_then(|own| own.context).or(self.engine.context);
         let context = Checkpoint::open(path)
             .ok()
-            .and_then(|checkpoint| checkpoint.config().count("max_position_embeddings").ok())
+            .and_then(|checkpoint| models::context(checkpoint.config()).ok())
             .map(|context| limit.map_or(context, |limit| limit.min(context)));
         lock(&self.contexts).insert(path.to_owned(), (written, context));
         context
@@ -511,11 +635,11 @@ fn refused(model: String, error: &LoadError) -> ApiError {
         message = message.replace(&path.display().to_string(), &file.to_string_lossy());
     }
     match error {
-        LoadError::UnknownFamily { .. } | LoadError::Unsupported { .. } => {
-            ApiError::ModelUnsuitable {
-                message: format!("the model `{model}` cannot be used here: {message}"),
-            }
-        }
+        LoadError::UnknownFamily { .. }
+        | LoadError::Unsupported { .. }
+        | LoadError::WrongPurpose { .. } => ApiError::ModelUnsuitable {
+            message: format!("the model `{model}` cannot be used here: {message}"),
+        },
         LoadError::ToolFormat { .. } => ApiError::ModelUnsuitable {
             message: format!("the model `{model}` cannot be set up: {message}"),
         },

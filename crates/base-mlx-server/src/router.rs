@@ -13,7 +13,7 @@ use crate::error::ApiError;
 use crate::guard::cors::{self, Origins};
 use crate::guard::host::{self, Hosts};
 use crate::guard::key::{self, Keys};
-use crate::routes::{chat_completions, completions, health, metrics, models};
+use crate::routes::{chat_completions, completions, embeddings, health, metrics, models, rerank};
 
 pub(crate) fn router(app: Arc<App>) -> Router {
     let hosts = Arc::new(Hosts::new(&app.options.host, &app.options.allow_hosts));
@@ -24,8 +24,10 @@ pub(crate) fn router(app: Arc<App>) -> Router {
         .route("/metrics", get(metrics::show))
         .route("/v1/chat/completions", post(chat_completions::create))
         .route("/v1/completions", post(completions::create))
+        .route("/v1/embeddings", post(embeddings::create))
         .route("/v1/models", get(models::list))
         .route("/v1/models/{*id}", get(models::show).post(models::change))
+        .route("/v1/rerank", post(rerank::create))
         .fallback(unknown_path)
         .method_not_allowed_fallback(method_not_allowed)
         // The last one is the first that a request meets.

@@ -7,6 +7,7 @@ mod chat;
 mod config;
 mod device;
 mod disk;
+mod embed;
 mod models;
 mod process;
 mod run;

@@ -121,6 +121,14 @@ pub fn load<B: Backend>(
     Ok(model)
 }
 
+/// The longest text of a model with that config, known before it is loaded; for a decoder with what it adds.
+pub fn context(config: &Config) -> Result<usize, LoadError> {
+    match longest_text(config)? {
+        Some(longest) => Ok(longest),
+        None => config.count("max_position_embeddings"),
+    }
+}
+
 /// What each layer of the checkpoint's model will remember, known before any of it is loaded.
 pub fn layers(checkpoint: &Checkpoint) -> Result<Vec<LayerSpec>, LoadError> {
     let family = checkpoint.config().model_type()?;

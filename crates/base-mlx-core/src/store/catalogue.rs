@@ -91,25 +91,35 @@ impl ModelSource {
     }
 }
 
-/// A model inside a wheel, with everything about it known beforehand.
+/// A model inside a wheel that is known beforehand.
 #[derive(Clone, Debug, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct PipSource {
     pub package: String,
     pub version: String,
     pub wheel: Fixed,
-    /// Where in the wheel the model's one file is.
+    /// The model's one file; `None` if it is the wheel's one folder of a model.
+    pub file: Option<WheelFile>,
+}
+
+/// A file in a wheel.
+#[derive(Clone, Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct WheelFile {
     pub path: String,
-    pub file: Fixed,
+    pub bytes: u64,
+    pub sha256: String,
 }
 
 impl PipSource {
     pub(super) fn name(&self) -> PipName {
         PipName { package: self.package.clone(), version: self.version.clone() }
     }
+}
 
-    /// The name of the file in the cache.
-    pub(super) fn file_name(&self) -> &str {
+impl WheelFile {
+    /// Its name in the cache.
+    pub(super) fn name(&self) -> &str {
         self.path.rsplit('/').next().unwrap_or(&self.path)
     }
 }
@@ -141,11 +151,15 @@ mod tests {
                     ModelSource::Pip(pip) => {
                         let text = format!("{}=={}", pip.package, pip.version);
                         assert_eq!(PipName::parse(&text).unwrap(), pip.name());
-                        assert_eq!((pip.wheel.sha256.len(), pip.file.sha256.len()), (64, 64));
+                        let files = pip.file.iter().map(|file| &file.sha256);
+                        let mut digests = files.chain([&pip.wheel.sha256]);
+                        assert!(digests.all(|sha256| sha256.len() == 64));
                     }
                 }
             }
         }
-        assert!(catalogue.get(super::super::DEFAULT_MODEL).is_some());
+        for default in [super::super::DEFAULT_MODEL, super::super::DEFAULT_ENCODER] {
+            assert!(catalogue.get(default).is_some());
+        }
     }
 }

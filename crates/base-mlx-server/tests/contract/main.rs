@@ -6,6 +6,7 @@
 mod access;
 mod company;
 mod drafts;
+mod embeddings;
 mod endpoints;
 mod errors;
 mod first_space;

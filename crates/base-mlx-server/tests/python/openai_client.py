@@ -339,6 +339,28 @@ def reasoning(client, model):
         assert answer.usage.completion_tokens_details.reasoning_tokens == 0
 
 
+def embeddings(client, model):
+    """The client asks for base64 and decodes it; asked for floats it passes them on."""
+    texts = ["A cat sleeps on the sofa.", "The kitten naps on the couch.", "Stock markets fell sharply today."]
+    answer = client.embeddings.create(model=model, input=texts)
+    assert [one.index for one in answer.data] == [0, 1, 2]
+    vectors = [one.embedding for one in answer.data]
+    assert all(len(vector) == 384 for vector in vectors)
+    dot = lambda a, b: sum(x * y for x, y in zip(a, b))
+    assert all(abs(dot(vector, vector) - 1) < 1e-4 for vector in vectors)
+    assert dot(vectors[0], vectors[1]) > dot(vectors[0], vectors[2]) + 0.3
+    assert answer.usage.prompt_tokens == answer.usage.total_tokens > 20
+    floats = client.embeddings.create(model=model, input=texts[0], encoding_format="float").data[0].embedding
+    assert max(abs(a - b) for a, b in zip(floats, vectors[0])) < 1e-6
+    short = client.embeddings.create(model=model, input=texts[:1], dimensions=128).data[0].embedding
+    assert len(short) == 128 and abs(dot(short, short) - 1) < 1e-4
+    try:
+        client.embeddings.create(model="smollm2", input="a")
+        raise AssertionError("a model that writes has made embeddings")
+    except openai.BadRequestError as error:
+        assert error.code == "model_not_supported", error
+
+
 def main():
     base_url = sys.argv[1]
     model = sys.argv[2] if len(sys.argv) > 2 else "smollm2"
@@ -360,6 +382,8 @@ def main():
     for check in [tool_calls, structured_output, agent]:
         check(client, caller)
         print(f"{check.__name__.replace('_', ' ')} with {caller}: right")
+    embeddings(client, "minilm")
+    print("embeddings: right")
 
 
 if __name__ == "__main__":

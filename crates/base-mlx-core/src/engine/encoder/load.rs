@@ -73,10 +73,7 @@ fn load<B: Backend>(
     let backend = backend.for_model(checkpoint.dtype(), None)?;
     let config = checkpoint.config();
     let of_family = models::longest_text(config)?;
-    let longest = match of_family {
-        Some(longest) => longest,
-        None => config.count("max_position_embeddings")?,
-    };
+    let longest = models::context(config)?;
     let longest = options.context.map_or(longest, |context| context.min(longest));
     let layers = match of_family {
         Some(_) => Vec::new(),

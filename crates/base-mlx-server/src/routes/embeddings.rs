@@ -1,0 +1,186 @@
+use std::sync::Arc;
+
+use axum::extract::State;
+use axum::response::Response;
+use base_mlx_core::engine::{Encodable, Encoder, Purpose, normalized};
+use base64::Engine as _;
+use base64::prelude::BASE64_STANDARD;
+use serde::Serialize;
+
+use crate::App;
+use crate::error::ApiError;
+use crate::models::blocking;
+use crate::request::{JsonObject, KeepAlive, Prompt, in_range, prompts};
+use crate::routes::{TextUsage, json};
+use crate::running::Running;
+
+/// `POST /v1/embeddings`
+pub(crate) async fn create(
+    State(app): State<Arc<App>>,
+    mut running: Running,
+    body: JsonObject,
+) -> Result<Response, ApiError> {
+    let request = EmbeddingRequest::parse(&body)?;
+    let (name, keep_alive) = (request.model.clone(), request.keep_alive);
+    let encoder = app.models.encoder(name.as_deref(), Purpose::Embed, keep_alive, &mut running);
+    let (encoder, model) = encoder.await?;
+    let dimensions = request.dimensions(&encoder)?;
+    let format = request.format;
+    let texts = {
+        let encoder = encoder.clone();
+        blocking(move || request.texts(&encoder)).await??
+    };
+    let usage = TextUsage::of(&texts);
+    let vectors = tokio::select! {
+        vectors = encoder.encode(texts) => vectors,
+        () = running.stopped() => return Err(ApiError::ShuttingDown),
+    };
+    let vectors = vectors.map_err(|error| ApiError::encoding(error, INPUT))?;
+    let data = vectors.into_iter().enumerate().map(|(index, mut vector)| {
+        if dimensions < vector.len() {
+            vector.truncate(dimensions);
+            if encoder.info().normalized {
+                vector = normalized(vector);
+            }
+        }
+        Embedding { object: "embedding", index, embedding: format.write(vector) }
+    });
+    let answer = Embeddings { object: "list", data: data.collect(), model, usage };
+    // Thousands of vectors are megabytes of digits.
+    let written = blocking(move || serde_json::to_string(&answer)).await?;
+    Ok(json(written.map_err(|error| ApiError::internal(error.to_string()))?))
+}
+
+struct EmbeddingRequest {
+    model: Option<String>,
+    keep_alive: Option<KeepAlive>,
+    input: Vec<Prompt>,
+    format: Format,
+    dimensions: Option<usize>,
+    /// Which of the model's prompts stands before each text.
+    prompt_name: Option<String>,
+    /// Tokens of which each text keeps the first; -1 is as many as the model takes.
+    truncate: Option<i64>,
+}
+
+impl EmbeddingRequest {
+    fn parse(body: &JsonObject) -> Result<Self, ApiError> {
+        let fields = body.fields();
+        let input = prompts(&fields, INPUT, MOST_TEXTS)?;
+        let empty = |prompt: &Prompt| match prompt {
+            Prompt::Text(text) => text.is_empty(),
+            Prompt::Tokens(tokens) => tokens.is_empty(),
+        };
+        if let Some(index) = input.iter().position(empty) {
+            let message = format!("text {index} of `{INPUT}` is empty");
+            return Err(ApiError::invalid(INPUT, message));
+        }
+        let format = match fields.text("encoding_format")? {
+            None | Some("float") => Format::Float,
+            Some("base64") => Format::Base64,
+            Some(other) => {
+                let message =
+                    format!("`encoding_format` is {other:?}, expected `float` or `base64`");
+                return Err(ApiError::invalid("encoding_format", message));
+            }
+        };
+        let dimensions = in_range("dimensions", fields.whole("dimensions")?, 1..=i64::MAX)?;
+        Ok(Self {
+            model: fields.text("model")?.map(str::to_owned),
+            keep_alive: KeepAlive::parse(&fields)?,
+            input,
+            format,
+            dimensions: dimensions.map(|dimensions| dimensions as usize),
+            prompt_name: fields.text("prompt_name")?.map(str::to_owned),
+            truncate: in_range(TRUNCATE, fields.whole(TRUNCATE)?, -1..=i64::MAX)?,
+        })
+    }
+
+    fn dimensions(&self, encoder: &Encoder) -> Result<usize, ApiError> {
+        let all = encoder.info().dimensions;
+        match self.dimensions {
+            Some(wanted) if wanted > all => {
+                let message = format!("`dimensions` is {wanted}, the model's vectors have {all}");
+                Err(ApiError::invalid("dimensions", message))
+            }
+            wanted => Ok(wanted.unwrap_or(all)),
+        }
+    }
+
+    fn texts(&self, encoder: &Encoder) -> Result<Vec<Encodable>, ApiError> {
+        let prompt = self.prompt_name.as_deref().map(|name| prompt(encoder, name)).transpose()?;
+        let longest = match self.truncate {
+            None => None,
+            Some(tokens @ 0..) => Some(usize::try_from(tokens).unwrap_or(usize::MAX)),
+            Some(_) => Some(encoder.info().longest),
+        };
+        let encode = |input: &Prompt| match input {
+            Prompt::Text(text) => encoder.text(text, prompt, longest),
+            Prompt::Tokens(tokens) => {
+                let kept = longest.map_or(tokens.len(), |longest| longest.min(tokens.len()));
+                Encodable::new(tokens[..kept].to_vec())
+            }
+        };
+        Ok(self.input.iter().map(encode).collect())
+    }
+}
+
+/// What the model's makers put before a text for this purpose.
+fn prompt<'a>(encoder: &'a Encoder, name: &str) -> Result<&'a str, ApiError> {
+    let prompts = &encoder.info().prompts;
+    prompts.get(name).map(String::as_str).ok_or_else(|| {
+        let known: Vec<String> = prompts.keys().map(|name| format!("`{name}`")).collect();
+        let known = match &known[..] {
+            [] => "the model has none".to_owned(),
+            known => format!("the model has {}", known.join(", ")),
+        };
+        ApiError::invalid("prompt_name", format!("there is no prompt {name:?}; {known}"))
+    })
+}
+
+#[derive(Clone, Copy)]
+enum Format {
+    Float,
+    Base64,
+}
+
+impl Format {
+    fn write(self, vector: Vec<f32>) -> Vector {
+        match self {
+            Self::Float => Vector::Floats(vector),
+            Self::Base64 => {
+                let bytes: Vec<u8> = vector.iter().flat_map(|value| value.to_le_bytes()).collect();
+                Vector::Base64(BASE64_STANDARD.encode(bytes))
+            }
+        }
+    }
+}
+
+#[derive(Serialize)]
+struct Embeddings {
+    object: &'static str,
+    data: Vec<Embedding>,
+    model: String,
+    usage: TextUsage,
+}
+
+#[derive(Serialize)]
+struct Embedding {
+    object: &'static str,
+    index: usize,
+    embedding: Vector,
+}
+
+#[derive(Serialize)]
+#[serde(untagged)]
+enum Vector {
+    Floats(Vec<f32>),
+    /// Of little-endian f32.
+    Base64(String),
+}
+
+const INPUT: &str = "input";
+/// As vLLM calls it.
+const TRUNCATE: &str = "truncate_prompt_tokens";
+/// As OpenAI has it.
+const MOST_TEXTS: usize = 2048;
