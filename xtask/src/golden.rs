@@ -1,6 +1,6 @@
 //! Reference data, made by the implementations that everyone compares with. The scripts lie beside what they make:
-//! `crates/*/tests/**/make*.py`. What they make is committed, so this runs only when a script changes.
-//! llama-cpp-python is compiled on the way, which wants CMake.
+//! `crates/*/tests/**/make*.py`, or a `Cargo.toml` there with a program of its own. What they make is committed, so this
+//! runs only when a script changes. llama-cpp-python is compiled on the way, which wants CMake.
 
 use std::path::{Path, PathBuf};
 
@@ -32,9 +32,19 @@ pub(crate) fn make(root: &Path, what: Option<&str>) -> Result<()> {
     }
     scripts.sort();
     scripts.retain(|script| what.is_none_or(|what| script.to_string_lossy().contains(what)));
-    ensure!(!scripts.is_empty(), "no script fits\nhint: they are crates/*/tests/**/make*.py");
+    ensure!(
+        !scripts.is_empty(),
+        "no script fits\nhint: they are crates/*/tests/**/make*.py and Cargo.toml"
+    );
     for script in scripts {
         println!("{}", script.strip_prefix(root).unwrap_or(&script).display());
+        if script.ends_with("Cargo.toml") {
+            let mut cargo = process::cargo(root);
+            cargo.args(["run", "--quiet", "--locked", "--manifest-path"]).arg(&script);
+            let target = process::target(root).join("golden");
+            process::run(cargo.arg("--target-dir").arg(target))?;
+            continue;
+        }
         // PyTorch is large, and only encoders are compared with it.
         let (set, packages) = match script.ends_with("make_encoders.py") {
             true => ("encoders", ENCODER_PACKAGES),
@@ -56,7 +66,7 @@ fn find(folder: &Path, scripts: &mut Vec<PathBuf>) -> Result<()> {
         let name = path.file_name().unwrap_or_default().to_string_lossy();
         if path.is_dir() {
             find(&path, scripts)?;
-        } else if name.starts_with("make") && name.ends_with(".py") {
+        } else if (name.starts_with("make") && name.ends_with(".py")) || name == "Cargo.toml" {
             scripts.push(path);
         }
     }

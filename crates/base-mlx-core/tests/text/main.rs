@@ -13,4 +13,5 @@ mod sources;
 #[path = "../support/mod.rs"]
 mod support;
 mod templates;
+mod tool_parser;
 mod vectors;

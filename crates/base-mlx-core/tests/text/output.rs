@@ -226,14 +226,14 @@ fn walk(shape: &Shape, start: &str, dice: &mut Dice) -> Option<String> {
 const ENDINGS: [&str; 5] = ["\n</parameter>", "</arg_value>", "<escape>", "<|\"|>", "\""];
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Allowed {
+pub(crate) enum Allowed {
     No,
     /// More must follow.
     Beginning,
     Whole,
 }
 
-fn allows(shape: &Shape, text: &str) -> Allowed {
+pub(crate) fn allows(shape: &Shape, text: &str) -> Allowed {
     let mut constraint = compile(shape);
     for token in smollm2().tokenizer.encode_inside(text) {
         if !constraint.allowed().unwrap().allows(token) {

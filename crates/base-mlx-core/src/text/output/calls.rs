@@ -27,6 +27,8 @@ pub(super) struct CallReader {
     tool: usize,
     fence: Option<Fence>,
     fields: usize,
+    /// Text so far that is nothing if no more of it comes than `null`.
+    nothing: Option<String>,
 }
 
 /// What an answer is that does not begin with a call.
@@ -92,6 +94,7 @@ impl CallReader {
             tool: 0,
             fence: None,
             fields: 0,
+            nothing: None,
         };
         reader.state = match thoughts {
             Some(thoughts) if opened => State::Thoughts(Marks::new([thoughts.close])),
@@ -252,12 +255,11 @@ impl CallReader {
                 }
             },
             State::Raw(marks) => {
-                let mut json = String::new();
-                let found = marks.push(c, at, |c, _| push_quoted(c, &mut json));
-                sink.args(&json);
+                let mut text = String::new();
+                let found = marks.push(c, at, |c, _| text.push(c));
+                self.raw_text(text);
                 if let Found::Mark(_) = found {
-                    sink.args("\"");
-                    self.state = self.next_field();
+                    self.end_text();
                 }
             }
             State::Value(reader) => {
@@ -392,8 +394,11 @@ impl CallReader {
         self.fields += 1;
         self.sink.args(&[opening, &quoted(&field.name), "\": "].concat());
         self.state = match (&field.kind, &literals.syntax.args) {
-            (Kind::Text | Kind::Choice(_), _) => {
-                self.sink.args("\"");
+            (kind, _) if kind.is_raw() => {
+                self.nothing = (*kind == Kind::TextOrNull).then(String::new);
+                if self.nothing.is_none() {
+                    self.sink.args("\"");
+                }
                 if tail.is_empty() { self.raw() } else { State::Tail(tail) }
             }
             (_, Args::Fields(Fields { words, .. })) => State::Value(ValueReader::new(*words)),
@@ -409,6 +414,30 @@ impl CallReader {
             _ => None,
         });
         State::Raw(Marks::new(end))
+    }
+
+    /// A piece of text that stands for itself.
+    fn raw_text(&mut self, mut text: String) {
+        if let Some(before) = self.nothing.take() {
+            text.insert_str(0, &before);
+            if NULL.starts_with(&text) {
+                self.nothing = Some(text);
+                return;
+            }
+            self.sink.args("\"");
+        }
+        let mut json = String::new();
+        text.chars().for_each(|c| push_quoted(c, &mut json));
+        self.sink.args(&json);
+    }
+
+    fn end_text(&mut self) {
+        match self.nothing.take() {
+            Some(text) if text == NULL => self.sink.args(NULL),
+            Some(text) => self.sink.args(&["\"", &text, "\""].concat()),
+            None => self.sink.args("\""),
+        }
+        self.state = self.next_field();
     }
 
     fn end_value(&mut self) {
@@ -499,3 +528,5 @@ impl CallReader {
 fn free(hidden: &[&'static str]) -> State {
     State::Free(Marks::new(hidden.iter().copied()))
 }
+
+const NULL: &str = "null";

@@ -84,6 +84,7 @@ pub(super) fn auto() -> Wanted {
             "days": { "type": "integer" },
             "unit": { "type": "string", "enum": ["C", "F"] },
             "rain": { "type": "boolean" },
+            "note": { "type": ["string", "null"] },
         },
         "required": ["city"],
         "additionalProperties": false,

@@ -25,11 +25,20 @@ pub(super) struct Field {
 pub(super) enum Kind {
     /// Any text, as it is.
     Text,
+    /// Any text, as it is, but for `null`, which is nothing.
+    TextOrNull,
     /// One of these texts, as they are.
     Choice(Vec<String>),
     /// Python's `True` or `False`.
     Truth,
     Json(Value),
+}
+
+impl Kind {
+    /// Whether the text stands for itself.
+    pub(super) fn is_raw(&self) -> bool {
+        matches!(self, Self::Text | Self::TextOrNull | Self::Choice(_))
+    }
 }
 
 impl Arguments {
@@ -93,8 +102,11 @@ fn plain_fields(syntax: &Fields, schema: &Value) -> Option<Vec<Field>> {
 fn kind(syntax: &Fields, property: &Value, root: &Map<String, Value>) -> Option<Kind> {
     if let Some((open, close)) = syntax.text {
         let raw_end = [close, syntax.value_end].concat();
-        if is_plain_text(property) {
-            return Some(Kind::Text);
+        match plain_text(property) {
+            // Between marks everything is text; a model writes nothing by leaving the field out.
+            Some(Kind::TextOrNull) if !open.is_empty() => return Some(Kind::Text),
+            Some(kind) => return Some(kind),
+            None => {}
         }
         if let Some(texts) = choice(property) {
             let stands = |text: &String| !text.contains(raw_end.trim_end()) && !text.is_empty();
@@ -160,8 +172,8 @@ fn refers_to_shared(schema: &Value) -> bool {
     }
 }
 
-/// Text of any kind, or nothing at all, which a model writes by leaving the field out.
-fn is_plain_text(property: &Value) -> bool {
+/// Text of any kind, or nothing at all.
+fn plain_text(property: &Value) -> Option<Kind> {
     let of_two = |schemas: &Value| match schemas.as_array().map(Vec::as_slice) {
         Some([one, other]) => {
             let pair = |one, other| is_only(one, "string") && is_only(other, "null");
@@ -169,18 +181,19 @@ fn is_plain_text(property: &Value) -> bool {
         }
         _ => false,
     };
-    let Some(schema) = property.as_object() else { return false };
+    let schema = property.as_object()?;
     let says = |key: &&String| !NOTES.contains(&key.as_str());
     let mut keys = schema.keys().filter(says);
-    match (keys.next().map(String::as_str), keys.next()) {
+    let or_null = match (keys.next().map(String::as_str), keys.next()) {
+        (Some("type"), None) if property["type"] == "string" => return Some(Kind::Text),
         (Some("type"), None) => {
-            property["type"] == "string"
-                || property["type"] == json!(["string", "null"])
+            property["type"] == json!(["string", "null"])
                 || property["type"] == json!(["null", "string"])
         }
         (Some("anyOf" | "oneOf"), None) => schema.values().any(of_two),
         _ => false,
-    }
+    };
+    or_null.then_some(Kind::TextOrNull)
 }
 
 /// Whether it says its type and nothing else.
@@ -279,7 +292,7 @@ mod tests {
             kinds.unwrap(),
             [
                 Kind::Text,
-                Kind::Text,
+                Kind::TextOrNull,
                 Kind::Choice(vec!["x".to_owned(), "y z".to_owned()]),
                 json(json!({ "type": "string", "pattern": "^a" })),
                 json(json!({ "type": "integer" })),

@@ -74,6 +74,10 @@ mod tests {
                         "end",
                     ],
                 ),
+                (
+                    "<tool_call>get_weather\n<arg_key>note</arg_key>\n<arg_value>null</arg_value>\n<arg_key>unit</arg_key>\n<arg_value>C</arg_value>\n</tool_call>",
+                    &["call get_weather", "args {\"note\": null, \"unit\": \"C\"}", "end"],
+                ),
                 ("<tool_call>getter</tool_call>", &["text getter"]),
                 ("<tool_call>get", &[]),
             ],

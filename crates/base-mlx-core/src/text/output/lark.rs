@@ -137,8 +137,7 @@ impl Lark {
         let rule = |kind: &str, at: usize| format!("{kind}{tool_index}_{at}");
         for (at, field) in fields.iter().enumerate() {
             let value = self.value(marks, &format!("args{tool_index}_{at}"), tool, field);
-            let is_raw = matches!(field.kind, Kind::Text | Kind::Choice(_));
-            let text = marks.text.filter(|_| is_raw).map_or("", |(open, _)| open);
+            let text = marks.text.filter(|_| field.kind.is_raw()).map_or("", |(open, _)| open);
             let key = [marks.key, &field.name, marks.keyed, text].concat();
             let next = rule("further", at + 1);
             for (kind, between) in [("first", ""), ("further", marks.between)] {
@@ -158,7 +157,7 @@ impl Lark {
     fn value(&mut self, marks: &Fields, name: &str, tool: &Tool, field: &Field) -> String {
         let raw_end = [marks.text.map_or("", |(_, close)| close), marks.value_end].concat();
         match &field.kind {
-            Kind::Text => {
+            Kind::Text | Kind::TextOrNull => {
                 let end = raw_end.trim_end();
                 self.rule(&format!("{name}[lazy]"), &format!("TEXT {}", literal(end)));
                 format!("{name} {}", literal(&raw_end[end.len()..]))

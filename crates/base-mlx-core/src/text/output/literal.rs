@@ -1,6 +1,6 @@
 use std::sync::Arc;
 
-use super::fields::{Arguments, Kind};
+use super::fields::Arguments;
 use super::syntax::{self, Args, BARE_KEYS, Id, Syntax};
 use super::value::is_space;
 use super::{Calls, Tool};
@@ -167,7 +167,7 @@ impl ToolLiterals {
         if let (Args::Fields(marks), Arguments::Fields(fields)) = (&syntax.args, &arguments) {
             for (list, before) in lists.iter_mut().zip([marks.open, marks.between]) {
                 for (index, field) in fields.iter().enumerate() {
-                    let is_raw = matches!(field.kind, Kind::Text | Kind::Choice(_));
+                    let is_raw = field.kind.is_raw();
                     let text = marks.text.filter(|_| is_raw).map_or("", |(open, _)| open);
                     let key = [before, marks.key, &field.name, marks.keyed, text].concat();
                     let tail = if text.is_empty() { marks.keyed } else { text };

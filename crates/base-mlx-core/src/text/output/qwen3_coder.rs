@@ -56,6 +56,22 @@ mod tests {
                     ],
                 ),
                 (
+                    "<tool_call>\n<function=get_weather>\n<parameter=city>\nnull\n</parameter>\n<parameter=note>\nnull\n</parameter>\n</function>\n</tool_call>",
+                    &["call get_weather", "args {\"city\": \"null\", \"note\": null}", "end"],
+                ),
+                (
+                    "<tool_call>\n<function=get_weather>\n<parameter=note>\nnull \"\n</parameter>\n</function>\n</tool_call>",
+                    &["call get_weather", "args {\"note\": \"null \\\"\"}", "end"],
+                ),
+                (
+                    "<tool_call>\n<function=get_weather>\n<parameter=note>\n\n</parameter>\n</function>\n</tool_call>",
+                    &["call get_weather", "args {\"note\": \"\"}", "end"],
+                ),
+                (
+                    "<tool_call>\n<function=get_weather>\n<parameter=note>\nnul\n</para",
+                    &["call get_weather", "args {\"note\": "],
+                ),
+                (
                     "<tool_call>\n<function=got>\n</function>\n</tool_call>",
                     &["text \n<function=got>\n</function>"],
                 ),
