@@ -232,9 +232,9 @@ fn texts_of_all_callers_and_a_chat_share_the_device() {
         thinking: None,
         streamed: true,
     };
-    let answer = run(&engine, request()).unwrap();
+    let answer = run(&engine, request());
     std::thread::scope(|scope| {
-        let chat = scope.spawn(|| run(&engine, request()).unwrap());
+        let chat = scope.spawn(|| run(&engine, request()));
         let many: Vec<_> = (0..3)
             .map(|first| {
                 let texts = &texts;

@@ -70,7 +70,8 @@ def variant(name, family, config):
     shutil.rmtree(folder, ignore_errors=True)
     # transformers writes the names of the original checkpoints.
     model.half().save_pretrained(folder)
-    model.float()
+    # Read again, as halving has rounded what is no parameter, too.
+    model = family.from_pretrained(folder, dtype=torch.float32).eval()
     if name == "nomic_bert":
         original_config(folder / "config.json")
     (folder / "generation_config.json").unlink(missing_ok=True)
