@@ -5,27 +5,22 @@
 
 mod support;
 
-use std::path::{Path, PathBuf};
 use std::sync::LazyLock;
 
 use base_mlx_core::TokenId;
-use base_mlx_core::backend::{Backend, CpuBackend, KvFormat, ReferenceBackend};
+use base_mlx_core::backend::{CpuBackend, KvFormat, ReferenceBackend};
 use base_mlx_core::engine::{
     Draft, Encodable, EncodeError, Encoder, Engine, EngineOptions, GenerateRequest, Purpose,
 };
-use base_mlx_core::models::{self, FAMILIES};
 use base_mlx_core::sample::SamplingParams;
-use base_mlx_core::step::Step;
 use base_mlx_core::text::AddSpecial;
 use base_mlx_core::text::output::OutputParser;
-use base_mlx_core::weights::Checkpoint;
 use safetensors::SafeTensors;
 use serde_json::Value;
 use support::answer::{DEVICE, run};
+use support::encoders::{Golden, VARIANTS, agree_with_transformers, compute, encoder, golden};
+use support::golden::relative_error;
 use support::test_models::test_model;
-
-const VARIANTS: [&str; 7] =
-    ["bert", "bert_tanh", "bert_ranks", "xlm_roberta", "xlm_roberta_ranks", "nomic_bert", "qwen3"];
 
 /// The largest difference of two values, as a part of the largest.
 const TOLERANCE: f32 = 1e-4;
@@ -36,105 +31,14 @@ fn minilm(options: &EngineOptions) -> Encoder {
     Encoder::start(&test_model("minilm"), "minilm", &DEVICE, options).unwrap()
 }
 
-fn golden() -> PathBuf {
-    Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/golden/encoders")
-}
-
-/// Some texts, and what the reference makes of them.
-struct Golden {
-    texts: Vec<Vec<TokenId>>,
-    types: Vec<u32>,
-    states: Vec<f32>,
-    /// Of a cross-encoder.
-    scores: Option<Vec<f32>>,
-}
-
-impl Golden {
-    fn read(name: &str) -> Self {
-        let bytes = std::fs::read(golden().join(format!("{name}.safetensors"))).unwrap();
-        let file = SafeTensors::deserialize(&bytes).unwrap();
-        let whole = |name: &str| {
-            let data = file.tensor(name).unwrap().data().as_chunks::<4>().0.to_vec();
-            data.into_iter().map(u32::from_le_bytes).collect::<Vec<u32>>()
-        };
-        let floats = |name: &str| whole(name).into_iter().map(f32::from_bits).collect();
-        let (tokens, mut start) = (whole("tokens"), 0);
-        let text = |end: u32| {
-            let text = tokens[start..end as usize].to_vec();
-            start = end as usize;
-            text
-        };
-        let texts = whole("ends").into_iter().map(text).collect();
-        let scores = file.tensor("scores").is_ok().then(|| floats("scores"));
-        Self { texts, types: whole("types"), states: floats("states"), scores }
-    }
-}
-
-fn encoder<B: Backend>(name: &str, backend: &B) -> models::Encoder<B> {
-    let checkpoint = Checkpoint::open(&golden().join(name)).unwrap();
-    let family = checkpoint.config().model_type().unwrap();
-    if FAMILIES.contains(&family) {
-        let model = models::load(&checkpoint, backend).unwrap();
-        return models::Encoder { model, scorer: None };
-    }
-    models::load_encoder(&checkpoint, backend).unwrap()
-}
-
-/// States and scores of texts in one step.
-fn compute<B: Backend>(
-    backend: &B,
-    encoder: &models::Encoder<B>,
-    texts: &[&[TokenId]],
-    types: &[u32],
-) -> (Vec<f32>, Option<Vec<f32>>) {
-    let mut kvs: Vec<_> =
-        texts.iter().map(|_| backend.new_kv(&encoder.model.layers()).unwrap()).collect();
-    let step = Step::new(backend, kvs.iter_mut().zip(texts.iter().copied()).collect()).unwrap();
-    let mut step = step.with_types(backend, types).unwrap();
-    let states = encoder.model.hidden(&mut step);
-    let scores = encoder.scorer.as_ref().map(|scorer| {
-        let firsts = texts.iter().scan(0, |row, text| {
-            let first = *row;
-            *row += text.len() as u32;
-            Some(first)
-        });
-        let first = states.take_rows(&firsts.collect::<Vec<u32>>());
-        backend.download(scorer.forward(&first, &step).array()).unwrap().to_f32()
-    });
-    (backend.download(states.array()).unwrap().to_f32(), scores)
-}
-
-fn relative_error(found: &[f32], expected: &[f32]) -> f32 {
-    assert_eq!(found.len(), expected.len());
-    let largest = expected.iter().fold(0.0, |most: f32, x| most.max(x.abs()));
-    let far = found.iter().zip(expected).map(|(a, b)| (a - b).abs());
-    far.fold(0.0, |most: f32, x| if x > most || x.is_nan() { x } else { most }) / largest
-}
-
-fn agree_with_transformers<B: Backend>(backend: &B) {
-    for name in VARIANTS {
-        let golden = Golden::read(name);
-        let encoder = encoder(name, backend);
-        let texts: Vec<&[TokenId]> = golden.texts.iter().map(Vec::as_slice).collect();
-        let (states, scores) = compute(backend, &encoder, &texts, &golden.types);
-        let error = relative_error(&states, &golden.states);
-        assert!(error <= TOLERANCE, "{name}: {error:e}");
-        assert_eq!(scores.is_some(), golden.scores.is_some(), "{name}");
-        if let (Some(scores), Some(expected)) = (scores, golden.scores) {
-            let error = relative_error(&scores, &expected);
-            assert!(error <= TOLERANCE, "scores of {name}: {error:e}");
-        }
-    }
-}
-
 #[test]
 fn the_reference_backend_agrees_with_transformers() {
-    agree_with_transformers(&ReferenceBackend);
+    agree_with_transformers(&ReferenceBackend, TOLERANCE);
 }
 
 #[test]
 fn the_cpu_backend_agrees_with_transformers() {
-    agree_with_transformers(&CpuBackend::new(2).with_kv(KvFormat::F32));
+    agree_with_transformers(&CpuBackend::new(2).with_kv(KvFormat::F32), TOLERANCE);
 }
 
 #[test]

@@ -45,7 +45,7 @@ fn what_cannot_be_embedded_is_told() {
         assert!(!success && stdout.is_empty(), "{stdout}");
         stderr
     };
-    assert!(fails(&["embed"]).contains("--file <PATH>"));
+    assert!(fails(&["embed"]).contains("<TEXTS>"));
     assert!(fails(&["embed", ""]).contains("text 1 is empty"));
     assert!(fails(&["embed", "--file", "/nowhere/x"]).contains("cannot open /nowhere/x"));
     assert!(fails(&["embed", "a", "--dimensions", "385"]).contains("the model's vectors have 384"));

@@ -183,8 +183,15 @@ impl Checkpoint {
     /// The float type that the checkpoint's model computes in: that of its embedding. F16 for GGUF's blocks, whose scales
     /// are.
     pub fn dtype(&self) -> Dtype {
-        let names = ["model.embed_tokens.scales", "model.embed_tokens.weight"];
-        match names.into_iter().find_map(|name| self.find(name)).map(|stored| stored.storage) {
+        let tables = [
+            "model.embed_tokens",
+            "embeddings.word_embeddings",
+            "bert.embeddings.word_embeddings",
+            "roberta.embeddings.word_embeddings",
+        ];
+        let parts = |table| ["scales", "weight"].map(|part| format!("{table}.{part}"));
+        let names = tables.into_iter().flat_map(parts);
+        match names.into_iter().find_map(|name| self.find(&name)).map(|stored| stored.storage) {
             Some(Storage::Plain(dtype @ (Dtype::F32 | Dtype::F16 | Dtype::BF16))) => dtype,
             Some(Storage::Blocks(_)) => Dtype::F16,
             _ => Dtype::F32,

@@ -6,6 +6,7 @@ use base_mlx_core::weights::Checkpoint;
 use safetensors::SafeTensors;
 
 use crate::device::{device, on_mlx};
+use crate::support::encoders::agree_with_transformers;
 use crate::support::golden::{Golden, VARIANTS, alone, folder, in_company, load, relative_error};
 
 #[test]
@@ -40,6 +41,16 @@ fn agrees(dtype: Dtype) {
         }
         assert!(wrong.is_empty(), "{dtype}: too far from mlx-lm: {wrong:#?}");
     });
+}
+
+#[test]
+fn every_encoder_agrees_with_transformers() {
+    for dtype in [Dtype::F32, Dtype::F16, Dtype::BF16] {
+        on_mlx(move |backend| {
+            let backend = backend.for_model(dtype, None).unwrap();
+            agree_with_transformers(&backend, tolerance(dtype, "encoder"));
+        });
+    }
 }
 
 /// MLX chooses its kernels by the number of rows, so here it is the same but for rounding.
