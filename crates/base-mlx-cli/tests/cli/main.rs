@@ -9,6 +9,7 @@ mod device;
 mod disk;
 mod models;
 mod process;
+mod pull;
 mod run;
 mod serve;
 #[path = "../../../base-mlx-core/tests/support/test_models.rs"]

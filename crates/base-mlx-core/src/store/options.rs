@@ -19,6 +19,10 @@ pub struct StoreOptions {
     pub hub_endpoint: String,
     pub hub_token: Option<String>,
     pub hub_offline: bool,
+    /// How many transfers a pull has under way at once, over all its files.
+    pub hub_connections: usize,
+    /// Larger files are fetched in pieces of this length, several at once.
+    pub hub_range_bytes: u64,
     /// `<lm_studio>/<owner>/<name>`. Never written to.
     pub lm_studio: Option<PathBuf>,
     /// What `~/` stands for in a name.
@@ -64,6 +68,8 @@ impl StoreOptions {
             hub_endpoint: endpoint.trim_end_matches('/').to_owned(),
             hub_token,
             hub_offline: text("HF_HUB_OFFLINE").is_some_and(|value| is_true(&value)),
+            hub_connections: 8,
+            hub_range_bytes: 64 << 20,
             lm_studio: user_home.as_ref().map(|home| home.join(".lmstudio").join("models")),
             python: path("BASE_MLX_PYTHON").unwrap_or_else(|| PathBuf::from("python3")),
             user_home,

@@ -1,5 +1,7 @@
 //! Which files of a repository a model needs.
 
+use std::slice;
+
 use super::super::folders::{self, INDEX};
 use super::super::name::HubName;
 use super::super::{Bytes, StoreError};
@@ -16,8 +18,17 @@ pub(super) struct Selection<'a> {
 pub(super) enum Weights<'a> {
     Gguf(&'a RemoteFile),
     Safetensors(Vec<&'a RemoteFile>),
-    /// The index, one of the small parts, says which.
-    Indexed,
+    /// The index, one of the small parts, says which. Until it is here, these are likely.
+    Indexed(Vec<&'a RemoteFile>),
+}
+
+impl<'a> Weights<'a> {
+    pub(super) fn files(&self) -> &[&'a RemoteFile] {
+        match self {
+            Self::Gguf(file) => slice::from_ref(file),
+            Self::Safetensors(files) | Self::Indexed(files) => files,
+        }
+    }
 }
 
 pub(super) fn select<'a>(
@@ -36,10 +47,10 @@ pub(super) fn select<'a>(
             return Err(unusable("there are safetensors, but no config.json"));
         }
         let small = files.iter().filter(|file| is_small_part(&file.path)).collect();
-        let weights = if has(INDEX) {
-            Weights::Indexed
-        } else {
-            Weights::Safetensors(without_second_copies(safetensors))
+        let weights = without_second_copies(safetensors);
+        let weights = match has(INDEX) {
+            true => Weights::Indexed(weights),
+            false => Weights::Safetensors(weights),
         };
         return Ok(Selection { small, weights });
     }
@@ -130,7 +141,7 @@ mod tests {
         let weights = match selection.weights {
             Weights::Gguf(file) => vec![file],
             Weights::Safetensors(files) => files,
-            Weights::Indexed => Vec::new(),
+            Weights::Indexed(_) => Vec::new(),
         };
         let all = selection.small.into_iter().chain(weights);
         Ok(all.map(|file| file.path.clone()).collect())

@@ -1,0 +1,23 @@
+use reqwest::blocking::Client;
+use reqwest::redirect;
+
+use super::super::StoreOptions;
+use super::http::reason;
+
+/// What speaks HTTP: by the system's proxies and certificates, and never of its own accord to somebody else.
+pub(super) fn new(options: &StoreOptions) -> Result<Client, String> {
+    // Whoever came first has decided; reqwest needs one.
+    let _ = rustls::crypto::ring::default_provider().install_default();
+    let mut client = Client::builder()
+        .user_agent(concat!("base-mlx/", env!("CARGO_PKG_VERSION")))
+        // HTTP/2 would put all transfers on one connection, as slow as that one is.
+        .http1_only()
+        .redirect(redirect::Policy::none())
+        .connect_timeout(options.connect_timeout)
+        // Counted anew for every piece of a body.
+        .timeout(options.idle_timeout);
+    if !options.system_proxy {
+        client = client.no_proxy();
+    }
+    client.build().map_err(|error| reason(&error))
+}
