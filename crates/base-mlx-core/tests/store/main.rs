@@ -7,6 +7,7 @@ mod disk;
 mod faults;
 mod hub;
 mod kill;
+mod network;
 mod pip;
 mod ranges;
 mod server;

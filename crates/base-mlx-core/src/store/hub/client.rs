@@ -1,5 +1,8 @@
+use std::fs;
+use std::path::Path;
+
 use reqwest::blocking::Client;
-use reqwest::redirect;
+use reqwest::{Certificate, redirect};
 
 use super::super::StoreOptions;
 use super::http::reason;
@@ -19,5 +22,22 @@ pub(super) fn new(options: &StoreOptions) -> Result<Client, String> {
     if !options.system_proxy {
         client = client.no_proxy();
     }
+    if let Some(path) = &options.hub_certificates {
+        let path_shown = path.display();
+        let certificates = certificates(path).map_err(|why| {
+            format!("the certificates in {path_shown} (SSL_CERT_FILE) are of no use: {why}")
+        })?;
+        client = client.tls_certs_merge(certificates);
+    }
     client.build().map_err(|error| reason(&error))
+}
+
+/// What a PEM file holds.
+fn certificates(path: &Path) -> Result<Vec<Certificate>, String> {
+    let pem = fs::read(path).map_err(|error| error.to_string())?;
+    let certificates = Certificate::from_pem_bundle(&pem).map_err(|error| reason(&error))?;
+    match certificates.is_empty() {
+        true => Err("there are none".to_owned()),
+        false => Ok(certificates),
+    }
 }
