@@ -49,6 +49,29 @@ fn succeeds(command: &mut Command) -> Result<(), String> {
 }
 
 #[test]
+fn a_private_repository_opens_to_the_token_of_the_variable_or_of_the_file() {
+    let repo = Repo::tiny();
+    let private = |r: &Request| {
+        let is_known = r.header("authorization") == Some("Bearer hf_mine");
+        (!is_known).then(|| Reply::new(401, "").with("X-Error-Code", "GatedRepo"))
+    };
+    let hub = Hub::tricky(&repo, Box::new(private), Box::new(|_| None));
+    let world = hub.world();
+    let error = succeeds(&mut child::pull(&world)).unwrap_err();
+    assert!(error.contains("(status 401)") && error.contains("set HF_TOKEN"), "{error}");
+    let error = succeeds(child::pull(&world).env("HF_TOKEN", "hf_other")).unwrap_err();
+    assert!(error.contains("accept the terms") && !error.contains("hf_other"), "{error}");
+    let error = succeeds(child::pull(&world).env("HF_HUB_OFFLINE", "1")).unwrap_err();
+    assert!(error.contains("HF_HUB_OFFLINE is set"), "{error}");
+    succeeds(child::pull(&world).env("HF_TOKEN", "hf_mine")).unwrap();
+
+    let world = hub.world();
+    world.write(".cache/huggingface/token", "hf_mine\n");
+    succeeds(&mut child::pull(&world)).unwrap();
+    assert!(world.store().find("owner/tiny").is_ok());
+}
+
+#[test]
 fn a_proxy_of_the_system_is_used_unless_the_hub_is_an_exception() {
     let repo = Repo::tiny();
     let proxied = repo.clone();
