@@ -71,7 +71,7 @@ impl StoreOptions {
             hub_token,
             hub_offline: text("HF_HUB_OFFLINE").is_some_and(|value| is_true(&value)),
             hub_connections: 8,
-            hub_range_bytes: 64 << 20,
+            hub_range_bytes: 32 << 20,
             // Some systems read the first themselves, some do not.
             hub_certificates: path("SSL_CERT_FILE")
                 .or_else(|| path("REQUESTS_CA_BUNDLE").filter(|path| path.is_file())),
