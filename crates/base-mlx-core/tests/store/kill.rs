@@ -38,10 +38,8 @@ impl Sent {
         }
     }
 
-    fn wait_for_the_end(&self) {
-        while self.victim.lock().unwrap().as_mut().unwrap().try_wait().unwrap().is_none() {
-            std::thread::sleep(Duration::from_millis(1));
-        }
+    fn is_over(&self) -> bool {
+        self.victim.lock().unwrap().as_mut().unwrap().try_wait().unwrap().is_some()
     }
 }
 
@@ -107,13 +105,15 @@ fn a_kill_at_any_moment_leaves_nothing_half_and_loses_little() {
         let child = child::pull(&world).stdout(Stdio::null()).stderr(Stdio::null()).spawn();
         *sent.victim.lock().unwrap() = Some(child.unwrap());
         if kill_at == u64::MAX {
-            while sent.bytes.load(Ordering::SeqCst) < total {
-                std::thread::yield_now();
+            while sent.bytes.load(Ordering::SeqCst) < total && !sent.is_over() {
+                std::thread::sleep(Duration::from_millis(1));
             }
             std::thread::sleep(Duration::from_millis((round - 16) * 2));
             sent.kill();
         }
-        sent.wait_for_the_end();
+        while !sent.is_over() {
+            std::thread::sleep(Duration::from_millis(1));
+        }
         let until_kill = sent.bytes.swap(0, Ordering::SeqCst).min(total);
         sent.kill_at.store(u64::MAX, Ordering::SeqCst);
         assert_nothing_half(&world, &repo);
