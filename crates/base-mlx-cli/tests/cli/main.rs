@@ -10,6 +10,7 @@ mod disk;
 mod embed;
 mod models;
 mod process;
+mod pull;
 mod run;
 mod serve;
 #[path = "../../../base-mlx-core/tests/support/test_models.rs"]

@@ -74,10 +74,13 @@ impl Hasher {
 
     /// Takes in what a file holds.
     pub(super) fn update_from(&mut self, path: &Path) -> io::Result<()> {
-        let mut file = File::open(path)?;
+        self.read(File::open(path)?)
+    }
+
+    pub(super) fn read(&mut self, mut from: impl Read) -> io::Result<()> {
         let mut buffer = vec![0; 1 << 18];
         loop {
-            match file.read(&mut buffer)? {
+            match from.read(&mut buffer)? {
                 0 => return Ok(()),
                 count => self.update(&buffer[..count]),
             }

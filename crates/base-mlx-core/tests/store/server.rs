@@ -7,6 +7,7 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex};
 use std::thread::JoinHandle;
 
+use rustls::{ServerConfig, ServerConnection, StreamOwned};
 use sha1::Sha1;
 use sha2::{Digest, Sha256};
 
@@ -26,7 +27,7 @@ impl Request {
     }
 }
 
-#[derive(Clone, Debug)]
+#[derive(Clone)]
 pub(crate) struct Reply {
     pub(crate) status: u16,
     pub(crate) headers: Vec<(String, String)>,
@@ -37,12 +38,31 @@ pub(crate) struct Reply {
     pub(crate) cut_at: Option<usize>,
     /// Do not hang up, but send nothing more.
     pub(crate) stall: bool,
+    /// How the body is sent, if not in one go.
+    pub(crate) pace: Option<Pace>,
+    /// Nothing more is said, and the connection becomes one to this address.
+    pub(crate) tunnel: Option<String>,
+}
+
+/// A body in chunks, with something done before each, which is told its length.
+#[derive(Clone)]
+pub(crate) struct Pace {
+    pub(crate) chunk_bytes: usize,
+    pub(crate) before: Arc<dyn Fn(usize) + Send + Sync>,
 }
 
 impl Reply {
     pub(crate) fn new(status: u16, body: impl Into<Vec<u8>>) -> Self {
-        let body = body.into();
-        Self { status, headers: Vec::new(), body, claimed_len: None, cut_at: None, stall: false }
+        Self {
+            status,
+            headers: Vec::new(),
+            body: body.into(),
+            claimed_len: None,
+            cut_at: None,
+            stall: false,
+            pace: None,
+            tunnel: None,
+        }
     }
 
     pub(crate) fn with(mut self, name: &str, value: impl ToString) -> Self {
@@ -59,14 +79,18 @@ impl Reply {
     pub(crate) fn ranged(request: &Request, body: &[u8], etag: &str) -> Self {
         let quoted = format!("\"{etag}\"");
         let fits = request.header("if-range").is_none_or(|wanted| wanted == quoted);
-        let from = request.header("range").filter(|_| fits).map(|range| {
-            range.trim_start_matches("bytes=").trim_end_matches('-').parse::<usize>().unwrap()
+        let range = request.header("range").filter(|_| fits).map(|range| {
+            let (from, to) = range.strip_prefix("bytes=").unwrap().split_once('-').unwrap();
+            let end = to.parse().map_or(body.len(), |to: usize| (to + 1).min(body.len()));
+            from.parse().unwrap()..end
         });
-        let reply = match from {
+        let reply = match range {
             None => Reply::new(200, body),
-            Some(from) if from >= body.len() => Reply::new(416, ""),
-            Some(from) => Reply::new(206, &body[from..])
-                .with("Content-Range", format!("bytes {from}-{}/{}", body.len() - 1, body.len())),
+            Some(range) if range.start >= body.len() => Reply::new(416, ""),
+            Some(range) => Reply::new(206, &body[range.clone()]).with(
+                "Content-Range",
+                format!("bytes {}-{}/{}", range.start, range.end - 1, body.len()),
+            ),
         };
         reply.with("ETag", quoted)
     }
@@ -81,8 +105,24 @@ pub(crate) struct Server {
 
 impl Server {
     pub(crate) fn start(answer: impl Fn(&Request) -> Reply + Send + Sync + 'static) -> Self {
+        Self::start_with(None, answer)
+    }
+
+    /// The same behind TLS.
+    pub(crate) fn start_tls(
+        tls: ServerConfig,
+        answer: impl Fn(&Request) -> Reply + Send + Sync + 'static,
+    ) -> Self {
+        Self::start_with(Some(Arc::new(tls)), answer)
+    }
+
+    fn start_with(
+        tls: Option<Arc<ServerConfig>>,
+        answer: impl Fn(&Request) -> Reply + Send + Sync + 'static,
+    ) -> Self {
         let listener = TcpListener::bind("127.0.0.1:0").unwrap();
-        let url = format!("http://{}", listener.local_addr().unwrap());
+        let address = listener.local_addr().unwrap();
+        let url = format!("{}://{address}", if tls.is_some() { "https" } else { "http" });
         let log: Arc<Mutex<Vec<Request>>> = Arc::default();
         let stopping: Arc<AtomicBool> = Arc::default();
         let (seen, stop, answer) = (log.clone(), stopping.clone(), Arc::new(answer));
@@ -92,7 +132,17 @@ impl Server {
                     return;
                 }
                 let (stream, seen, answer) = (stream.unwrap(), seen.clone(), answer.clone());
-                std::thread::spawn(move || serve(stream, &seen, &*answer));
+                let tls = tls.clone();
+                std::thread::spawn(move || match tls {
+                    None => {
+                        let tunnel = serve(&stream, &seen, &*answer);
+                        tunnel.into_iter().for_each(|address| connect(&stream, &address));
+                    }
+                    Some(tls) => {
+                        let connection = ServerConnection::new(tls).unwrap();
+                        serve(StreamOwned::new(connection, stream), &seen, &*answer);
+                    }
+                });
             }
         });
         Self { url, log, stopping, thread: Some(thread) }
@@ -111,15 +161,23 @@ impl Server {
 impl Drop for Server {
     fn drop(&mut self) {
         self.stopping.store(true, Ordering::SeqCst);
-        let _ = TcpStream::connect(self.url.trim_start_matches("http://"));
+        let _ = TcpStream::connect(self.url.split_once("://").unwrap().1);
         let _ = self.thread.take().map(JoinHandle::join);
     }
 }
 
-/// One request a connection. A client that is gone is no error.
-fn serve(mut stream: TcpStream, log: &Mutex<Vec<Request>>, answer: &dyn Fn(&Request) -> Reply) {
-    let Some(request) = read(&stream, log) else { return };
+/// One request a connection. A client that is gone is no error. Returns where the connection is to lead from now on.
+fn serve(
+    mut stream: impl Read + Write,
+    log: &Mutex<Vec<Request>>,
+    answer: &dyn Fn(&Request) -> Reply,
+) -> Option<String> {
+    let request = read(&mut stream, log)?;
     let reply = answer(&request);
+    if reply.tunnel.is_some() {
+        stream.write_all(b"HTTP/1.1 200 Connected\r\n\r\n").ok()?;
+        return reply.tunnel;
+    }
     let length = reply.claimed_len.unwrap_or(reply.body.len());
     let mut head = format!("HTTP/1.1 {} X\r\nConnection: close\r\n", reply.status);
     let has = |name: &str| reply.headers.iter().any(|(key, _)| key.eq_ignore_ascii_case(name));
@@ -133,14 +191,35 @@ fn serve(mut stream: TcpStream, log: &Mutex<Vec<Request>>, answer: &dyn Fn(&Requ
     if request.method == "HEAD" {
         body = &[];
     }
-    let sent =
-        stream.write_all(format!("{head}\r\n").as_bytes()).and_then(|()| stream.write_all(body));
-    if sent.is_ok() && reply.stall {
+    stream.write_all(format!("{head}\r\n").as_bytes()).ok()?;
+    match reply.pace {
+        None => stream.write_all(body).ok()?,
+        Some(Pace { chunk_bytes, before }) => body.chunks(chunk_bytes).try_for_each(|chunk| {
+            before(chunk.len());
+            stream.write_all(chunk).and_then(|()| stream.flush()).ok()
+        })?,
+    }
+    stream.flush().ok()?;
+    if reply.stall {
         let _ = stream.read(&mut [0]); // until the client gives up
     }
+    None
 }
 
-fn read(stream: &TcpStream, log: &Mutex<Vec<Request>>) -> Option<Request> {
+/// What a proxy does once it is connected.
+fn connect(client: &TcpStream, address: &str) {
+    let Ok(hub) = TcpStream::connect(address) else { return };
+    std::thread::scope(|scope| {
+        for (mut from, mut to) in [(client, &hub), (&hub, client)] {
+            scope.spawn(move || {
+                let _ = std::io::copy(&mut from, &mut to);
+                let _ = to.shutdown(std::net::Shutdown::Write);
+            });
+        }
+    });
+}
+
+fn read(stream: impl Read, log: &Mutex<Vec<Request>>) -> Option<Request> {
     let mut lines = BufReader::new(stream).lines();
     let first = lines.next()?.ok()?;
     let mut words = first.split(' ').map(str::to_owned);

@@ -86,6 +86,11 @@ impl RepoCache {
         self.folder().join("blobs").join(format!("{etag}.incomplete"))
     }
 
+    /// A file with holes, under a name that only we know.
+    pub(super) fn ranges(&self, etag: &str) -> PathBuf {
+        self.folder().join("blobs").join(format!("{etag}.ranges"))
+    }
+
     /// Two pulls must not write one blob at once; Hugging Face's tools take the same lock.
     pub(super) fn lock(&self, etag: &str, on_wait: impl FnOnce()) -> Result<Lock, StoreError> {
         let path = self.locks().join(format!("{etag}.lock"));

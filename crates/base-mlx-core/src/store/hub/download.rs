@@ -1,257 +1,162 @@
-use std::fs::{self, File};
-use std::io::{Read, Write};
-use std::path::Path;
+use std::fs;
+use std::ops::Range;
+use std::path::{Path, PathBuf};
 
-use reqwest::StatusCode;
 use reqwest::header::{self, HeaderValue};
 
-use super::super::digest::Hasher;
-use super::super::{Progress, StoreError, space};
-use super::cache::RepoCache;
-use super::http::{Answer, Failure, Hub, Metadata, RemoteFile, Retry, To, text};
+use super::super::{StoreError, space};
+use super::http::{Answer, Failure, Header, Metadata, RemoteFile, To, text};
+use super::tally::Share;
+use super::{Pull, ranges, stream};
 
 /// Brings one file of a commit into the cache, if it is not there.
-pub(super) fn fetch(
-    hub: &Hub,
-    cache: &RepoCache,
-    commit: &str,
-    file: &RemoteFile,
-    progress: &dyn Progress,
-) -> Result<(), StoreError> {
+pub(super) fn fetch(pull: &Pull, file: &RemoteFile) -> Result<(), StoreError> {
+    let (hub, cache, commit) = (pull.hub, pull.cache, &pull.listing.commit);
+    let share = Share::new(pull.tally, pull.bytes_here(file));
     let mut metadata = hub.metadata(commit, file)?;
     let mut is_first = true;
     loop {
         let _lock = cache.lock(&metadata.etag, || {
-            progress.message(&format!("waiting for another pull of {}", file.path));
+            share.message(&format!("waiting for another pull of {}", file.path));
         })?;
         let blob = cache.blob(&metadata.etag);
-        let link = || cache.link(commit, &file.path, &metadata.etag).map(|_| ());
         if blob.is_file() {
-            return link();
-        }
-        let incomplete = cache.incomplete(&metadata.etag);
-        let download = Download { hub, commit, file, metadata: &metadata, progress };
-        match download.run(&incomplete) {
-            Ok(()) => {
-                fs::rename(&incomplete, &blob).map_err(StoreError::io("write", &blob))?;
-                blob.parent().into_iter().for_each(space::sync_folder);
-                return link();
+            share.set(metadata.size);
+        } else {
+            let download = Download { pull, file, metadata: &metadata, share: &share };
+            match download.run() {
+                Ok(whole) => {
+                    fs::rename(&whole, &blob).map_err(StoreError::io("write", &blob))?;
+                    blob.parent().into_iter().for_each(space::sync_folder);
+                }
+                // The piece of an earlier pull may be at fault, or the file may have changed.
+                Err(error @ StoreError::Corrupt { .. }) if is_first => {
+                    is_first = false;
+                    share.message(&format!("{error}; trying again from its beginning"));
+                    metadata = hub.metadata(commit, file)?;
+                    continue;
+                }
+                Err(error) => return Err(error),
             }
-            // The piece of an earlier pull may be at fault, or the file may have changed.
-            Err(error @ StoreError::Corrupt { .. }) if is_first => {
-                is_first = false;
-                progress.message(&format!("{error}; trying again from its beginning"));
-            }
-            Err(error) => return Err(error),
         }
-        metadata = hub.metadata(commit, file)?;
+        // What other ways to the same content have begun.
+        for left in [cache.incomplete(&metadata.etag), cache.ranges(&metadata.etag)] {
+            let _ = fs::remove_file(left);
+        }
+        return cache.link(commit, &file.path, &metadata.etag).map(|_| ());
     }
 }
 
-struct Download<'a> {
-    hub: &'a Hub<'a>,
-    commit: &'a str,
-    file: &'a RemoteFile,
-    metadata: &'a Metadata,
-    progress: &'a dyn Progress,
+/// A file that is not here, and what it must become.
+pub(super) struct Download<'a> {
+    pub(super) pull: &'a Pull<'a>,
+    pub(super) file: &'a RemoteFile,
+    pub(super) metadata: &'a Metadata,
+    pub(super) share: &'a Share<'a>,
 }
 
 impl Download<'_> {
-    /// Fills `incomplete` until it is what the metadata says, or deletes it.
-    fn run(&self, incomplete: &Path) -> Result<(), StoreError> {
-        let io = StoreError::io;
+    /// Fills a file until it is what the metadata says, or deletes it.
+    fn run(&self) -> Result<PathBuf, StoreError> {
+        let incomplete = self.pull.cache.incomplete(&self.metadata.etag);
         if let Some(folder) = incomplete.parent() {
-            fs::create_dir_all(folder).map_err(io("create", folder))?;
+            fs::create_dir_all(folder).map_err(StoreError::io("create", folder))?;
         }
-        let mut sink = Sink::open(incomplete, self.metadata)?;
-        self.progress.start(&self.file.path, Some(self.metadata.size), sink.len);
-        let mut patience = self.hub.patience();
-        let mut renewed_at = sink.len;
-        while sink.len < self.metadata.size {
-            if let Err(failure) = self.attempt(&mut sink) {
-                if let StoreError::Corrupt { .. } = failure.error {
-                    sink.delete();
-                    return Err(failure.error);
-                }
-                // A connection that drops now and then is enough for a large file; one that gives
-                // a byte each time is not.
-                if sink.len >= renewed_at + ENOUGH_BYTES {
-                    renewed_at = sink.len;
-                    patience.renew();
-                }
-                patience.wait(failure)?;
-            }
+        let size = self.metadata.size;
+        let is_divided = size > self.pull.options.hub_range_bytes && !self.metadata.is_indivisible;
+        // Without a hash nothing would tell whether the pieces fit.
+        if let Some(digest) = self.metadata.digest.as_ref().filter(|_| is_divided)
+            && let Some(whole) = ranges::run(self, digest.hasher(size), &incomplete)?
+        {
+            return Ok(whole);
         }
-        sink.file.sync_all().map_err(io("write", incomplete))?;
-        if let (Some(hasher), Some(digest)) = (sink.hasher.take(), &self.metadata.digest) {
-            let found = hasher.finish();
-            if found != digest.hex() {
-                sink.delete();
-                return Err(self.corrupt(digest.kind(), digest.hex().to_owned(), found));
-            }
-        }
-        self.progress.finish();
-        Ok(())
+        stream::run(self, &incomplete)?;
+        Ok(incomplete)
     }
 
-    /// One request: from where the file ends to wherever it gets.
-    fn attempt(&self, sink: &mut Sink) -> Result<(), Failure> {
-        let mut headers = Vec::new();
-        if sink.len > 0 {
-            let number = |text: String| HeaderValue::try_from(text).expect("digits and words");
-            headers.push((header::RANGE, number(format!("bytes={}-", sink.len)), To::Anybody));
+    /// Asks for the whole content, or for `range` of it, which is written as in HTTP.
+    pub(super) fn request(&self, range: Option<&str>) -> Result<Answer<'_>, Failure> {
+        let mut headers: Vec<Header> = Vec::new();
+        if let Some(range) = range {
+            let range = HeaderValue::try_from(format!("bytes={range}")).expect("digits and a dash");
+            headers.push((header::RANGE, range, To::Anybody));
             // The storage has ETags of its own; there the hash decides whether the pieces fit.
             if let Ok(etag) = HeaderValue::try_from(format!("\"{}\"", self.metadata.etag)) {
                 headers.push((header::IF_RANGE, etag, To::Hub));
             }
         }
-        let url = self.hub.file_url(self.commit, &self.file.path);
-        let answer = self.hub.get(&url, &headers)?;
+        let hub = self.pull.hub;
+        let url = hub.file_url(&self.pull.listing.commit, &self.file.path);
+        let answer = hub.get(&url, &headers)?;
         self.check_etag(&answer)?;
-        match answer.response.status() {
-            StatusCode::PARTIAL_CONTENT if sink.len > 0 => {
-                self.check_range(&answer, sink.len)?;
-                if !answer.at_hub && self.metadata.digest.is_none() {
-                    // Nothing would tell whether the rest belongs to the beginning.
-                    self.restart(sink)?;
-                    let error = self.hub.nonsense("a rest that cannot be checked".to_owned());
-                    return Err(Failure { error, retry: Retry::Soon });
-                }
-            }
-            StatusCode::RANGE_NOT_SATISFIABLE => {
-                self.restart(sink)?;
-                let error = self.hub.nonsense("it does not give the rest of a file".to_owned());
-                return Err(Failure { error, retry: Retry::Soon });
-            }
-            StatusCode::OK => {
-                if sink.len > 0 {
-                    self.restart(sink)?;
-                }
-                let length = text(answer.response.headers(), "content-length");
-                let length = length.and_then(|length| length.parse::<u64>().ok());
-                if let Some(length) = length.filter(|&length| length > self.metadata.size) {
-                    let expected = self.metadata.size.to_string();
-                    return Err(self.corrupt("its size", expected, length.to_string()).into());
-                }
-            }
-            status => {
-                let error = self.hub.nonsense(format!("an unexpected status {}", status.as_u16()));
-                return Err(Failure { error, retry: Retry::Soon });
-            }
-        }
-        self.copy(answer, sink)
-    }
-
-    fn copy(&self, mut answer: Answer, sink: &mut Sink) -> Result<(), Failure> {
-        let mut buffer = vec![0; 1 << 18];
-        loop {
-            let count = match answer.response.read(&mut buffer) {
-                Ok(0) if sink.len == self.metadata.size => return Ok(()),
-                Ok(0) => {
-                    let what = format!(
-                        "{} ends after {} of {} bytes",
-                        self.file.path, sink.len, self.metadata.size
-                    );
-                    return Err(Failure { error: self.hub.nonsense(what), retry: Retry::Soon });
-                }
-                Ok(count) => count,
-                Err(error) => return Err(self.hub.broken(&error)),
-            };
-            if sink.len + count as u64 > self.metadata.size {
-                let expected = self.metadata.size.to_string();
-                return Err(self.corrupt("its size", expected, "more".to_owned()).into());
-            }
-            sink.write(&buffer[..count])?;
-            self.progress.advance(count as u64);
-        }
+        Ok(answer)
     }
 
     /// The hub must still be speaking of the same content. An ETag of the mere answer counts only where no hash
     /// will tell: mirrors have their own.
-    fn check_etag(&self, answer: &Answer) -> Result<(), Failure> {
-        let headers = answer.response.headers();
-        let plain = || text(headers, "etag").filter(|_| self.metadata.digest.is_none());
-        let etag = text(headers, "x-linked-etag").or_else(plain);
+    fn check_etag(&self, answer: &Answer) -> Result<(), StoreError> {
+        let has_hash = self.metadata.digest.is_some();
+        let plain =
+            || text(answer.response.headers(), "etag").filter(|_| answer.at_hub && !has_hash);
+        let etag = answer.linked_etag.as_deref().or_else(plain);
         let etag = etag.map(|etag| etag.trim_start_matches("W/").trim_matches('"'));
-        match etag.filter(|etag| answer.at_hub && *etag != self.metadata.etag) {
+        match etag.filter(|etag| *etag != self.metadata.etag) {
             None => Ok(()),
             Some(found) => {
                 let expected = self.metadata.etag.clone();
-                Err(self.corrupt("its ETag", expected, found.to_owned()).into())
+                Err(self.corrupt("its ETag", expected, found.to_owned()))
             }
         }
     }
 
-    fn check_range(&self, answer: &Answer, from: u64) -> Result<(), Failure> {
-        let expected = format!("bytes {from}-{}/{}", self.metadata.size - 1, self.metadata.size);
+    /// Whether the part that came is the one that was asked for. Its end may be nearer; its beginning and the whole
+    /// may not differ.
+    pub(super) fn check_range(
+        &self,
+        answer: &Answer,
+        wanted: &Range<u64>,
+    ) -> Result<(), StoreError> {
         let found = text(answer.response.headers(), "content-range").unwrap_or("missing");
-        // The end may be nearer than asked for; the beginning and the whole may not differ.
         let parse = |text: &str| {
             let (range, total) = text.strip_prefix("bytes ")?.split_once('/')?;
-            let (start, _) = range.split_once('-')?;
-            Some((start.parse::<u64>().ok()?, total.parse::<u64>().ok()?))
+            let (start, end) = range.split_once('-')?;
+            Some((start.parse().ok()?, end.parse::<u64>().ok()?, total.parse().ok()?))
         };
-        if parse(found) == Some((from, self.metadata.size)) {
-            return Ok(());
+        match parse(found) {
+            Some((start, end, total))
+                if (start, total) == (wanted.start, self.metadata.size) && end < wanted.end =>
+            {
+                Ok(())
+            }
+            _ => {
+                let Range { start, end } = wanted;
+                let expected = format!("bytes {start}-{}/{}", end - 1, self.metadata.size);
+                Err(self.corrupt("its range", expected, found.to_owned()))
+            }
         }
-        Err(self.corrupt("its range", expected, found.to_owned()).into())
     }
 
-    fn restart(&self, sink: &mut Sink) -> Result<(), StoreError> {
-        sink.restart(self.metadata)?;
-        self.progress.start(&self.file.path, Some(self.metadata.size), 0);
-        Ok(())
+    /// Deletes what turned out not to be the content.
+    pub(super) fn check_digest(&self, path: &Path, found: String) -> Result<(), StoreError> {
+        match &self.metadata.digest {
+            Some(digest) if found != digest.hex() => {
+                let _ = fs::remove_file(path);
+                Err(self.corrupt(digest.kind(), digest.hex().to_owned(), found))
+            }
+            _ => Ok(()),
+        }
     }
 
-    fn corrupt(&self, what: &'static str, expected: String, found: String) -> StoreError {
+    pub(super) fn corrupt(
+        &self,
+        what: &'static str,
+        expected: String,
+        found: String,
+    ) -> StoreError {
         StoreError::Corrupt { file: self.file.path.clone(), what, expected, found }
     }
 }
 
-/// The file that is being filled, and the hash of what is in it.
-struct Sink<'a> {
-    path: &'a Path,
-    file: File,
-    len: u64,
-    hasher: Option<Hasher>,
-}
-
-impl<'a> Sink<'a> {
-    /// Goes on where another pull stopped.
-    fn open(path: &'a Path, metadata: &Metadata) -> Result<Self, StoreError> {
-        let file = File::options().create(true).append(true).open(path);
-        let file = file.map_err(StoreError::io("write", path))?;
-        let len = file.metadata().map_err(StoreError::io("read", path))?.len();
-        let hasher = metadata.digest.as_ref().map(|digest| digest.hasher(metadata.size));
-        let mut sink = Self { path, file, len, hasher };
-        // Without a hash, nothing says that the piece belongs to the content of today.
-        if len > metadata.size || sink.hasher.is_none() {
-            sink.restart(metadata)?;
-        } else if let Some(hasher) = &mut sink.hasher {
-            hasher.update_from(path).map_err(StoreError::io("read", path))?;
-        }
-        Ok(sink)
-    }
-
-    fn restart(&mut self, metadata: &Metadata) -> Result<(), StoreError> {
-        self.file.set_len(0).map_err(StoreError::io("write", self.path))?;
-        self.len = 0;
-        self.hasher = metadata.digest.as_ref().map(|digest| digest.hasher(metadata.size));
-        Ok(())
-    }
-
-    fn write(&mut self, bytes: &[u8]) -> Result<(), StoreError> {
-        self.file.write_all(bytes).map_err(StoreError::io("write", self.path))?;
-        self.len += bytes.len() as u64;
-        if let Some(hasher) = &mut self.hasher {
-            hasher.update(bytes);
-        }
-        Ok(())
-    }
-
-    fn delete(&self) {
-        let _ = fs::remove_file(self.path);
-    }
-}
-
-const ENOUGH_BYTES: u64 = 1 << 20;
+/// Enough to call the next failure the first one: a connection that drops now and then will do for a large file; one
+/// that gives a byte each time will not.
+pub(super) const ENOUGH_BYTES: u64 = 1 << 20;

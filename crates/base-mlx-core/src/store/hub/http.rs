@@ -1,14 +1,16 @@
 use std::io::Read;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use reqwest::blocking::{Client, Response};
 use reqwest::header::{self, HeaderMap, HeaderName, HeaderValue};
-use reqwest::{Method, StatusCode, Url, redirect};
+use reqwest::{Method, StatusCode, Url};
 use serde::Deserialize;
 
 use super::super::digest::Digest;
 use super::super::name::{HubName, is_relative};
 use super::super::{StoreError, StoreOptions};
+use super::client;
+use super::lanes::{Lane, Lanes};
 
 /// The hub's HTTP interface, for one repository.
 pub(super) struct Hub<'a> {
@@ -16,6 +18,7 @@ pub(super) struct Hub<'a> {
     client: Client,
     endpoint: Url,
     name: &'a HubName,
+    pub(super) lanes: Lanes,
 }
 
 /// A revision of a repository, as the hub lists it.
@@ -39,6 +42,8 @@ pub(super) struct Metadata {
     pub(super) etag: String,
     pub(super) size: u64,
     pub(super) digest: Option<Digest>,
+    /// Whether the hub says that it gives no parts of it. Most say nothing, and one has to try.
+    pub(super) is_indivisible: bool,
 }
 
 impl<'a> Hub<'a> {
@@ -52,19 +57,8 @@ impl<'a> Hub<'a> {
             .ok()
             .filter(|url| matches!(url.scheme(), "http" | "https") && url.has_host())
             .ok_or_else(|| unusable("it is not an http(s) address".to_owned()))?;
-        // Whoever came first has decided; reqwest needs one.
-        let _ = rustls::crypto::ring::default_provider().install_default();
-        let mut client = Client::builder()
-            .user_agent(concat!("base-mlx/", env!("CARGO_PKG_VERSION")))
-            .redirect(redirect::Policy::none())
-            .connect_timeout(options.connect_timeout)
-            // Counted anew for every piece of a body.
-            .timeout(options.idle_timeout);
-        if !options.system_proxy {
-            client = client.no_proxy();
-        }
-        let client = client.build().map_err(|error| unusable(reason(&error)))?;
-        Ok(Self { options, client, endpoint, name })
+        let client = client::new(options).map_err(unusable)?;
+        Ok(Self { options, client, endpoint, name, lanes: Lanes::new(options.hub_connections) })
     }
 
     /// All files of the revision.
@@ -74,10 +68,15 @@ impl<'a> Hub<'a> {
         url.set_query(Some("blobs=true"));
         let mut patience = Patience::new(self.options);
         let text = loop {
-            let text = self.get(&url, &[]).and_then(|answer| {
-                let mut text = Vec::new();
-                let body = answer.response.take(MAX_LISTING_BYTES).read_to_end(&mut text);
-                body.map_err(|error| self.broken(&error)).map(|_| text)
+            let text = self.get(&url, &[]).and_then(|mut answer| {
+                let (mut text, mut buffer) = (Vec::new(), vec![0; 1 << 16]);
+                while text.len() < MAX_LISTING_BYTES {
+                    match self.read(&mut answer, &mut buffer)? {
+                        0 => break,
+                        count => text.extend(&buffer[..count]),
+                    }
+                }
+                Ok(text)
             });
             match text {
                 Ok(text) => break text,
@@ -108,24 +107,25 @@ impl<'a> Hub<'a> {
     pub(super) fn metadata(&self, commit: &str, file: &RemoteFile) -> Result<Metadata, StoreError> {
         let url = self.file_url(commit, &file.path);
         let mut patience = Patience::new(self.options);
-        let headers = loop {
+        let answer = loop {
             match self.send(Method::HEAD, &url, &[], Redirects::WithinOrigin) {
-                Ok(answer) => break answer.response.headers().clone(),
+                Ok(answer) => break answer,
                 Err(failure) => patience.wait(failure)?,
             }
         };
-        if let Some(found) = text(&headers, "x-repo-commit").filter(|found| *found != commit) {
+        let headers = answer.response.headers();
+        if let Some(found) = text(headers, "x-repo-commit").filter(|found| *found != commit) {
             return Err(
                 self.nonsense(format!("`{}` is of commit {found}, not {commit}", file.path))
             );
         }
-        let etag = text(&headers, "x-linked-etag").or_else(|| text(&headers, "etag"));
+        let etag = answer.linked_etag.as_deref().or_else(|| text(headers, "etag"));
         let etag = etag.map(|etag| etag.trim_start_matches("W/").trim_matches('"').to_owned());
         let etag = etag.filter(|etag| is_plain(etag));
         let etag = etag.or_else(|| Some(file.digest.as_ref()?.hex().to_owned()));
         let etag =
             etag.ok_or_else(|| self.nonsense(format!("`{}` has no usable ETag", file.path)))?;
-        let number = |name| text(&headers, name)?.parse::<u64>().ok();
+        let number = |name| text(headers, name)?.parse::<u64>().ok();
         let linked = number("x-linked-size");
         let size = linked.or(file.size).or_else(|| number("content-length"));
         let size = size.ok_or_else(|| {
@@ -142,7 +142,8 @@ impl<'a> Hub<'a> {
         }
         // A digest in the list stands above what is said of the single file.
         let digest = file.digest.clone().or_else(|| Digest::of_etag(&etag));
-        Ok(Metadata { etag, size, digest })
+        let is_indivisible = text(headers, "accept-ranges") == Some("none");
+        Ok(Metadata { etag, size, digest, is_indivisible })
     }
 
     pub(super) fn file_url(&self, commit: &str, path: &str) -> Url {
@@ -153,7 +154,7 @@ impl<'a> Hub<'a> {
     }
 
     /// GET, wherever it leads. The token goes to the hub alone.
-    pub(super) fn get(&self, url: &Url, headers: &[Header]) -> Result<Answer, Failure> {
+    pub(super) fn get(&self, url: &Url, headers: &[Header]) -> Result<Answer<'_>, Failure> {
         self.send(Method::GET, url, headers, Redirects::Anywhere)
     }
 
@@ -161,8 +162,28 @@ impl<'a> Hub<'a> {
         Patience::new(self.options)
     }
 
+    /// The next bytes of an answer, or 0 at its end.
+    pub(super) fn read(&self, answer: &mut Answer, buffer: &mut [u8]) -> Result<usize, Failure> {
+        let count = answer.response.read(buffer).map_err(|error| self.broken(&error))?;
+        answer.lately += count;
+        let time = self.options.idle_timeout;
+        if count > 0 && answer.since.elapsed() > time {
+            if answer.lately < LEAST_BYTES {
+                let what = format!("only {} bytes came in {} s", answer.lately, time.as_secs_f32());
+                return Err(Failure { error: self.nonsense(what), retry: Retry::Soon });
+            }
+            (answer.since, answer.lately) = (Instant::now(), 0);
+        }
+        Ok(count)
+    }
+
     pub(super) fn nonsense(&self, what: String) -> StoreError {
         StoreError::Http { host: self.host(), what }
+    }
+
+    /// Nobody reads this: the file that failed has said why.
+    pub(super) fn in_vain(&self) -> Failure {
+        self.nonsense("another file failed".to_owned()).into()
     }
 
     /// A connection that breaks may hold the next time.
@@ -177,9 +198,22 @@ impl<'a> Hub<'a> {
         url: &Url,
         headers: &[Header],
         redirects: Redirects,
-    ) -> Result<Answer, Failure> {
+    ) -> Result<Answer<'_>, Failure> {
+        let lane = self.lanes.take();
+        if self.lanes.has_failed() {
+            return Err(self.in_vain());
+        }
+        let answer = |response, at_hub, linked_etag| Answer {
+            response,
+            at_hub,
+            linked_etag,
+            since: Instant::now(),
+            lately: 0,
+            _lane: lane,
+        };
         let mut url = url.clone();
         let mut at_hub = true;
+        let mut linked_etag = None;
         for _ in 0..MAX_REDIRECTS {
             at_hub &= url.origin() == self.endpoint.origin();
             let mut request = self.client.request(method.clone(), url.clone());
@@ -194,8 +228,12 @@ impl<'a> Hub<'a> {
                 request = request.bearer_auth(token);
             }
             let response = request.send().map_err(|error| self.unreachable(&url, error))?;
+            if at_hub && let Some(etag) = text(response.headers(), "x-linked-etag") {
+                linked_etag = Some(etag.to_owned());
+            }
             if !response.status().is_redirection() {
-                return self.judge(response, at_hub).map(|response| Answer { response, at_hub });
+                let response = self.judge(response, at_hub)?;
+                return Ok(answer(response, at_hub, linked_etag));
             }
             let next = text(response.headers(), "location").and_then(|to| url.join(to).ok());
             let next = next.filter(|next| {
@@ -208,7 +246,7 @@ impl<'a> Hub<'a> {
                 return Err(Failure { error, retry: Retry::Never });
             };
             if redirects == Redirects::WithinOrigin && next.origin() != self.endpoint.origin() {
-                return Ok(Answer { response, at_hub });
+                return Ok(answer(response, at_hub, linked_etag));
             }
             url = next;
         }
@@ -226,10 +264,11 @@ impl<'a> Hub<'a> {
         let code = status.as_u16();
         let kind = text(response.headers(), "x-error-code").unwrap_or_default();
         let after = text(response.headers(), "retry-after").and_then(|text| text.parse().ok());
+        let later = after.map_or(Retry::Soon, |s| Retry::After(Duration::from_secs(s)));
         let with_status = |what: &str| self.nonsense(format!("{what} (status {code})"));
         let (error, retry) = match code {
             // Links to storage expire; the hub gives a fresh one.
-            _ if !at_hub => (with_status("the storage it redirects to refuses"), Retry::Soon),
+            _ if !at_hub => (with_status("the storage it redirects to refuses"), later),
             401 | 403 => {
                 let token_sent = self.options.hub_token.is_some();
                 let host = self.host();
@@ -251,10 +290,7 @@ impl<'a> Hub<'a> {
                     429 => "too many requests",
                     _ => status.canonical_reason().unwrap_or("it fails"),
                 };
-                (
-                    with_status(what),
-                    after.map_or(Retry::Soon, |s| Retry::After(Duration::from_secs(s))),
-                )
+                (with_status(what), later)
             }
             _ => (with_status("an unexpected answer"), Retry::Never),
         };
@@ -305,10 +341,16 @@ pub(super) enum To {
     Anybody,
 }
 
-pub(super) struct Answer {
+pub(super) struct Answer<'a> {
     pub(super) response: Response,
     /// Whether the hub itself answered, not a storage it redirects to.
     pub(super) at_hub: bool,
+    /// What the hub itself calls the content, if it says, perhaps as it redirects.
+    pub(super) linked_etag: Option<String>,
+    /// Bytes that came since then.
+    lately: usize,
+    since: Instant,
+    _lane: Lane<'a>,
 }
 
 #[derive(Clone, Copy, PartialEq, Eq)]
@@ -410,7 +452,7 @@ fn is_plain(text: &str) -> bool {
 }
 
 /// An error with its causes, which is where libraries put what happened.
-fn reason(error: &dyn std::error::Error) -> String {
+pub(super) fn reason(error: &dyn std::error::Error) -> String {
     let mut text = error.to_string();
     let mut source = error.source();
     while let Some(error) = source {
@@ -426,4 +468,6 @@ fn reason(error: &dyn std::error::Error) -> String {
 const MAX_ATTEMPTS: u32 = 5;
 const MAX_PAUSE: Duration = Duration::from_secs(60);
 const MAX_REDIRECTS: usize = 10;
-const MAX_LISTING_BYTES: u64 = 64 << 20;
+const MAX_LISTING_BYTES: usize = 64 << 20;
+/// What must come within the time of silence that is allowed. A connection that gives a byte now and then is none.
+const LEAST_BYTES: usize = 1024;

