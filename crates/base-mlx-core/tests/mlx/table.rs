@@ -28,7 +28,7 @@ fn agrees(activations: Dtype) {
             let far = far_from_reference(&backend, &case, seed as u64, activations);
             worst = worst.max(far);
             let made = match case {
-                Case::Attend { .. } => Made::ByAttention,
+                Case::Attend { .. } | Case::AttendWithin { .. } => Made::ByAttention,
                 Case::Linear { weight: Kind::Affine { .. }, .. } => Made::ByQuantised,
                 _ => Made::Directly,
             };
