@@ -2,9 +2,14 @@
 
 #![allow(clippy::unwrap_used, reason = "all of it is test code, its helpers too")]
 
+mod adopted;
 mod disk;
 mod faults;
+#[allow(dead_code, reason = "of the writer some is enough")]
+#[path = "../support/gguf.rs"]
+mod gguf;
 mod hub;
+mod ollama;
 mod pip;
 mod server;
 
