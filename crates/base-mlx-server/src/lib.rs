@@ -10,6 +10,7 @@ mod events;
 mod guard;
 mod models;
 mod options;
+mod preset;
 mod request;
 mod router;
 mod routes;
@@ -18,6 +19,7 @@ mod server;
 mod sse;
 
 pub use options::{ModelOptions, ReasoningField, ServerOptions};
+pub use preset::Preset;
 pub use request::DraftName;
 pub use server::{ServeError, Server, serve};
 

@@ -7,14 +7,14 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant, SystemTime};
 
 use base_mlx_core::engine::{Device, Draft, Engine, EngineOptions};
-use base_mlx_core::store::{ModelDir, Store, StoreError};
+use base_mlx_core::store::{ModelDir, OwnTemplate, Store, StoreError};
 use base_mlx_core::weights::{Checkpoint, LoadError};
 use tokio::sync::{Notify, watch};
 
 use crate::error::ApiError;
 use crate::request::{Defaults, DraftName, KeepAlive};
 use crate::running::Running;
-use crate::{ModelOptions, ServerOptions};
+use crate::{ModelOptions, Preset, ServerOptions};
 
 /// All models that can be asked for, and the engines of those that were. Models are loaded when they are first asked
 /// for, each on a thread of its own, so that loading one delays no other.
@@ -32,8 +32,8 @@ pub(crate) struct Models {
     keep_for: Option<Duration>,
     slots: Mutex<HashMap<PathBuf, Slot>>,
     changed: Arc<Notify>,
-    /// What headers on disk said about the context, and when those files were written.
-    contexts: Mutex<HashMap<PathBuf, (SystemTime, Option<usize>)>>,
+    /// What the headers of sound models on disk said, and when those files were written.
+    headers: Mutex<HashMap<PathBuf, (SystemTime, Header)>>,
 }
 
 enum Slot {
@@ -88,6 +88,22 @@ impl fmt::Debug for InUse {
     }
 }
 
+/// What a request for an answer asked for, by name or by leaving that out.
+pub(crate) struct Asked {
+    pub model: Arc<Model>,
+    /// What answers call it.
+    pub called: String,
+    /// Models that share their weights may differ in it.
+    pub preset: Preset,
+}
+
+/// What there is to know of a model that is not loaded.
+#[derive(Clone, Copy)]
+struct Header {
+    /// The context that it was made for.
+    trained: Option<usize>,
+}
+
 /// What a request to load a model says beside its name.
 #[derive(Clone, Debug, Default)]
 pub(crate) struct LoadRequest {
@@ -111,9 +127,13 @@ pub(crate) struct Listed {
 
 impl Model {
     /// What requests to this model may leave open.
-    pub(crate) fn defaults(&self) -> Defaults {
-        let info = self.engine.info();
-        Defaults { vocab_size: info.vocab_size, sampling: info.sampling.clone() }
+    pub(crate) fn defaults(&self, preset: Preset) -> Defaults {
+        Defaults { vocab_size: self.engine.info().vocab_size, preset }
+    }
+
+    /// Whether the tool that keeps it has a chat template for it that is not read here.
+    pub(crate) fn has_foreign_template(&self) -> bool {
+        self.directory.extras.template == OwnTemplate::Go
     }
 
     /// From now on it stays so long after its last use; `None` is until another needs the room.
@@ -150,16 +170,17 @@ impl Models {
             keep_for: options.keep_models,
             slots: Mutex::default(),
             changed: Arc::default(),
-            contexts: Mutex::default(),
+            headers: Mutex::default(),
         })
     }
 
-    /// The model of that name, loaded if need be, and the name by which answers call it. The request holds it.
+    /// The model of that name, loaded if need be, and what is kept beside it for requests that leave something open. The
+    /// request holds it.
     pub(crate) async fn get(
         self: &Arc<Self>,
         name: Option<&str>,
         running: &mut Running,
-    ) -> Result<(Arc<Model>, String), ApiError> {
+    ) -> Result<Asked, ApiError> {
         let directory = match (name, &self.default) {
             (Some(name), _) => self.find("model", name).await?,
             (None, Some(default)) => default.clone(),
@@ -169,9 +190,11 @@ impl Models {
             }
         };
         let called = name.unwrap_or(&directory.name).to_owned();
+        let extras = directory.extras.clone();
         let model = self.load(directory, ModelOptions::default()).await?;
         running.hold(InUse::new(&model));
-        Ok((model, called))
+        let preset = Preset::new(&extras, &model.engine.info().sampling);
+        Ok(Asked { model, called, preset })
     }
 
     /// Who drafts for `model`, loaded if need be. What was asked for must fit; the server's own choice is passed over where it
@@ -279,6 +302,9 @@ impl Models {
             Ok(directory) => Ok(directory),
             Err(StoreError::NotFound { name: model, in_catalogue, closest }) => {
                 Err(ApiError::ModelNotFound { param, model, in_catalogue, closest })
+            }
+            Err(StoreError::Broken { name: model, why: message, .. }) => {
+                Err(ApiError::ModelDamaged { model, message })
             }
             Err(error) => {
                 // What it says may be a path.
@@ -426,19 +452,21 @@ impl Models {
         }
     }
 
+    /// What `base-mlx list` calls usable, and what the server was started with.
     fn list_now(&self) -> Vec<Listed> {
-        let on_disk =
-            self.store.list().into_iter().map(|entry| (entry.name, entry.path, entry.bytes));
+        let read = |path: &Path| self.header(path).map(|_| ()).ok_or_else(String::new);
+        let on_disk = self.store.survey(|entry| read(&entry.path)).models;
+        let mut models: Vec<Listed> = on_disk
+            .into_iter()
+            .map(|entry| self.listed(entry.name, entry.path, entry.bytes))
+            .collect();
         let ready = self.ready();
-        let others = self
-            .default
-            .iter()
-            .chain(ready.iter().map(|model| &model.directory))
-            .map(|directory| (directory.name.clone(), directory.path.clone(), directory.bytes));
-        let mut models: Vec<Listed> = Vec::new();
-        for (name, path, bytes) in on_disk.chain(others) {
-            if !models.iter().any(|model| model.name == name || model.path == path) {
-                models.push(self.listed(name, path, bytes));
+        let others = self.default.iter().chain(ready.iter().map(|model| &model.directory));
+        for ModelDir { name, path, bytes, .. } in others {
+            let known = models.iter().any(|model| model.name == *name || model.path == *path);
+            let loaded = ready.iter().any(|model| model.directory.path == *path);
+            if !known && (loaded || read(path).is_ok()) {
+                models.push(self.listed(name.clone(), path.clone(), *bytes));
             }
         }
         models.sort_by(|a, b| a.name.cmp(&b.name));
@@ -454,25 +482,27 @@ impl Models {
         };
         let context = match &ready {
             Some(model) => Some(model.engine.info().context),
-            None => self.context_on_disk(&name, &path, created),
+            None => self.header(&path).and_then(|header| header.trained).map(|trained| {
+                let limit = self.own.get(&name).and_then(|own| own.context).or(self.engine.context);
+                limit.map_or(trained, |limit| limit.min(trained))
+            }),
         };
         let pinned = ready.as_ref().is_some_and(|model| lock(&model.stay).pinned);
         Listed { name, bytes, created, loaded: ready.is_some(), pinned, context, path }
     }
 
-    /// Reads headers only, and those once.
-    fn context_on_disk(&self, name: &str, path: &Path, written: SystemTime) -> Option<usize> {
-        let known = lock(&self.contexts).get(path).filter(|known| known.0 == written).copied();
-        if let Some((_, context)) = known {
-            return context;
+    /// `None` if the files are not what they should be. Those that are read once.
+    fn header(&self, path: &Path) -> Option<Header> {
+        let written = std::fs::metadata(path).and_then(|file| file.modified()).ok()?;
+        let known = lock(&self.headers).get(path).filter(|known| known.0 == written).copied();
+        if let Some((_, header)) = known {
+            return Some(header);
         }
-        let limit = self.own.get(name).and_then(|own| own.context).or(self.engine.context);
-        let context = Checkpoint::open(path)
-            .ok()
-            .and_then(|checkpoint| checkpoint.config().count("max_position_embeddings").ok())
-            .map(|context| limit.map_or(context, |limit| limit.min(context)));
-        lock(&self.contexts).insert(path.to_owned(), (written, context));
-        context
+        let checkpoint = Checkpoint::open(path).ok()?;
+        checkpoint.config().model_type().ok()?;
+        let header = Header { trained: checkpoint.config().count("max_position_embeddings").ok() };
+        lock(&self.headers).insert(path.to_owned(), (written, header));
+        Some(header)
     }
 
     fn ready(&self) -> Vec<Arc<Model>> {

@@ -8,18 +8,18 @@ use base_mlx_core::text::output::{OutputFormat, Rule, Wanted};
 use base_mlx_core::text::{AddSpecial, ChatInput, ChatTemplate, Opening, TemplateError};
 use serde_json::Value;
 
-use crate::App;
 use crate::dialects::chat::Chat;
 use crate::dialects::{Dialect, Header};
 use crate::error::ApiError;
 use crate::events::{joined, opened};
-use crate::models::{Model, blocking};
+use crate::models::{Asked, Model, blocking};
 use crate::request::{
     Conversation, JsonObject, KeepAlive, Known, Parameters, Reasoning, Thoughts, Tools,
     content_rule, in_range, in_words, max_tokens, refuse,
 };
 use crate::routes::{check_length, draft_name, in_background, respond, warnings};
 use crate::running::Running;
+use crate::{App, Preset};
 
 /// `POST /v1/chat/completions`
 pub(crate) async fn create(
@@ -29,10 +29,14 @@ pub(crate) async fn create(
     headers: HeaderMap,
     body: JsonObject,
 ) -> Result<Response, ApiError> {
-    let chat = ChatRequest::parse(&body)?;
+    let mut chat = ChatRequest::parse(&body)?;
     let background = in_background(&headers, &body)?;
     let draft = draft_name(query.as_deref(), &chat.parameters.draft)?;
-    let (model, called) = app.models.get(chat.parameters.model.as_deref(), &mut running).await?;
+    let Asked { model, called, preset } =
+        app.models.get(chat.parameters.model.as_deref(), &mut running).await?;
+    if let Some(system) = &preset.system {
+        chat.conversation.open_with(system);
+    }
     if let Some(KeepAlive(after)) = chat.parameters.keep_alive {
         model.keep_for(after);
     }
@@ -55,7 +59,7 @@ pub(crate) async fn create(
     // Long conversations take long to render and to cut into tokens.
     let mut request = {
         let (model, chat) = (Arc::clone(&model), Arc::clone(&chat));
-        blocking(move || chat.prepare(&model)).await??
+        blocking(move || chat.prepare(&model, preset)).await??
     };
     (request.draft, request.background) = (draft, background);
     let left_out = request.constraint.as_ref().map(|constraint| constraint.warnings().to_vec());
@@ -110,7 +114,7 @@ impl ChatRequest {
         })
     }
 
-    fn prepare(&self, model: &Model) -> Result<GenerateRequest, ApiError> {
+    fn prepare(&self, model: &Model, preset: Preset) -> Result<GenerateRequest, ApiError> {
         let text = model.engine.text();
         let template = self.template(model)?;
         let prompt = self.conversation.render(|messages, open| template.render(messages, open))?;
@@ -121,7 +125,8 @@ impl ChatRequest {
             return Err(ApiError::invalid(Chat::PROMPT, message));
         }
         check_length(Chat::PROMPT, tokens.len(), model.engine.info().context)?;
-        let mut request = self.parameters.request(tokens, self.logprobs, &model.defaults())?;
+        let defaults = model.defaults(preset);
+        let mut request = self.parameters.request(tokens, self.logprobs, &defaults)?;
         let continues_thoughts = || {
             let last = self.conversation.continued();
             last.is_some_and(|last| {
@@ -153,6 +158,11 @@ impl ChatRequest {
         let Some(template) = &text.template else {
             let problem = match &text.template_error {
                 Some(error) => format!("this model's chat template is broken: {error}"),
+                None if model.has_foreign_template() => {
+                    "this model's GGUF file has no chat template (`tokenizer.chat_template`), and Ollama's own, \
+                     which is written in another language, is not read"
+                        .to_owned()
+                }
                 None => "this model has no chat template".to_owned(),
             };
             return Err(ApiError::ModelUnsuitable {

@@ -10,17 +10,19 @@ use base_mlx_core::text::output::{OutputFormat, Rule, Wanted};
 use base_mlx_core::text::{AddSpecial, Opening, Tokenizer};
 use serde_json::Value;
 
-use crate::App;
 use crate::dialects::Dialect;
 use crate::dialects::Header;
 use crate::dialects::completions::Completions;
 use crate::dialects::logprobs::Offsets;
 use crate::error::ApiError;
 use crate::events::{Answer, Choice, Echo, echoed, fold, joined, opened};
-use crate::models::{Model, blocking};
-use crate::request::{JsonObject, KeepAlive, Known, Parameters, content_rule, in_range, refuse};
+use crate::models::{Asked, Model, blocking};
+use crate::request::{
+    Defaults, JsonObject, KeepAlive, Known, Parameters, content_rule, in_range, refuse,
+};
 use crate::routes::{check_length, draft_name, in_background, json, respond, warnings};
 use crate::running::Running;
+use crate::{App, Preset};
 
 /// `POST /v1/completions`
 pub(crate) async fn create(
@@ -33,7 +35,7 @@ pub(crate) async fn create(
     let completion = Arc::new(CompletionRequest::parse(&body)?);
     let background = in_background(&headers, &body)?;
     let draft = draft_name(query.as_deref(), &completion.parameters.draft)?;
-    let (model, called) =
+    let Asked { model, called, preset } =
         app.models.get(completion.parameters.model.as_deref(), &mut running).await?;
     if let Some(KeepAlive(after)) = completion.parameters.keep_alive {
         model.keep_for(after);
@@ -41,7 +43,7 @@ pub(crate) async fn create(
     let draft = app.models.draft(draft, &model, &mut running).await?;
     let prepared = {
         let (model, completion) = (Arc::clone(&model), Arc::clone(&completion));
-        blocking(move || completion.prepare(&model)).await??
+        blocking(move || completion.prepare(&model, preset)).await??
     };
     let (requests, echoes): (Vec<GenerateRequest>, Vec<Echo>) = prepared.into_iter().unzip();
     // All have the same.
@@ -142,10 +144,15 @@ impl CompletionRequest {
     }
 
     /// Each prompt's request, and its echo.
-    fn prepare(&self, model: &Model) -> Result<Vec<(GenerateRequest, Echo)>, ApiError> {
+    fn prepare(
+        &self,
+        model: &Model,
+        preset: Preset,
+    ) -> Result<Vec<(GenerateRequest, Echo)>, ApiError> {
         let constraint = self.constraint(model)?;
+        let defaults = model.defaults(preset);
         let prepare = |prompt| {
-            let (mut request, echo) = self.prepare_one(prompt, model)?;
+            let (mut request, echo) = self.prepare_one(prompt, model, &defaults)?;
             request.constraint = constraint.clone();
             Ok((request, echo))
         };
@@ -165,9 +172,9 @@ impl CompletionRequest {
         &self,
         prompt: &Prompt,
         model: &Model,
+        defaults: &Defaults,
     ) -> Result<(GenerateRequest, Echo), ApiError> {
         let tokenizer = &model.engine.text().tokenizer;
-        let defaults = model.defaults();
         let (tokens, text, added) = match prompt {
             Prompt::Text(text) => {
                 let tokens = tokenizer.encode(text, AddSpecial::Yes);
@@ -191,7 +198,7 @@ impl CompletionRequest {
         let scored_tokens = if score_prompt { tokens.len() - added } else { 0 };
         // Candidates are compared by their log probabilities.
         let logprobs = self.logprobs.or((self.best_of > self.parameters.choices).then_some(0));
-        let mut request = self.parameters.request(tokens, logprobs, &defaults)?;
+        let mut request = self.parameters.request(tokens, logprobs, defaults)?;
         request.choices = self.best_of;
         request.score_prompt = score_prompt;
         if self.content.is_none() {
