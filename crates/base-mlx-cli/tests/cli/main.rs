@@ -2,6 +2,7 @@
 
 #![allow(clippy::unwrap_used)]
 
+mod adopt;
 mod bench;
 mod chat;
 mod config;
