@@ -8,6 +8,7 @@ mod chat;
 mod config;
 mod device;
 mod disk;
+mod doctor;
 mod models;
 mod process;
 mod run;
