@@ -35,8 +35,8 @@ impl Preset {
             },
             presence_penalty: within(given.presence_penalty, range::PENALTY),
             frequency_penalty: within(given.frequency_penalty, range::PENALTY),
-            // Ollama's 0 and -1 stand for no seed.
-            seed: given.seed.and_then(|seed| u64::try_from(seed).ok()).filter(|seed| *seed > 0),
+            // -1 stands for another one each time.
+            seed: given.seed.and_then(|seed| u64::try_from(seed).ok()),
             max_tokens: given
                 .num_predict
                 .and_then(|most| usize::try_from(most).ok())

@@ -15,7 +15,7 @@ use crate::models;
 /// What is piped in is the prompt, or follows it after a blank line. Without either a chat begins on a terminal.
 #[derive(Args)]
 pub(crate) struct Arguments {
-    /// An alias, `owner/name` on the hub, a folder or a .gguf file; pulled if missing
+    /// An alias, `owner/name` on the hub, a folder, a .gguf file or a model of Ollama's; pulled if missing
     model: String,
     prompt: Option<String>,
     #[command(flatten)]

@@ -103,6 +103,13 @@ pub(super) fn has_config(path: &Path) -> bool {
 
 /// What keeps a folder with a config.json from being a whole model: half a sentence about the first thing.
 pub(super) fn lacks(path: &Path) -> Option<String> {
+    lacks_weights(path).or_else(|| {
+        let tokenizer = TOKENIZERS.iter().any(|file| path.join(file).is_file());
+        (!tokenizer).then(|| "it has no tokenizer".to_owned())
+    })
+}
+
+fn lacks_weights(path: &Path) -> Option<String> {
     let weights = match shards(&path.join(INDEX)) {
         Some(shards) => shards,
         None if path.join(INDEX).exists() => {
@@ -125,24 +132,22 @@ pub(super) fn lacks(path: &Path) -> Option<String> {
         let more = if more > 0 { format!(", and so are {more} more") } else { String::new() };
         return Some(format!("its `{file}` {what}{more}"));
     }
-    if weights.is_empty() {
-        let downloads = |(name, path): &(String, PathBuf)| {
-            name.contains(".safetensors") && unfinished(name).is_some() && path.is_file()
-        };
-        let others = |(name, _): &(String, PathBuf)| {
-            name.ends_with(".bin") || name.ends_with(".pt") || name.ends_with(".pth")
-        };
-        return Some(match children(path) {
-            files if files.iter().any(downloads) => HALF.to_owned(),
-            files if files.iter().any(others) => {
-                "its weights are not safetensors, which alone are read".to_owned()
-            }
-            _ => "it has no weights".to_owned(),
-        });
+    if !weights.is_empty() {
+        return None;
     }
-    let tokenizers = ["tokenizer.json", "tokenizer.model", "vocab.json", "vocab.txt"];
-    let tokenizer = tokenizers.iter().any(|file| path.join(file).is_file());
-    (!tokenizer).then(|| "it has no tokenizer".to_owned())
+    let downloads = |(name, path): &(String, PathBuf)| {
+        name.contains(".safetensors") && unfinished(name).is_some() && path.is_file()
+    };
+    let others = |(name, _): &(String, PathBuf)| {
+        [".bin", ".pt", ".pth"].iter().any(|end| name.ends_with(end))
+    };
+    Some(match children(path) {
+        files if files.iter().any(downloads) => HALF.to_owned(),
+        files if files.iter().any(others) => {
+            "its weights are not safetensors, which alone are read".to_owned()
+        }
+        _ => "it has no weights".to_owned(),
+    })
 }
 
 /// A link to nothing.
@@ -319,6 +324,8 @@ pub(super) fn children(folder: &Path) -> Vec<(String, PathBuf)> {
     children
 }
 
+pub(super) const TOKENIZERS: [&str; 4] =
+    ["tokenizer.json", "tokenizer.model", "vocab.json", "vocab.txt"];
 pub(super) const INDEX: &str = "model.safetensors.index.json";
 pub(super) const DANGLING: &str = "it is a link to a file that is not there";
 pub(super) const HALF: &str = "its download is not finished";

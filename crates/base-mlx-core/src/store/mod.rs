@@ -192,6 +192,8 @@ impl Store {
         survey.models.sort_by(|a, b| a.name.cmp(&b.name));
         survey.models.dedup_by(|later, earlier| later.name == earlier.name);
         survey.unusable.sort_by(|a, b| a.name.cmp(&b.name));
+        // Two places may be one folder.
+        survey.unusable.dedup_by(|later, earlier| later.path == earlier.path);
         survey
     }
 
@@ -246,10 +248,15 @@ impl Store {
     /// Why the model of that name cannot be used, if it is there at all.
     fn broken(&self, name: &str) -> Option<StoreError> {
         let wanted = Name::parse(name).ok()?;
+        // Ollama's models have names of several lengths, if the catalogue has none of them.
+        let by_meaning = self.options.catalogue.get(name).is_none();
+        let means = |broken: &Unusable| {
+            Name::parse(&broken.name).is_ok_and(|is| is.means(&wanted))
+                && broken.source == Source::Ollama
+        };
         let unusable = self.look().unusable.into_iter();
-        let mut unusable = unusable.filter(|broken| {
-            broken.name == name || Name::parse(&broken.name).is_ok_and(|is| is.means(&wanted))
-        });
+        let mut unusable =
+            unusable.filter(|broken| broken.name == name || by_meaning && means(broken));
         let Unusable { name: _, path, source: place, why } = unusable.next()?;
         Some(StoreError::Broken { name: name.to_owned(), path, place, why })
     }

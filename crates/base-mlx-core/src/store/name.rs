@@ -53,7 +53,8 @@ impl Name {
         let ollama = |name: &Name| match name {
             Name::Ollama(name) => Some(name.clone()),
             Name::Word(word) => OllamaName::parse(word),
-            Name::Hub(_) | Name::Path(_) | Name::Pip(_) => None,
+            Name::Hub(hub) => OllamaName::of_hub(hub),
+            Name::Path(_) | Name::Pip(_) => None,
         };
         self == other || ollama(self).is_some_and(|name| ollama(other) == Some(name))
     }

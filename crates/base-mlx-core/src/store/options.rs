@@ -43,8 +43,9 @@ pub struct StoreOptions {
 impl StoreOptions {
     pub fn from_env() -> Self {
         let mut options = Self::from_vars(|name| std::env::var_os(name));
-        if std::env::var_os("OLLAMA_MODELS").is_none_or(|value| value.is_empty()) {
-            // Where its service keeps them on Linux.
+        let named = std::env::var_os("OLLAMA_MODELS").is_some_and(|value| !value.is_empty());
+        if cfg!(target_os = "linux") && !named {
+            // Where its service keeps them.
             options.ollama.push(PathBuf::from("/usr/share/ollama/.ollama/models"));
         }
         options

@@ -108,8 +108,9 @@ fn of_the_hubs_cache_whole_models_are_offered_and_broken_ones_told() {
         "me/split",
         &[("big-Q4_0-00001-of-00002.gguf", "x"), ("big-Q4_0-00002-of-00002.gguf", "x")],
     );
-    // No models: a tokenizer that someone needed, parts of an image model, a data set.
+    // No models: a tokenizer that someone needed, models of images, a data set.
     repository(&world, "me/tokenizer", &WHOLE[..2]);
+    repository(&world, "me/vision", &[WHOLE[0], WHOLE[2], ("preprocessor_config.json", "{}")]);
     repository(&world, "me/images", &[("model_index.json", "{}"), ("unet/config.json", "{}")]);
     world.write(".cache/huggingface/hub/datasets--me--words/refs/main", "0123abcd");
     world.write(".cache/huggingface/hub/version.txt", "1");
@@ -264,6 +265,9 @@ fn llama_cpps_cache_tells_by_its_notes_whose_a_file_is() {
     assert!(matches!(store.remove("me/old"), Err(StoreError::NotOurs { owner: "llama.cpp", .. })));
     store.remove_forced("ggml-org/gemma_it-GGUF:Q4_K_M").unwrap();
     store.remove_forced("me/old").unwrap();
+    store.remove_forced("me/new:Q4_0").unwrap();
+    let blobs = world.path(&format!("{folder}/models--me--new/blobs"));
+    assert!(crate::names_in(&blobs).is_empty());
     let left = crate::names_in(&world.path(folder));
     assert!(!left.iter().any(|name| name.contains("me_old")), "{left:?}");
     assert!(

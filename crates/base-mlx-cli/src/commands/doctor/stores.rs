@@ -29,6 +29,11 @@ fn look_at(source: Source, folder: &Path, survey: &Survey, report: &mut Report) 
             report.note(format!("{source}: {shown} is not there"));
             return;
         }
+        // Its service runs under a user of its own.
+        Err(error) if source == Source::Ollama && error.kind() == ErrorKind::PermissionDenied => {
+            report.note(format!("{source}: this user may not read {shown}"));
+            return;
+        }
         Err(error) => {
             let hint = "give this user the right to read it, or let its variable name another folder (docs/models.md)";
             report.wrong(format!("{source}: cannot read {shown}: {error}"), hint);

@@ -1,9 +1,10 @@
 use std::path::{Path, PathBuf};
 
+use super::super::StoreError;
 use super::super::folders::{self, Demand};
 use super::super::hub::cache::{self, RepoCache};
 use super::super::name::Name;
-use super::{Found, Look, Place, Source};
+use super::{Found, Look, Place, Source, delete};
 
 /// The cache of Hugging Face's tools, which pulls go to as well.
 pub(super) struct HubCache(pub(super) PathBuf);
@@ -29,6 +30,27 @@ impl Place for HubCache {
 pub(super) fn find(hub_cache: &Path, text: &str, name: &Name) -> Option<Found> {
     let Name::Hub(hub) = name else { return None };
     Some(Found::new(text, cache::find(hub_cache, hub)?))
+}
+
+/// The folder of the repository in which `path` lies.
+pub(super) fn repository_of(hub_cache: &Path, path: &Path) -> Option<PathBuf> {
+    let first = path.strip_prefix(hub_cache).ok()?.components().next()?;
+    let name = first.as_os_str();
+    name.to_string_lossy().starts_with("models--").then(|| hub_cache.join(name))
+}
+
+/// Removes what `look` found at `path`: of a file its blob, too, else the whole repository.
+pub(super) fn remove(repository: &Path, path: &Path) -> Result<u64, StoreError> {
+    if !path.is_symlink() {
+        return delete(repository);
+    }
+    let blob = path.canonicalize().ok();
+    let within = repository.canonicalize().ok();
+    let bytes = delete(path)?;
+    match blob.zip(within).filter(|(blob, within)| blob.starts_with(within)) {
+        Some((blob, _)) => Ok(bytes + delete(&blob)?),
+        None => Ok(bytes),
+    }
 }
 
 /// Each repository at its `main`: `owner/name`, or `owner/name:TAG` for GGUF files. Data sets lie in other folders, and
@@ -70,7 +92,7 @@ fn repository(id: &str, folder: PathBuf, repo: &RepoCache) -> Look {
 }
 
 /// What is wrong with a commit that holds no model, if it was to hold one. Who fetched a config and a tokenizer alone
-/// wanted none.
+/// wanted none, and what has no tokenizer is for images or sounds.
 fn fault(snapshot: &Path, repo: &RepoCache) -> Option<String> {
     let files = folders::children(snapshot);
     let has = |wanted: &str| files.iter().any(|(name, _)| name == wanted);
@@ -81,13 +103,15 @@ fn fault(snapshot: &Path, repo: &RepoCache) -> Option<String> {
         // Of an image model, in parts.
         return None;
     }
-    let coming = repo.has_incomplete();
-    if !has("config.json") || !files.iter().any(|(name, _)| is_weights(name)) {
-        return coming.then(|| folders::HALF.to_owned());
-    }
-    let why = match folders::has_config(snapshot) {
-        true => folders::lacks(snapshot)?,
-        false => "its `config.json` is a link to a file that is not there".to_owned(),
+    let of_text = has("config.json") && folders::TOKENIZERS.iter().any(|file| has(file));
+    let why = match of_text && files.iter().any(|(name, _)| is_weights(name)) {
+        true if folders::has_config(snapshot) => folders::lacks(snapshot),
+        true => Some("its `config.json` is a link to a file that is not there".to_owned()),
+        false => None,
     };
-    Some(if coming { format!("{}: {why}", folders::HALF) } else { why })
+    match (repo.has_incomplete(), why) {
+        (true, Some(why)) => Some(format!("{}: {why}", folders::HALF)),
+        (true, None) => Some(folders::HALF.to_owned()),
+        (false, why) => why,
+    }
 }

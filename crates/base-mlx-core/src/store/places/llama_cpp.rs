@@ -4,10 +4,10 @@ use std::path::{Path, PathBuf};
 
 use serde::Deserialize;
 
+use super::super::StoreError;
 use super::super::folders::{self, Gguf};
 use super::super::name::Name;
-use super::super::{Bytes, StoreError};
-use super::{Found, Look, Place, Source, delete, hub_cache};
+use super::{Found, Look, Place, Source, delete, hub_cache, wrong_size};
 
 /// llama.cpp's own cache: `owner_name_file.gguf`, with notes beside it. Newer versions use the hub's cache, or lay out
 /// the folder that `LLAMA_CACHE` names as that.
@@ -67,6 +67,9 @@ impl Place for LlamaCpp {
     }
 
     fn remove(&self, _: &Name, path: &Path) -> Result<u64, StoreError> {
+        if let Some(repository) = hub_cache::repository_of(&self.0, path) {
+            return hub_cache::remove(&repository, path);
+        }
         let file = path.file_name().map(|name| name.to_string_lossy().into_owned());
         let manifests = manifests(&self.0).into_iter();
         let of_it = manifests.filter(|(_, name, _)| Some(name) == file.as_ref());
@@ -82,10 +85,6 @@ impl Place for LlamaCpp {
         }
         Ok(bytes)
     }
-}
-
-pub(super) fn wrong_size(bytes: u64, expected: u64) -> String {
-    format!("it has {} of {}", Bytes(bytes), Bytes(expected))
 }
 
 /// What is written down about a file.

@@ -15,7 +15,7 @@ use std::path::{Path, PathBuf};
 
 use super::found::{Extras, Source};
 use super::name::Name;
-use super::{StoreError, StoreOptions};
+use super::{Bytes, StoreError, StoreOptions};
 
 /// A folder in which one tool keeps models.
 pub(super) trait Place {
@@ -102,13 +102,24 @@ pub(super) fn all(options: &StoreOptions) -> Vec<Box<dyn Place>> {
     for folder in options.lm_studio.iter().chain(&options.lm_studio_others) {
         places.push(Box::new(lm_studio::LmStudio(folder.clone())));
     }
-    if let Some(folder) = &options.llama_cpp {
+    // It may be told to use that very folder.
+    if let Some(folder) = options.llama_cpp.as_ref().filter(|own| **own != options.hub_cache) {
         places.push(Box::new(llama_cpp::LlamaCpp(folder.clone())));
     }
     for folder in &options.ollama {
         places.push(Box::new(ollama::Ollama(folder.clone())));
     }
     places
+}
+
+/// Half a sentence.
+fn wrong_size(bytes: u64, expected: u64) -> String {
+    let (found, wanted) = (Bytes(bytes).to_string(), Bytes(expected).to_string());
+    if found == wanted {
+        format!("it has {bytes} bytes, not {expected}")
+    } else {
+        format!("it has {found} of {wanted}")
+    }
 }
 
 /// Of a link the link alone.

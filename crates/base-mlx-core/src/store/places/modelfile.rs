@@ -10,7 +10,7 @@ use serde::de::DeserializeOwned;
 
 use super::super::folders;
 use super::super::found::{Extras, OwnTemplate, Parameters};
-use super::llama_cpp::wrong_size;
+use super::wrong_size;
 
 #[derive(Deserialize)]
 pub(super) struct Manifest {
