@@ -113,15 +113,8 @@ fn the_list_and_the_api_show_the_same_models() {
     let usable =
         ["linked", "me/Tiny-GGUF", "me/hub:Q4_1", "me/old:Q4_1", "pirate:v1", "tiny:latest"];
     assert_eq!(named(false), usable);
-    let broken = [
-        "cut",
-        "gone:latest",
-        "lost",
-        "me/Half-GGUF:Q4_1",
-        "me/hub:Q8_0",
-        "me_new_new-Q4_1",
-        "torn",
-    ];
+    let broken =
+        ["cut", "gone:latest", "lost", "me/Half-GGUF", "me/hub:Q8_0", "me_new_new-Q4_1", "torn"];
     assert_eq!(named(true), broken);
 
     let arguments = ["serve", "--port", "0", "--model", "tiny", "--models-dir", models];

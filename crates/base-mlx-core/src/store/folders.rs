@@ -191,8 +191,10 @@ pub(super) fn shards(index: &Path) -> Option<BTreeSet<String>> {
 /// The GGUF files of a folder as `base`, if there is one, or `base:TAG`.
 fn ggufs_named(base: &str, folder: &Path) -> Look {
     let mut look = tagged_ggufs(base, folder);
-    if let [model] = look.models.as_mut_slice() {
-        base.clone_into(&mut model.name);
+    match (look.models.as_mut_slice(), look.broken.as_mut_slice()) {
+        ([model], _) => base.clone_into(&mut model.name),
+        ([], [broken]) => base.clone_into(&mut broken.name),
+        _ => {}
     }
     look
 }

@@ -183,7 +183,7 @@ fn lm_studios_folders_are_those_of_its_settings() {
     assert_eq!(
         reasons(&found),
         [
-            ("half/D-GGUF:Q4_0", "its download is not finished"),
+            ("half/D-GGUF", "its download is not finished"),
             ("half/E-4bit", "its `model-00002-of-00002.safetensors` is only half there"),
             ("half/F", "it is a link to a file that is not there"),
         ]
@@ -200,7 +200,7 @@ fn lm_studios_folders_are_those_of_its_settings() {
     assert!(!path.exists() && world.path(".cache/lm-studio/models").exists());
     store.remove_forced("half/E-4bit").unwrap();
     store.remove_forced("half/F").unwrap();
-    assert_eq!(reasons(&survey(&world)), [("half/D-GGUF:Q4_0", "its download is not finished")]);
+    assert_eq!(reasons(&survey(&world)), [("half/D-GGUF", "its download is not finished")]);
 }
 
 #[test]

@@ -24,30 +24,7 @@ impl Place for LlamaCpp {
 
     fn look(&self) -> Look {
         let mut look = hub_cache::look(&self.0);
-        let mut notes = notes(&self.0);
-        for (file, path) in folders::children(&self.0) {
-            let whole = folders::unfinished(&file).unwrap_or(&file);
-            let gguf = folders::gguf_at(&file, &path).filter(|_| !whole.contains("_mmproj"));
-            let mut note = || {
-                let noted = notes.remove(whole);
-                noted.unwrap_or_else(|| Note::beside(&path.with_file_name(whole), whole))
-            };
-            match gguf {
-                None => {}
-                Some(Gguf::Broken(stem, why)) => {
-                    look.broken(note().name.unwrap_or_else(|| stem.to_owned()), path, why);
-                }
-                Some(Gguf::Whole(stem)) => {
-                    let Note { name, bytes: expected } = note();
-                    let name = name.unwrap_or_else(|| stem.to_owned());
-                    let bytes = folders::bytes(&path);
-                    match expected.filter(|&expected| expected != bytes) {
-                        Some(expected) => look.broken(name, path, wrong_size(bytes, expected)),
-                        None => look.model(name, path),
-                    }
-                }
-            }
-        }
+        look.extend(self.files());
         look
     }
 
@@ -55,7 +32,7 @@ impl Place for LlamaCpp {
         if let Some(found) = hub_cache::find(&self.0, text, name) {
             return Some(found);
         }
-        let models = self.look().models;
+        let models = self.files().models;
         let of_repo = |model: &&Found| {
             model.name.strip_prefix(text).is_some_and(|rest| rest.starts_with(':'))
         };
@@ -84,6 +61,38 @@ impl Place for LlamaCpp {
             bytes += delete(&note)?;
         }
         Ok(bytes)
+    }
+}
+
+impl LlamaCpp {
+    /// What lies in the folder itself.
+    fn files(&self) -> Look {
+        let mut look = Look::default();
+        let mut notes = notes(&self.0);
+        for (file, path) in folders::children(&self.0) {
+            let whole = folders::unfinished(&file).unwrap_or(&file);
+            let gguf = folders::gguf_at(&file, &path).filter(|_| !whole.contains("_mmproj"));
+            let mut note = || {
+                let noted = notes.remove(whole);
+                noted.unwrap_or_else(|| Note::beside(&path.with_file_name(whole), whole))
+            };
+            match gguf {
+                None => {}
+                Some(Gguf::Broken(stem, why)) => {
+                    look.broken(note().name.unwrap_or_else(|| stem.to_owned()), path, why);
+                }
+                Some(Gguf::Whole(stem)) => {
+                    let Note { name, bytes: expected } = note();
+                    let name = name.unwrap_or_else(|| stem.to_owned());
+                    let bytes = folders::bytes(&path);
+                    match expected.filter(|&expected| expected != bytes) {
+                        Some(expected) => look.broken(name, path, wrong_size(bytes, expected)),
+                        None => look.model(name, path),
+                    }
+                }
+            }
+        }
+        look
     }
 }
 

@@ -1,7 +1,8 @@
 use std::path::{Path, PathBuf};
 
 use super::super::folders::{self, Demand};
-use super::{Look, Place, Source};
+use super::super::name::Name;
+use super::{Found, Look, Place, Source};
 
 /// A folder of LM Studio's: `owner/name/…`, as on the hub, but without revisions.
 pub(super) struct LmStudio(pub(super) PathBuf);
@@ -21,5 +22,11 @@ impl Place for LmStudio {
         look.models.retain(|model| model.name.contains('/'));
         look.broken.retain(|broken| broken.name.contains('/'));
         look
+    }
+
+    fn find(&self, text: &str, name: &Name) -> Option<Found> {
+        // All others would be looked for in vain, in many folders.
+        let Name::Hub(_) = name else { return None };
+        self.look().models.into_iter().find(|model| model.name == text)
     }
 }
