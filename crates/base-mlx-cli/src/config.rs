@@ -146,9 +146,14 @@ impl OfModel {
 }
 
 impl ConfigFile {
+    /// Where it is, or would be.
+    pub(crate) fn place(place: &Place) -> Option<PathBuf> {
+        place.config.clone().or_else(usual_place)
+    }
+
     /// Reads the file that was named, which must be there, or the one at the usual place, which need not.
     pub(crate) fn read(place: &Place) -> Result<Self> {
-        let Some(path) = place.config.clone().or_else(usual_place) else {
+        let Some(path) = Self::place(place) else {
             return Ok(Self::default());
         };
         let text = match std::fs::read_to_string(&path) {

@@ -13,7 +13,7 @@ use std::process::ExitCode;
 use anyhow::Result;
 use clap::{CommandFactory, FromArgMatches, Parser, Subcommand};
 
-use crate::commands::{bench, completions, embed, list, pull, rm, run, serve, show};
+use crate::commands::{bench, completions, doctor, embed, list, pull, rm, run, serve, show};
 use crate::config::{ConfigFile, Place};
 
 /// Run language models on this machine
@@ -36,6 +36,7 @@ enum Command {
     Show(show::Arguments),
     Rm(rm::Arguments),
     Bench(bench::Arguments),
+    Doctor(doctor::Arguments),
     Completions(completions::Arguments),
 }
 
@@ -62,6 +63,9 @@ fn dispatch(arguments: Arguments) -> Result<()> {
     if let Command::Completions(arguments) = arguments.command {
         return completions::run(arguments);
     }
+    if let Command::Doctor(_) = arguments.command {
+        return doctor::run(&arguments.place);
+    }
     let file = ConfigFile::read(&arguments.place)?;
     let store = models::store(&arguments.place, &file)?;
     match arguments.command {
@@ -73,7 +77,7 @@ fn dispatch(arguments: Arguments) -> Result<()> {
         Command::Show(arguments) => show::run(&arguments, &store),
         Command::Rm(arguments) => rm::run(&arguments, &store),
         Command::Bench(arguments) => bench::run(arguments, &file, &store),
-        Command::Completions(_) => unreachable!("needs no config and has run"),
+        Command::Completions(_) | Command::Doctor(_) => unreachable!("read no config and have run"),
     }
 }
 

@@ -8,8 +8,10 @@ mod dialects;
 mod error;
 mod events;
 mod guard;
+mod model;
 mod models;
 mod options;
+mod preset;
 mod request;
 mod router;
 mod routes;
@@ -18,6 +20,7 @@ mod server;
 mod sse;
 
 pub use options::{ModelOptions, ReasoningField, ServerOptions};
+pub use preset::Preset;
 pub use request::DraftName;
 pub use server::{ServeError, Server, serve};
 

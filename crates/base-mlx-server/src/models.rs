@@ -1,21 +1,20 @@
 use std::collections::HashMap;
-use std::fmt;
 use std::io::ErrorKind;
 use std::path::{Path, PathBuf};
-use std::sync::atomic::{AtomicUsize, Ordering};
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard};
 use std::time::{Duration, Instant, SystemTime};
 
-use base_mlx_core::engine::{Device, Draft, Encoder, Engine, EngineOptions, Purpose};
+use base_mlx_core::engine::{Device, Draft, Encoder, EngineOptions, Purpose};
 use base_mlx_core::models;
-use base_mlx_core::store::{DEFAULT_ENCODER, ModelDir, Store, StoreError};
+use base_mlx_core::store::{DEFAULT_ENCODER, Extras, ModelDir, OwnTemplate, Store, StoreError};
 use base_mlx_core::weights::{Checkpoint, LoadError};
 use tokio::sync::{Notify, watch};
 
 use crate::error::ApiError;
-use crate::request::{Defaults, DraftName, KeepAlive};
+use crate::model::{Door, InUse, Model, Writer, lock, unsuitable};
+use crate::request::{DraftName, KeepAlive};
 use crate::running::Running;
-use crate::{ModelOptions, ServerOptions};
+use crate::{ModelOptions, Preset, ServerOptions};
 
 /// All models that can be asked for, and the engines of those that were. Models are loaded when they are first asked
 /// for, each on a thread of its own, so that loading one delays no other.
@@ -27,14 +26,15 @@ pub(crate) struct Models {
     own: HashMap<String, ModelOptions>,
     /// Of requests that name none.
     default: Option<ModelDir>,
+    default_purpose: Option<Purpose>,
     /// Of requests that say nothing about it, where it fits the model.
     draft: DraftName,
     /// How long models stay after their last use, if requests do not say.
     keep_for: Option<Duration>,
     slots: Mutex<HashMap<PathBuf, Slot>>,
     changed: Arc<Notify>,
-    /// What headers on disk said about the context, and when those files were written.
-    contexts: Mutex<HashMap<PathBuf, (SystemTime, Option<usize>)>>,
+    /// What the headers of sound models on disk said, and when those files were written.
+    headers: Mutex<HashMap<PathBuf, (SystemTime, Header)>>,
 }
 
 enum Slot {
@@ -44,62 +44,20 @@ enum Slot {
 
 type Loaded = Result<Arc<Model>, ApiError>;
 
-/// A model in memory.
-pub(crate) struct Model {
-    door: Door,
-    directory: ModelDir,
-    /// Requests that need it.
-    uses: AtomicUsize,
-    stay: Mutex<Stay>,
-    /// Told whenever it may have become idle, or is to go at another time.
-    changed: Arc<Notify>,
-}
-
-/// What a model does.
-#[derive(Clone)]
-enum Door {
-    Writes(Engine),
-    Encodes(Encoder),
-}
-
-/// A model that writes, as a request has it.
-pub(crate) struct Writer {
-    pub engine: Engine,
+/// A model that a request asked for, by name or by leaving that out.
+struct Asked {
     model: Arc<Model>,
+    /// What answers call it.
+    called: String,
+    /// Models that share their weights may differ in it.
+    extras: Extras,
 }
 
-/// How long a model stays in memory.
-#[derive(Clone, Copy, Debug)]
-struct Stay {
-    last_used: Instant,
-    /// After its last use; `None` is until another needs the room.
-    after: Option<Duration>,
-    /// Until somebody says otherwise.
-    pinned: bool,
-}
-
-/// Keeps a model in memory.
-pub(crate) struct InUse(Arc<Model>);
-
-impl InUse {
-    pub(crate) fn new(model: &Arc<Model>) -> Self {
-        model.uses.fetch_add(1, Ordering::Relaxed);
-        Self(Arc::clone(model))
-    }
-}
-
-impl Drop for InUse {
-    fn drop(&mut self) {
-        lock(&self.0.stay).last_used = Instant::now();
-        self.0.uses.fetch_sub(1, Ordering::Relaxed);
-        self.0.changed.notify_one();
-    }
-}
-
-impl fmt::Debug for InUse {
-    fn fmt(&self, f: &mut fmt::Formatter) -> fmt::Result {
-        f.debug_tuple("InUse").field(&self.0.directory.name).finish()
-    }
+/// What there is to know of a model that is not loaded.
+#[derive(Clone, Copy)]
+struct Header {
+    /// The context that it was made for.
+    trained: Option<usize>,
 }
 
 /// What a request to load a model says beside its name.
@@ -123,90 +81,6 @@ pub(crate) struct Listed {
     path: PathBuf,
 }
 
-impl Door {
-    /// Loads the model. Blocks while it reads.
-    fn open(
-        directory: &ModelDir,
-        device: &Device,
-        options: EngineOptions,
-    ) -> Result<Self, LoadError> {
-        let ModelDir { path, name, .. } = directory;
-        match Purpose::of(path)? {
-            Purpose::Generate => Engine::start(path, name, device, options).map(Self::Writes),
-            Purpose::Embed | Purpose::Rank => {
-                Encoder::start(path, name, device, &options).map(Self::Encodes)
-            }
-        }
-    }
-
-    /// Tokens of the longest text: of a writer's with its answer.
-    fn context(&self) -> usize {
-        match self {
-            Self::Writes(engine) => engine.info().context,
-            Self::Encodes(encoder) => encoder.info().longest,
-        }
-    }
-
-    /// That a request wants something else of it.
-    fn unsuitable(&self, called: &str) -> ApiError {
-        let purpose = match self {
-            Self::Writes(_) => Purpose::Generate,
-            Self::Encodes(encoder) => encoder.info().purpose,
-        };
-        let what = match purpose {
-            Purpose::Generate => {
-                "writes texts, and makes no vectors or scores of them\n\
-                 hint: it answers at /v1/chat/completions; `minilm` is a model for embeddings"
-            }
-            Purpose::Embed => {
-                "is an embedding model: it turns texts into vectors, and does nothing else\n\
-                 hint: it answers at /v1/embeddings"
-            }
-            Purpose::Rank => {
-                "is a cross-encoder: it scores pairs of texts, and does nothing else\n\
-                 hint: it answers at /v1/rerank"
-            }
-        };
-        ApiError::ModelUnsuitable { message: format!("the model `{called}` {what}") }
-    }
-}
-
-impl Writer {
-    /// What requests to this model may leave open.
-    pub(crate) fn defaults(&self) -> Defaults {
-        let info = self.engine.info();
-        Defaults { vocab_size: info.vocab_size, sampling: info.sampling.clone() }
-    }
-
-    /// From now on it stays so long after its last use; `None` is until another needs the room.
-    pub(crate) fn keep_for(&self, after: Option<Duration>) {
-        self.model.keep_for(after);
-    }
-}
-
-impl Model {
-    /// From now on it stays so long after its last use; `None` is until another needs the room.
-    pub(crate) fn keep_for(&self, after: Option<Duration>) {
-        lock(&self.stay).after = after;
-        self.changed.notify_one();
-    }
-
-    pub(crate) fn pin(&self, pinned: bool) {
-        lock(&self.stay).pinned = pinned;
-        self.changed.notify_one();
-    }
-
-    fn is_idle(&self) -> bool {
-        self.uses.load(Ordering::Relaxed) == 0
-    }
-
-    /// When it is to go if nobody asks for it; `None` for never.
-    fn expires(&self) -> Option<Instant> {
-        let stay = *lock(&self.stay);
-        stay.after.filter(|_| !stay.pinned).and_then(|after| stay.last_used.checked_add(after))
-    }
-}
-
 impl Models {
     pub(crate) fn new(store: Store, device: Device, options: &ServerOptions) -> Arc<Self> {
         Arc::new(Self {
@@ -215,31 +89,37 @@ impl Models {
             engine: options.engine.clone(),
             own: options.models.clone(),
             default: options.model.clone(),
+            default_purpose: options.model.as_ref().and_then(|model| Purpose::of(&model.path).ok()),
             draft: options.draft.clone(),
             keep_for: options.keep_models,
             slots: Mutex::default(),
             changed: Arc::default(),
-            contexts: Mutex::default(),
+            headers: Mutex::default(),
         })
     }
 
-    /// The model of that name to write, loaded if need be, and the name by which answers call it. The request holds it.
+    /// The model of that name to write, loaded if need be. The request holds it.
     pub(crate) async fn writer(
         self: &Arc<Self>,
         name: Option<&str>,
+        keep_alive: Option<KeepAlive>,
         running: &mut Running,
-    ) -> Result<(Arc<Writer>, String), ApiError> {
-        let (model, called) = self.get(name, running).await?;
+    ) -> Result<Arc<Writer>, ApiError> {
+        let Asked { model, called, extras } =
+            self.get(name, Purpose::Generate, keep_alive, running).await?;
         match &model.door {
             Door::Writes(engine) => {
-                Ok((Arc::new(Writer { engine: engine.clone(), model }), called))
+                let preset = Preset::new(&extras, &engine.info().sampling);
+                let foreign_template = extras.template == OwnTemplate::Go;
+                let (engine, path) = (engine.clone(), model.directory.path.clone());
+                Ok(Arc::new(Writer { engine, path, called, preset, foreign_template }))
             }
-            door @ Door::Encodes(_) => Err(door.unsuitable(&called)),
+            Door::Encodes(_) => Err(unsuitable(model.door.purpose(), &called)),
         }
     }
 
-    /// The same to encode texts for `purpose`. Who names none gets embeddings of the default encoder, unless the server has one
-    /// of its own.
+    /// The same to encode texts for `purpose`, and the name by which answers call it. Who names none gets embeddings of the
+    /// default encoder, unless the server has one of its own.
     pub(crate) async fn encoder(
         self: &Arc<Self>,
         name: Option<&str>,
@@ -247,26 +127,25 @@ impl Models {
         keep_alive: Option<KeepAlive>,
         running: &mut Running,
     ) -> Result<(Encoder, String), ApiError> {
-        let default = self.default.as_ref().map(|default| Purpose::of(&default.path));
-        let own = matches!(default, Some(Ok(its)) if its == purpose);
+        let own = self.default_purpose == Some(purpose);
         let name = name.or((purpose == Purpose::Embed && !own).then_some(DEFAULT_ENCODER));
-        let (model, called) = self.get(name, running).await?;
+        let Asked { model, called, .. } = self.get(name, purpose, keep_alive, running).await?;
         match &model.door {
             Door::Encodes(encoder) if encoder.info().purpose == purpose => {
-                if let Some(KeepAlive(after)) = keep_alive {
-                    model.keep_for(after);
-                }
                 Ok((encoder.clone(), called))
             }
-            door => Err(door.unsuitable(&called)),
+            door => Err(unsuitable(door.purpose(), &called)),
         }
     }
 
+    /// What is for something else is not loaded.
     async fn get(
         self: &Arc<Self>,
         name: Option<&str>,
+        purpose: Purpose,
+        keep_alive: Option<KeepAlive>,
         running: &mut Running,
-    ) -> Result<(Arc<Model>, String), ApiError> {
+    ) -> Result<Asked, ApiError> {
         let directory = match (name, &self.default) {
             (Some(name), _) => self.find("model", name).await?,
             (None, Some(default)) => default.clone(),
@@ -276,9 +155,26 @@ impl Models {
             }
         };
         let called = name.unwrap_or(&directory.name).to_owned();
+        // What cannot be read is told when it is loaded.
+        if let Some(its) = self.purpose(&directory).await?.filter(|its| *its != purpose) {
+            return Err(unsuitable(its, &called));
+        }
+        let extras = directory.extras.clone();
         let model = self.load(directory, ModelOptions::default()).await?;
         running.hold(InUse::new(&model));
-        Ok((model, called))
+        if let Some(KeepAlive(after)) = keep_alive {
+            model.keep_for(after);
+        }
+        Ok(Asked { model, called, extras })
+    }
+
+    /// `None` if its files do not say.
+    async fn purpose(&self, directory: &ModelDir) -> Result<Option<Purpose>, ApiError> {
+        if let Some(Slot::Ready(model)) = self.slots().get(&directory.path) {
+            return Ok(Some(model.door.purpose()));
+        }
+        let path = directory.path.clone();
+        blocking(move || Purpose::of(&path).ok()).await
     }
 
     /// Who drafts for `writer`, loaded if need be. What was asked for must fit; the server's own choice is passed over where it
@@ -296,18 +192,18 @@ impl Models {
             DraftName::Model(name) => name,
         };
         let directory = self.find("draft_model", &name).await?;
-        if own && directory.path == writer.model.directory.path {
+        if own && directory.path == writer.path {
             return Ok(Draft::Nobody);
         }
-        let draft = self.load(directory, ModelOptions::default()).await?;
-        let engine = match &draft.door {
-            Door::Writes(engine) => engine,
-            Door::Encodes(_) if own => return Ok(Draft::Nobody),
-            door @ Door::Encodes(_) => {
-                let message = door.unsuitable(&name).to_string();
-                return Err(ApiError::invalid("draft_model", message));
-            }
+        let no_writer = |its| match own {
+            true => Ok(Draft::Nobody),
+            false => Err(ApiError::invalid("draft_model", unsuitable(its, &name).to_string())),
         };
+        if let Some(its) = self.purpose(&directory).await?.filter(|its| *its != Purpose::Generate) {
+            return no_writer(its);
+        }
+        let draft = self.load(directory, ModelOptions::default()).await?;
+        let Door::Writes(engine) = &draft.door else { return no_writer(draft.door.purpose()) };
         match writer.engine.check_draft(engine) {
             Ok(()) => {
                 running.hold(InUse::new(&draft));
@@ -344,16 +240,18 @@ impl Models {
     ) -> Result<(), ApiError> {
         let directory = self.find("model", name).await?;
         let (context, kv_format) = (asked.options.context, asked.options.kv_format);
+        let its = self.purpose(&directory).await?;
+        if kv_format.is_some() && its.is_some_and(|its| its != Purpose::Generate) {
+            let message = format!("`{name}` keeps no keys and values");
+            return Err(ApiError::unsupported("kv_cache_type", message));
+        }
         let model = self.load(directory, asked.options).await?;
         let (holds, format, trained) = match &model.door {
             Door::Writes(engine) => {
                 let info = engine.info();
                 (info.context, info.kv_format, info.trained)
             }
-            Door::Encodes(encoder) => {
-                let longest = encoder.info().longest;
-                (longest, None, longest)
-            }
+            Door::Encodes(encoder) => (encoder.info().longest, None, encoder.info().trained),
         };
         let differs = |key: &str| {
             let message = format!(
@@ -403,6 +301,9 @@ impl Models {
             Ok(directory) => Ok(directory),
             Err(StoreError::NotFound { name: model, in_catalogue, closest }) => {
                 Err(ApiError::ModelNotFound { param, model, in_catalogue, closest })
+            }
+            Err(StoreError::Broken { name: model, why: message, .. }) => {
+                Err(ApiError::ModelDamaged { model, message })
             }
             Err(error) => {
                 // What it says may be a path.
@@ -460,7 +361,10 @@ impl Models {
             }
         };
         let loaded = match started {
-            Ok(Ok(door)) => Ok(Arc::new(self.model(door, directory))),
+            Ok(Ok(door)) => {
+                let changed = Arc::clone(&self.changed);
+                Ok(Arc::new(Model::new(door, directory, self.keep_for, changed)))
+            }
             Ok(Err(error)) => {
                 tracing::warn!(%error, "model not loaded");
                 Err(refused(directory.name, &error))
@@ -481,17 +385,6 @@ impl Models {
         sender.send_replace(Some(loaded));
     }
 
-    fn model(&self, door: Door, directory: ModelDir) -> Model {
-        let (last_used, after) = (Instant::now(), self.keep_for);
-        Model {
-            door,
-            directory,
-            uses: AtomicUsize::new(0),
-            stay: Mutex::new(Stay { last_used, after, pinned: false }),
-            changed: Arc::clone(&self.changed),
-        }
-    }
-
     /// Takes a model out of memory; answers that it is giving go on. False if it was not there.
     pub(crate) async fn unload(self: &Arc<Self>, name: &str) -> Result<bool, ApiError> {
         let directory = self.find("model", name).await?;
@@ -508,11 +401,8 @@ impl Models {
     fn unload_idle(&self) -> bool {
         let mut slots = self.slots();
         let idle = slots.iter().filter_map(|(path, slot)| match slot {
-            Slot::Ready(model) if model.is_idle() => {
-                let stay = *lock(&model.stay);
-                (!stay.pinned).then(|| (stay.last_used, path.clone()))
-            }
-            _ => None,
+            Slot::Ready(model) => Some((model.idle_since()?, path.clone())),
+            Slot::Loading(_) => None,
         });
         let Some((_, path)) = idle.min_by_key(|(last_used, _)| *last_used) else { return false };
         if let Some(Slot::Ready(model)) = slots.remove(&path) {
@@ -550,19 +440,21 @@ impl Models {
         }
     }
 
+    /// What `base-mlx list` calls usable, and what the server was started with.
     fn list_now(&self) -> Vec<Listed> {
-        let on_disk =
-            self.store.list().into_iter().map(|entry| (entry.name, entry.path, entry.bytes));
+        let read = |path: &Path| self.header(path).map(|_| ()).ok_or_else(String::new);
+        let on_disk = self.store.survey(|entry| read(&entry.path)).models;
+        let mut models: Vec<Listed> = on_disk
+            .into_iter()
+            .map(|entry| self.listed(entry.name, entry.path, entry.bytes))
+            .collect();
         let ready = self.ready();
-        let others = self
-            .default
-            .iter()
-            .chain(ready.iter().map(|model| &model.directory))
-            .map(|directory| (directory.name.clone(), directory.path.clone(), directory.bytes));
-        let mut models: Vec<Listed> = Vec::new();
-        for (name, path, bytes) in on_disk.chain(others) {
-            if !models.iter().any(|model| model.name == name || model.path == path) {
-                models.push(self.listed(name, path, bytes));
+        let others = self.default.iter().chain(ready.iter().map(|model| &model.directory));
+        for ModelDir { name, path, bytes, .. } in others {
+            let known = models.iter().any(|model| model.name == *name || model.path == *path);
+            let loaded = ready.iter().any(|model| model.directory.path == *path);
+            if !known && (loaded || read(path).is_ok()) {
+                models.push(self.listed(name.clone(), path.clone(), *bytes));
             }
         }
         models.sort_by(|a, b| a.name.cmp(&b.name));
@@ -578,25 +470,27 @@ impl Models {
         };
         let context = match &ready {
             Some(model) => Some(model.door.context()),
-            None => self.context_on_disk(&name, &path, created),
+            None => self.header(&path).and_then(|header| header.trained).map(|trained| {
+                let limit = self.own.get(&name).and_then(|own| own.context).or(self.engine.context);
+                limit.map_or(trained, |limit| limit.min(trained))
+            }),
         };
-        let pinned = ready.as_ref().is_some_and(|model| lock(&model.stay).pinned);
+        let pinned = ready.as_ref().is_some_and(|model| model.is_pinned());
         Listed { name, bytes, created, loaded: ready.is_some(), pinned, context, path }
     }
 
-    /// Reads headers only, and those once.
-    fn context_on_disk(&self, name: &str, path: &Path, written: SystemTime) -> Option<usize> {
-        let known = lock(&self.contexts).get(path).filter(|known| known.0 == written).copied();
-        if let Some((_, context)) = known {
-            return context;
+    /// `None` if the files are not what they should be. Those that are read once.
+    fn header(&self, path: &Path) -> Option<Header> {
+        let written = std::fs::metadata(path).and_then(|file| file.modified()).ok()?;
+        let known = lock(&self.headers).get(path).filter(|known| known.0 == written).copied();
+        if let Some((_, header)) = known {
+            return Some(header);
         }
-        let limit = self.own.get(name).and_then(|own| own.context).or(self.engine.context);
-        let context = Checkpoint::open(path)
-            .ok()
-            .and_then(|checkpoint| models::context(checkpoint.config()).ok())
-            .map(|context| limit.map_or(context, |limit| limit.min(context)));
-        lock(&self.contexts).insert(path.to_owned(), (written, context));
-        context
+        let checkpoint = Checkpoint::open(path).ok()?;
+        checkpoint.config().model_type().ok()?;
+        let header = Header { trained: models::context(checkpoint.config()).ok() };
+        lock(&self.headers).insert(path.to_owned(), (written, header));
+        Some(header)
     }
 
     fn ready(&self) -> Vec<Arc<Model>> {
@@ -619,11 +513,6 @@ pub(crate) async fn blocking<T: Send + 'static>(
 ) -> Result<T, ApiError> {
     let done = tokio::task::spawn_blocking(work).await;
     done.map_err(|_| ApiError::internal("the server failed while it prepared the answer"))
-}
-
-/// No map is ever left half changed, so a panic elsewhere does not spoil it.
-fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
-    mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
 
 /// What clients are told of a load that failed. Where the files lie on this machine is not for them.

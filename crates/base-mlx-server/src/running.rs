@@ -8,7 +8,7 @@ use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 use tokio_util::sync::CancellationToken;
 
 use crate::error::ApiError;
-use crate::models::InUse;
+use crate::model::InUse;
 
 /// Lets requests in until it is full or closed.
 #[derive(Clone, Debug)]

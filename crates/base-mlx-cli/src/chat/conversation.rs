@@ -6,6 +6,7 @@ use base_mlx_core::TokenId;
 use base_mlx_core::engine::{Draft, Engine, Event, FinishReason, GenerateRequest, Usage};
 use base_mlx_core::text::output::{OutputParser, Wanted};
 use base_mlx_core::text::{AddSpecial, ChatInput, Opening};
+use base_mlx_server::Preset;
 use futures_util::{Stream, StreamExt};
 use serde_json::{Map, Value, json};
 
@@ -15,6 +16,8 @@ use super::Parameters;
 pub(crate) struct Conversation {
     draft: Draft,
     engine: Engine,
+    /// What counts where the parameters say nothing.
+    preset: Preset,
     pub(crate) parameters: Parameters,
     messages: Vec<Value>,
 }
@@ -30,8 +33,13 @@ pub(crate) struct Outcome {
 }
 
 impl Conversation {
-    pub(crate) fn new(engine: Engine, draft: Draft, parameters: Parameters) -> Self {
-        Self { engine, draft, parameters, messages: Vec::new() }
+    pub(crate) fn new(
+        engine: Engine,
+        draft: Draft,
+        preset: Preset,
+        parameters: Parameters,
+    ) -> Self {
+        Self { engine, draft, preset, parameters, messages: Vec::new() }
     }
 
     pub(crate) fn engine(&self) -> &Engine {
@@ -84,9 +92,9 @@ impl Conversation {
         Ok(GenerateRequest {
             prompt,
             choices: 1,
-            sampling: self.parameters.sampling(&self.engine.info().sampling),
-            max_tokens: self.parameters.max_tokens(),
-            stop: self.parameters.stop().to_vec(),
+            sampling: self.parameters.sampling(&self.preset),
+            max_tokens: self.parameters.max_tokens(&self.preset),
+            stop: self.parameters.stop(&self.preset).to_vec(),
             ignore_end: false,
             score_prompt: false,
             background: false,
@@ -110,7 +118,7 @@ impl Conversation {
     /// And what reads the answer. A model without a chat template was not made for conversations; it continues the text.
     fn prompt(&self) -> Result<(Vec<TokenId>, OutputParser)> {
         let text = self.engine.text();
-        let system = self.parameters.system();
+        let system = self.parameters.system(&self.preset);
         if let Some(error) = &text.template_error {
             return Err(error.clone()).context("the model's chat template is broken");
         }

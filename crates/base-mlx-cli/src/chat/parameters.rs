@@ -1,12 +1,12 @@
 use std::hash::{BuildHasher, RandomState};
 
 use anyhow::{Result, bail};
-use base_mlx_core::engine::SamplingDefaults;
 use base_mlx_core::sample::SamplingParams;
 use base_mlx_core::sample::range::{self, Range};
+use base_mlx_server::Preset;
 use clap::Args;
 
-/// What the user set; the rest is the model makers' word, then ours.
+/// What the user set; the rest is the word of who keeps or made the model, then ours.
 #[derive(Args, Clone, Debug, Default)]
 pub(crate) struct Parameters {
     /// Randomness, 0 to 2; 0 takes the most probable token [default: the model's, or 0.7]
@@ -68,7 +68,7 @@ impl Parameters {
                 Ok(())
             }
             "system" => {
-                self.system = Some(value.to_owned()).filter(|text| !text.is_empty());
+                self.system = Some(value.to_owned());
                 Ok(())
             }
             _ => bail!("there is no parameter `{name}`\nhint: there are {}", Self::NAMES),
@@ -101,8 +101,9 @@ impl Parameters {
         lines
     }
 
-    pub(crate) fn sampling(&self, model: &SamplingDefaults) -> SamplingParams {
-        let ours = SamplingParams::default();
+    pub(crate) fn sampling(&self, preset: &Preset) -> SamplingParams {
+        let (ours, model) = (SamplingParams::default(), &preset.sampling);
+        let penalty = |set: Option<f32>, model: Option<f32>, ours| set.or(model).unwrap_or(ours);
         SamplingParams {
             temperature: self.temperature.or(model.temperature).unwrap_or(TEMPERATURE),
             top_k: self.top_k.or(model.top_k).unwrap_or(ours.top_k),
@@ -112,24 +113,33 @@ impl Parameters {
                 .repetition_penalty
                 .or(model.repetition_penalty)
                 .unwrap_or(ours.repetition_penalty),
-            presence_penalty: self.presence_penalty.unwrap_or(ours.presence_penalty),
-            frequency_penalty: self.frequency_penalty.unwrap_or(ours.frequency_penalty),
+            presence_penalty: penalty(
+                self.presence_penalty,
+                preset.presence_penalty,
+                ours.presence_penalty,
+            ),
+            frequency_penalty: penalty(
+                self.frequency_penalty,
+                preset.frequency_penalty,
+                ours.frequency_penalty,
+            ),
             // The state of a new hasher is the standard library's only source of randomness.
-            seed: self.seed.unwrap_or_else(|| RandomState::new().hash_one(0)),
+            seed: self.seed.or(preset.seed).unwrap_or_else(|| RandomState::new().hash_one(0)),
             ..ours
         }
     }
 
-    pub(crate) fn max_tokens(&self) -> Option<usize> {
-        self.max_tokens
+    pub(crate) fn max_tokens(&self, preset: &Preset) -> Option<usize> {
+        self.max_tokens.or(preset.max_tokens)
     }
 
-    pub(crate) fn stop(&self) -> &[String] {
-        &self.stop
+    pub(crate) fn stop<'a>(&'a self, preset: &'a Preset) -> &'a [String] {
+        if self.stop.is_empty() { &preset.stop } else { &self.stop }
     }
 
-    pub(crate) fn system(&self) -> Option<&str> {
-        self.system.as_deref()
+    /// An empty one stands for none at all.
+    pub(crate) fn system<'a>(&'a self, preset: &'a Preset) -> Option<&'a str> {
+        self.system.as_deref().or(preset.system.as_deref()).filter(|text| !text.is_empty())
     }
 }
 
@@ -169,6 +179,8 @@ const TEMPERATURE: f32 = 0.7;
 
 #[cfg(test)]
 mod tests {
+    use base_mlx_core::engine::SamplingDefaults;
+
     use super::*;
 
     #[test]
@@ -183,7 +195,7 @@ mod tests {
             .map(|line| line.split(' ').next().unwrap().to_owned())
             .collect();
         assert_eq!(names.join(", "), Parameters::NAMES);
-        let sampling = parameters.sampling(&SamplingDefaults::default());
+        let sampling = parameters.sampling(&Preset::default());
         assert_eq!((sampling.temperature, sampling.top_k, sampling.seed), (1.0, 1, 1));
     }
 
@@ -207,11 +219,19 @@ mod tests {
 
     #[test]
     fn the_users_word_beats_the_makers() {
-        let makers =
+        let sampling =
             SamplingDefaults { temperature: Some(0.6), top_k: Some(20), ..Default::default() };
+        let (system, stop) = (Some("Be brief.".to_owned()), vec!["END".to_owned()]);
+        let makers = Preset { sampling, system, stop, ..Preset::default() };
         let mut parameters = Parameters::default();
+        assert_eq!(parameters.system(&makers), Some("Be brief."));
+        assert_eq!(parameters.stop(&makers), ["END"]);
         parameters.set("temperature", "0.2").unwrap();
         let sampling = parameters.sampling(&makers);
         assert_eq!((sampling.temperature, sampling.top_k), (0.2, 20));
+        parameters.set("system", "").unwrap();
+        parameters.set("stop", "x").unwrap();
+        assert_eq!(parameters.system(&makers), None);
+        assert_eq!(parameters.stop(&makers), ["x"]);
     }
 }

@@ -2,8 +2,8 @@ use std::fs::File;
 use std::io::{self, BufRead, BufReader, Write};
 use std::path::{Path, PathBuf};
 
-use anyhow::{Context, Result, bail, ensure};
-use base_mlx_core::engine::{EncodeError, Encoder, normalized};
+use anyhow::{Context, Result, ensure};
+use base_mlx_core::engine::{EncodeError, Encoder};
 use base_mlx_core::store::{DEFAULT_ENCODER, Store};
 use clap::Args;
 
@@ -38,7 +38,7 @@ pub(crate) fn run(arguments: &Arguments, file: &ConfigFile, store: &Store) -> Re
     let device = arguments.compute.start_device(file, store)?;
     let options = arguments.compute.engine(file);
     let encoder = Encoder::start(&model.path, &model.name, &device, &options)?;
-    let prompt = arguments.prompt(&encoder)?;
+    let prompt = encoder.info().prompt(arguments.prompt_name.as_deref())?;
     let all = encoder.info().dimensions;
     let dimensions = arguments.dimensions.unwrap_or(all);
     ensure!(
@@ -56,13 +56,8 @@ pub(crate) fn run(arguments: &Arguments, file: &ConfigFile, store: &Store) -> Re
         }
         let encodable = some.iter().map(|text| encoder.text(text, prompt, None)).collect();
         let vectors = runtime.block_on(encoder.encode(encodable));
-        for mut vector in vectors.map_err(|error| with_place(error, first))? {
-            if dimensions < all {
-                vector.truncate(dimensions);
-                if encoder.info().normalized {
-                    vector = normalized(vector);
-                }
-            }
+        for vector in vectors.map_err(|error| with_place(error, first))? {
+            let vector = encoder.info().shortened(vector, dimensions);
             serde_json::to_writer(&mut stdout, &vector)?;
             writeln!(stdout)?;
         }
@@ -89,19 +84,6 @@ impl Arguments {
             not_empty(line, index + 1)
         };
         Ok(Box::new(reader.lines().enumerate().map(line)))
-    }
-
-    fn prompt<'a>(&self, encoder: &'a Encoder) -> Result<Option<&'a str>> {
-        let Some(name) = &self.prompt_name else { return Ok(None) };
-        let prompts = &encoder.info().prompts;
-        match prompts.get(name) {
-            Some(prompt) => Ok(Some(prompt)),
-            None if prompts.is_empty() => bail!("{} has no prompts", encoder.info().name),
-            None => {
-                let known: Vec<&str> = prompts.keys().map(String::as_str).collect();
-                bail!("there is no prompt {name:?}\nhint: there are {}", known.join(", "))
-            }
-        }
     }
 }
 

@@ -1,3 +1,4 @@
+use std::collections::HashMap;
 use std::io::{self, Write};
 
 use anyhow::Result;
@@ -15,45 +16,68 @@ pub(crate) struct Arguments {
 }
 
 pub(crate) fn run(arguments: &Arguments, store: &Store) -> Result<()> {
-    let mut rows = Vec::new();
-    for entry in store.list() {
-        let kind = Kind::read(&entry.path);
-        rows.push((entry, kind));
-    }
+    let mut kinds = HashMap::new();
+    let survey = store.survey(|entry| {
+        let kind = Kind::read(&entry.path).map_err(|error| error.to_string())?;
+        kinds.insert(entry.path.clone(), kind);
+        Ok(())
+    });
     let mut stdout = io::stdout();
     if arguments.json {
-        let rows = rows.iter().map(|(entry, kind)| {
+        let usable = survey.models.iter().map(|entry| {
+            let kind = &kinds[&entry.path];
             json!({
                 "name": entry.name,
-                "family": kind.as_ref().ok().map(|kind| &kind.family),
+                "family": kind.family,
                 "bytes": entry.bytes,
-                "bits": kind.as_ref().ok().and_then(|kind| kind.bits),
+                "bits": kind.bits,
                 "path": entry.path,
-                "error": kind.as_ref().err().map(LoadError::to_string),
+                "source": entry.source.to_string(),
+                "error": null,
             })
         });
+        let unusable = survey.unusable.iter().map(|one| {
+            json!({
+                "name": one.name,
+                "family": null,
+                "bytes": null,
+                "bits": null,
+                "path": one.path,
+                "source": one.source.to_string(),
+                "error": one.why,
+            })
+        });
+        let rows = usable.chain(unusable);
         writeln!(stdout, "{:#}", serde_json::Value::from_iter(rows))?;
         return Ok(());
     }
-    if rows.is_empty() {
+    if survey.models.is_empty() {
         writeln!(io::stderr(), "no model is on disk\nhint: `base-mlx pull smollm2` fetches one")?;
-        return Ok(());
+    } else {
+        let heads = ["NAME", "FAMILY", "SIZE", "BITS", "WHERE", "KEPT BY"];
+        let mut table = vec![heads.map(str::to_owned)];
+        for entry in survey.models {
+            let kind = &kinds[&entry.path];
+            let bits = kind.bits.map_or("-".to_owned(), |bits| format!("{bits:.1}"));
+            let (size, place) = (Bytes(entry.bytes).to_string(), entry.path.display().to_string());
+            let source = entry.source.to_string();
+            table.push([entry.name, kind.family.clone(), size, bits, place, source]);
+        }
+        write_aligned(&mut stdout, &table)?;
     }
-    let mut table = vec![["NAME", "FAMILY", "SIZE", "BITS", "WHERE"].map(str::to_owned)];
-    for (entry, kind) in rows {
-        let (family, bits) = match kind {
-            Ok(kind) => {
-                (kind.family, kind.bits.map_or("-".to_owned(), |bits| format!("{bits:.1}")))
-            }
-            Err(_) => ("?".to_owned(), "?".to_owned()),
-        };
-        let size = Bytes(entry.bytes).to_string();
-        table.push([entry.name, family, size, bits, entry.path.display().to_string()]);
+    if !survey.unusable.is_empty() {
+        let mut table = vec![["NOT USABLE", "KEPT BY", "WHY", "WHERE"].map(str::to_owned)];
+        for one in survey.unusable {
+            let why = one.why.lines().next().unwrap_or_default().to_owned();
+            table.push([one.name, one.source.to_string(), why, one.path.display().to_string()]);
+        }
+        writeln!(stdout)?;
+        write_aligned(&mut stdout, &table)?;
     }
-    write_aligned(&mut stdout, &table)?;
     Ok(())
 }
 
+/// What a model's header says.
 struct Kind {
     family: String,
     /// Average over all values; a file of a vocabulary alone has none.

@@ -8,10 +8,17 @@ use clap::Args;
 #[derive(Args)]
 pub(crate) struct Arguments {
     name: String,
+    /// Remove it from another tool's folder too, or from the models folder
+    #[arg(long)]
+    force: bool,
 }
 
 pub(crate) fn run(arguments: &Arguments, store: &Store) -> Result<()> {
-    let removed = store.remove(&arguments.name)?;
+    let removed = if arguments.force {
+        store.remove_forced(&arguments.name)?
+    } else {
+        store.remove(&arguments.name)?
+    };
     writeln!(io::stderr(), "removed {}, {} freed", removed.path.display(), Bytes(removed.bytes))?;
     Ok(())
 }

@@ -2,8 +2,8 @@ use std::io::{self, IsTerminal, Read, Write};
 
 use anyhow::{Context, Result, bail};
 use base_mlx_core::engine::{Device, Draft, Engine, EngineOptions};
-use base_mlx_core::store::Store;
-use base_mlx_server::DraftName;
+use base_mlx_core::store::{OwnTemplate, Store};
+use base_mlx_server::{DraftName, Preset};
 use clap::Args;
 
 use crate::chat::{self, Conversation, Outcome, Parameters};
@@ -15,7 +15,7 @@ use crate::models;
 /// What is piped in is the prompt, or follows it after a blank line. Without either a chat begins on a terminal.
 #[derive(Args)]
 pub(crate) struct Arguments {
-    /// An alias, `owner/name` on the hub, a folder or a .gguf file; pulled if missing
+    /// An alias, `owner/name` on the hub, a folder, a .gguf file or a model of Ollama's; pulled if missing
     model: String,
     prompt: Option<String>,
     #[command(flatten)]
@@ -36,6 +36,9 @@ pub(crate) fn run(arguments: Arguments, file: &ConfigFile, store: &Store) -> Res
     let device = arguments.compute.start_device(file, store)?;
     let options = EngineOptions { parallel: 1, ..arguments.compute.engine(file) };
     let engine = Engine::start(&model.path, &model.name, &device, options.clone())?;
+    if engine.text().template.is_none() && model.extras.template == OwnTemplate::Go {
+        writeln!(io::stderr(), "warning: {} {NO_TEMPLATE}", model.name)?;
+    }
     let draft = arguments.draft.as_ref().or(file.draft.as_ref());
     let draft = match draft.map_or(DraftName::Nobody, |name| DraftName::from(&name[..])) {
         DraftName::Nobody => Draft::Nobody,
@@ -47,7 +50,8 @@ pub(crate) fn run(arguments: Arguments, file: &ConfigFile, store: &Store) -> Res
             Draft::Model(draft)
         }
     };
-    let mut conversation = Conversation::new(engine, draft, arguments.parameters);
+    let preset = Preset::new(&model.extras, &engine.info().sampling);
+    let mut conversation = Conversation::new(engine, draft, preset, arguments.parameters);
     let runtime = tokio::runtime::Builder::new_current_thread()
         .enable_all()
         .build()
@@ -98,3 +102,7 @@ fn report(outcome: &Outcome, device: &Device) -> io::Result<()> {
     writeln!(stderr, "answer: {answer} tokens, {rest:.2} s, {:.1} tok/s", rate(later, rest))?;
     writeln!(stderr, "device: {}", device.describe())
 }
+
+/// Said of a model, after its name.
+pub(super) const NO_TEMPLATE: &str = "has no chat template in its GGUF file (`tokenizer.chat_template`), and Ollama's own, written \
+     in Go's template language, is not read: it goes on with your text as it is";

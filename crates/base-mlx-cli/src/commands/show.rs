@@ -2,11 +2,11 @@ use std::collections::BTreeMap;
 use std::io::{self, Write};
 
 use anyhow::Result;
-use base_mlx_core::store::{Bytes, Store};
+use base_mlx_core::store::{Bytes, ModelDir, OwnTemplate, Parameters, Store};
 use base_mlx_core::text::Text;
 use base_mlx_core::weights::Checkpoint;
 use clap::Args;
-use serde_json::json;
+use serde_json::{Value, json};
 
 use super::list::write_aligned;
 
@@ -29,7 +29,12 @@ pub(crate) fn run(arguments: &Arguments, store: &Store) -> Result<()> {
     let mut stdout = io::stdout();
     let template = text.template.as_ref().map(|template| template.source());
     if arguments.template {
-        anyhow::ensure!(template.is_some(), "{} has no chat template", model.name);
+        anyhow::ensure!(
+            template.is_some(),
+            "{} has no chat template{}",
+            model.name,
+            foreign(&model)
+        );
         writeln!(stdout, "{}", template.unwrap_or_default())?;
         return Ok(());
     }
@@ -42,6 +47,7 @@ pub(crate) fn run(arguments: &Arguments, store: &Store) -> Result<()> {
         kind.tensors += 1;
         kind.bytes += tensor.bytes as u64;
     }
+    let parameters = parameters(&model.extras.parameters);
     if arguments.json {
         let tensors = kinds.iter().map(
             |(name, kind)| json!({ "kind": name, "tensors": kind.tensors, "bytes": kind.bytes }),
@@ -53,13 +59,18 @@ pub(crate) fn run(arguments: &Arguments, store: &Store) -> Result<()> {
             "config": config.into_iter().map(|(key, value)| (key.to_owned(), value)).collect::<serde_json::Map<_, _>>(),
             "end_tokens": text.end_tokens,
             "chat_template": template,
+            "source": model.source.to_string(),
+            "system": model.extras.system,
+            "parameters": parameters.iter().cloned().collect::<serde_json::Map<_, _>>(),
             "tensors": tensors.collect::<Vec<_>>(),
         });
         writeln!(stdout, "{object:#}")?;
         return Ok(());
     }
+    let no_template = format!("none{}", foreign(&model));
     let mut table = vec![
         ["name".to_owned(), model.name],
+        ["kept by".to_owned(), model.source.to_string()],
         ["path".to_owned(), model.path.display().to_string()],
         ["size".to_owned(), Bytes(model.bytes).to_string()],
     ];
@@ -73,9 +84,13 @@ pub(crate) fn run(arguments: &Arguments, store: &Store) -> Result<()> {
     table.push(["end tokens".to_owned(), ends.collect::<Vec<_>>().join(", ")]);
     let template = match template {
         Some(source) => format!("{} characters (--template prints it)", source.chars().count()),
-        None => "none".to_owned(),
+        None => no_template,
     };
     table.push(["chat template".to_owned(), template]);
+    let system = model.extras.system.map(|text| ("system".to_owned(), Value::from(text)));
+    for (name, value) in system.into_iter().chain(parameters) {
+        table.push([name, value.to_string()]);
+    }
     write_aligned(&mut stdout, &table)?;
     writeln!(stdout)?;
     let mut table = vec![["KIND", "TENSORS", "SIZE"].map(str::to_owned)];
@@ -84,6 +99,33 @@ pub(crate) fn run(arguments: &Arguments, store: &Store) -> Result<()> {
     }
     write_aligned(&mut stdout, &table)?;
     Ok(())
+}
+
+/// That there is one, but none that could be read.
+fn foreign(model: &ModelDir) -> &'static str {
+    match model.extras.template {
+        OwnTemplate::Absent => "",
+        OwnTemplate::Go => {
+            " in its GGUF file; Ollama's own, in Go's template language, is not read"
+        }
+    }
+}
+
+/// What is kept beside the model for requests that leave it open, in Ollama's words.
+fn parameters(given: &Parameters) -> Vec<(String, Value)> {
+    let values = [
+        ("temperature", given.temperature.map(Value::from)),
+        ("top_k", given.top_k.map(Value::from)),
+        ("top_p", given.top_p.map(Value::from)),
+        ("min_p", given.min_p.map(Value::from)),
+        ("repeat_penalty", given.repeat_penalty.map(Value::from)),
+        ("presence_penalty", given.presence_penalty.map(Value::from)),
+        ("frequency_penalty", given.frequency_penalty.map(Value::from)),
+        ("seed", given.seed.map(Value::from)),
+        ("num_predict", given.num_predict.map(Value::from)),
+        ("stop", (!given.stop.is_empty()).then(|| Value::from(given.stop.clone()))),
+    ];
+    values.into_iter().filter_map(|(name, value)| Some((name.to_owned(), value?))).collect()
 }
 
 #[derive(Default)]

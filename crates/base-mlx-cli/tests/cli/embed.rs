@@ -49,7 +49,10 @@ fn what_cannot_be_embedded_is_told() {
     assert!(fails(&["embed", ""]).contains("text 1 is empty"));
     assert!(fails(&["embed", "--file", "/nowhere/x"]).contains("cannot open /nowhere/x"));
     assert!(fails(&["embed", "a", "--dimensions", "385"]).contains("the model's vectors have 384"));
-    assert!(fails(&["embed", "a", "--prompt-name", "query"]).contains("minilm has no prompts"));
+    assert!(
+        fails(&["embed", "a", "--prompt-name", "query"])
+            .contains("there is no prompt \"query\"; the model has none")
+    );
     let long = "word ".repeat(600);
     let error = fails(&["embed", "a", &long]);
     assert!(error.contains("text 2 has 602 tokens, the model takes 512"), "{error}");

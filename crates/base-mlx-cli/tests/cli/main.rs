@@ -2,11 +2,13 @@
 
 #![allow(clippy::unwrap_used)]
 
+mod adopt;
 mod bench;
 mod chat;
 mod config;
 mod device;
 mod disk;
+mod doctor;
 mod embed;
 mod models;
 mod process;

@@ -24,7 +24,7 @@ impl User {
     pub(crate) fn command(&self, arguments: &[&str]) -> Command {
         let mut command = self.command_at_home(arguments);
         command.env("HOME", self.home.path());
-        command.env_remove("XDG_CONFIG_HOME");
+        command.env_remove("XDG_CONFIG_HOME").env_remove("XDG_CACHE_HOME");
         command
     }
 
@@ -33,7 +33,9 @@ impl User {
         let mut command = Command::new(env!("CARGO_BIN_EXE_base-mlx"));
         for (name, _) in std::env::vars_os() {
             let name = name.to_string_lossy().into_owned();
-            if ["BASE_MLX_", "HF_", "HUGGING", "RUST_"].iter().any(|start| name.starts_with(start))
+            if ["BASE_MLX_", "HF_", "HUGGING", "LLAMA_", "RUST_"]
+                .iter()
+                .any(|start| name.starts_with(start))
             {
                 command.env_remove(name);
             }
@@ -45,6 +47,8 @@ impl User {
         command.env("BASE_MLX_CONFIG", config).env("BASE_MLX_HOME", home.join("models"));
         command.env("XDG_STATE_HOME", home.join("state")).env("HF_HOME", home.join("hub"));
         command.env("BASE_MLX_DEVICE", "cpu");
+        // Otherwise its service's folder on this machine counts, too.
+        command.env("OLLAMA_MODELS", home.join(".ollama/models"));
         // Nothing listens there.
         command.env("HF_ENDPOINT", "http://127.0.0.1:9");
         command
@@ -122,6 +126,15 @@ impl Serving {
 
     pub(crate) fn signal(&self, signal: Signal) {
         kill(Pid::from_raw(self.child.id() as i32), signal).unwrap();
+    }
+
+    pub(crate) fn get(&self, path: &str) -> BufReader<TcpStream> {
+        let mut stream = TcpStream::connect(&self.address).unwrap();
+        stream.set_read_timeout(Some(Duration::from_secs(120))).unwrap();
+        let head =
+            format!("GET {path} HTTP/1.1\r\nHost: {}\r\nConnection: close\r\n\r\n", self.address);
+        stream.write_all(head.as_bytes()).unwrap();
+        BufReader::new(stream)
     }
 
     /// Sends a request and returns the connection to read the answer from.

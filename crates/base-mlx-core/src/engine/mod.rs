@@ -35,7 +35,7 @@ pub use defaults::SamplingDefaults;
 pub use device::Device;
 pub use disk::{KvDisk, KvDiskError};
 pub use draft::Draft;
-pub use encoder::{Encodable, EncodeError, Encoder, EncoderInfo, Purpose, normalized};
+pub use encoder::{Encodable, EncodeError, Encoder, EncoderInfo, Purpose, UnknownPrompt};
 pub use event::{Event, FinishReason, GenerateError, TokenLogprob, TopLogprob, Usage};
 pub use generation::Generation;
 pub use prefix::{Evicted, Found, Keep, KeptId, PrefixIndex};

@@ -9,13 +9,13 @@ use crate::step::Step;
 use crate::tensor::Tensor;
 use crate::weights::{Config, LoadError, Loader};
 
-use super::encoder::{self, Embeddings, Encoder, Scorer, Stack, activation, head_dim, only};
+use super::encoder::{self, Embeddings, EncoderModel, Scorer, Stack, activation, head_dim, only};
 
 pub(super) fn longest_text(config: &Config) -> Result<usize, LoadError> {
     config.count("max_position_embeddings")
 }
 
-pub(super) fn load<B: Backend>(loader: &Loader<B>) -> Result<Encoder<B>, LoadError> {
+pub(super) fn load<B: Backend>(loader: &Loader<B>) -> Result<EncoderModel<B>, LoadError> {
     let stack = load_stack(loader, "bert", 0)?;
     let (scope, hidden_size) = (scope(loader, "bert"), loader.config().count("hidden_size")?);
     let scorer =
@@ -25,7 +25,7 @@ pub(super) fn load<B: Backend>(loader: &Loader<B>) -> Result<Encoder<B>, LoadErr
             loader.ignore(&format!("{scope}pooler.dense.{part}"));
         }
     }
-    Ok(Encoder { model: Box::new(stack), scorer })
+    Ok(EncoderModel { model: Box::new(stack), scorer })
 }
 
 /// What stands before all names but the head's: models that were saved with a head have their name there, and a dot.
@@ -52,15 +52,8 @@ pub(super) fn load_stack<B: Backend>(
     let table =
         |name: &str, key: &str| Embedding::load(&embeddings, name, config.count(key)?, hidden_size);
     let positions = config.count("max_position_embeddings")?;
-    let position = match first_position {
-        0 => table("position_embeddings", "max_position_embeddings")?,
-        skipped => Embedding::load_from(
-            &embeddings,
-            "position_embeddings",
-            skipped,
-            [positions, hidden_size],
-        )?,
-    };
+    let shape = [positions, hidden_size];
+    let position = Embedding::load_from(&embeddings, "position_embeddings", first_position, shape)?;
     Ok(Stack {
         embeddings: Embeddings {
             word: table("word_embeddings", "vocab_size")?,

@@ -9,7 +9,7 @@ use crate::weights::{Config, LoadError, Loader};
 use super::Model;
 
 /// An encoder, and what it makes of a pair of texts if it was made for that.
-pub struct Encoder<B: Backend> {
+pub struct EncoderModel<B: Backend> {
     pub model: Box<dyn Model<B>>,
     pub scorer: Option<Scorer<B>>,
 }
@@ -120,10 +120,10 @@ pub(super) fn activation(config: &Config, key: &str) -> Result<Activation, LoadE
         Some("relu") => Ok(Activation::Relu),
         Some("silu" | "swish") => Ok(Activation::Silu),
         other => {
-            let what = format!(
-                "is {other:?}, which is not supported\nhint: supported are gelu, gelu_new, relu, silu"
-            );
-            Err(config.error(key, &what))
+            let found =
+                other.map_or("missing or not a string".to_owned(), |name| format!("`{name}`"));
+            let supported = "gelu, gelu_new, relu, silu";
+            Err(config.error(key, &format!("is {found}\nhint: supported are {supported}")))
         }
     }
 }

@@ -1,5 +1,5 @@
-//! Families of models, one file each, named after config.json's `model_type`, and one line each in the list below.
-//! `decoder` holds the stack of layers that many of them share.
+//! Families of models, one file each, named after config.json's `model_type`, and one line each in one of the lists below:
+//! those that write, and encoders. `decoder` and `encoder` hold the stacks of layers that they share.
 //!
 //! May import `nn`, `weights`, `tensor`, `backend` and `step`. A family never learns about quantisation, batching,
 //! files or sampling.
@@ -13,7 +13,7 @@ mod qwen2;
 mod qwen3;
 mod xlm_roberta;
 
-pub use self::encoder::{Encoder, Scorer, scores_pairs};
+pub use self::encoder::{EncoderModel, Scorer, scores_pairs};
 
 use self::decoder::Sizes;
 use crate::backend::{Backend, LayerSpec};
@@ -81,7 +81,7 @@ macro_rules! encoders {
         fn load_encoder_family<B: Backend>(
             family: &str,
             loader: &Loader<B>,
-        ) -> Option<Result<Encoder<B>, LoadError>> {
+        ) -> Option<Result<EncoderModel<B>, LoadError>> {
             match family {
                 $($name => Some($family::load(loader)),)+
                 _ => None,
@@ -100,7 +100,7 @@ encoders! {
 pub fn load_encoder<B: Backend>(
     checkpoint: &Checkpoint,
     backend: &B,
-) -> Result<Encoder<B>, LoadError> {
+) -> Result<EncoderModel<B>, LoadError> {
     let family = checkpoint.config().model_type()?;
     let loader = checkpoint.loader(backend);
     let encoder = load_encoder_family(family, &loader);

@@ -8,13 +8,13 @@ use crate::step::Step;
 use crate::tensor::Tensor;
 use crate::weights::{Config, LoadError, Loader};
 
-use super::encoder::{self, Embeddings, Encoder, Stack, head_dim, only};
+use super::encoder::{self, Embeddings, EncoderModel, Stack, head_dim, only, scores_pairs};
 
 pub(super) fn longest_text(config: &Config) -> Result<usize, LoadError> {
     config.count("n_positions")
 }
 
-pub(super) fn load<B: Backend>(loader: &Loader<B>) -> Result<Encoder<B>, LoadError> {
+pub(super) fn load<B: Backend>(loader: &Loader<B>) -> Result<EncoderModel<B>, LoadError> {
     let config = loader.config();
     for (key, supported) in [
         ("activation_function", json!("swiglu")),
@@ -31,6 +31,10 @@ pub(super) fn load<B: Backend>(loader: &Loader<B>) -> Result<Encoder<B>, LoadErr
     }
     if config.optional_count("num_experts").is_ok_and(|experts| experts.is_some()) {
         return Err(config.error("num_experts", "is there; mixtures of experts are not supported"));
+    }
+    if scores_pairs(config) {
+        let what = "asks for a score, which is not supported of this family";
+        return Err(config.error("architectures", what));
     }
     let hidden_size = config.count("n_embd")?;
     let eps = config.optional_f32("layer_norm_epsilon")?.unwrap_or(1e-12);
@@ -52,7 +56,7 @@ pub(super) fn load<B: Backend>(loader: &Loader<B>) -> Result<Encoder<B>, LoadErr
             .collect::<Result<_, LoadError>>()?,
         step_bytes: loader.step_bytes(),
     };
-    Ok(Encoder { model: Box::new(stack), scorer: None })
+    Ok(EncoderModel { model: Box::new(stack), scorer: None })
 }
 
 struct NomicLayer<B: Backend> {

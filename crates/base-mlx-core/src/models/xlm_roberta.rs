@@ -7,7 +7,7 @@ use crate::backend::Backend;
 use crate::weights::{Config, LoadError, Loader};
 
 use super::bert::load_stack;
-use super::encoder::{Encoder, Scorer, only};
+use super::encoder::{EncoderModel, Scorer, only};
 
 pub(super) fn longest_text(config: &Config) -> Result<usize, LoadError> {
     let positions = config.count("max_position_embeddings")?;
@@ -20,7 +20,7 @@ pub(super) fn longest_text(config: &Config) -> Result<usize, LoadError> {
     }
 }
 
-pub(super) fn load<B: Backend>(loader: &Loader<B>) -> Result<Encoder<B>, LoadError> {
+pub(super) fn load<B: Backend>(loader: &Loader<B>) -> Result<EncoderModel<B>, LoadError> {
     let config = loader.config();
     only(config, "pad_token_id", &json!(FIRST_POSITION - 1))?;
     longest_text(config)?;
@@ -32,7 +32,7 @@ pub(super) fn load<B: Backend>(loader: &Loader<B>) -> Result<Encoder<B>, LoadErr
     }
     let hidden_size = config.count("hidden_size")?;
     let scorer = Scorer::load(loader, ["classifier.dense", "classifier.out_proj"], hidden_size)?;
-    Ok(Encoder { model: Box::new(stack), scorer })
+    Ok(EncoderModel { model: Box::new(stack), scorer })
 }
 
 /// The row of a text's first place: the one after that of padding.

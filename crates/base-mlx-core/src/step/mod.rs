@@ -15,7 +15,7 @@ pub struct Step<'a, B: Backend> {
     pub tokens: Tensor<B>,
     /// U32 `[tokens]`: each token's place in its own sequence.
     pub positions: Tensor<B>,
-    /// U32 `[tokens]`: which text of a pair each token belongs to. Encoders read them, so only their steps have them.
+    /// U32 `[tokens]`: which text of a pair each token belongs to. Encoders read them, so that their steps have them.
     pub types: Option<Tensor<B>>,
     batch: Batch<'a, B>,
 }

@@ -2,6 +2,8 @@ use std::fmt;
 use std::io;
 use std::path::{Path, PathBuf};
 
+use super::Source;
+
 /// Why a model could not be found, fetched or removed.
 #[derive(Debug, thiserror::Error)]
 pub enum StoreError {
@@ -21,6 +23,10 @@ pub enum StoreError {
     NoModel { path: PathBuf, why: String },
     #[error("`{repo}` cannot be pulled: HF_HUB_OFFLINE is set")]
     Offline { repo: String },
+    #[error(
+        "the certificates in {path} are of no use: {why}\nhint: SSL_CERT_FILE or REQUESTS_CA_BUNDLE names this file"
+    )]
+    Certificates { path: PathBuf, why: String },
     #[error("cannot reach {host}: {why}{}", way_hint(.why))]
     Unreachable { host: String, why: String },
     #[error("{host} refuses `{repo}` (status {status}){}", token_hint(.repo, *.token_sent))]
@@ -50,7 +56,10 @@ pub enum StoreError {
     DiskFull { path: PathBuf, needed_bytes: u64, free_bytes: u64 },
     #[error("`{python} -m pip download {package}` failed: {why}")]
     Pip { python: String, package: String, why: String },
-    #[error("cannot remove `{name}`: {path} belongs to {owner}\nhint: remove it there")]
+    /// It is there, but not whole, or in a form that is not read.
+    #[error("model `{name}` ({place}) cannot be used: {why}")]
+    Broken { name: String, path: PathBuf, place: Source, why: String },
+    #[error("cannot remove `{name}`: {path} belongs to {owner}\nhint: remove it there{}", force_hint(.owner))]
     NotOurs { name: String, path: PathBuf, owner: &'static str },
     #[error("cannot remove `{name}`: it is being pulled at the moment")]
     Busy { name: String },
@@ -122,6 +131,11 @@ fn way_hint(why: &str) -> &'static str {
     }
 }
 
+/// Nobody is asked to force the removal of a file by its path.
+fn force_hint(owner: &str) -> &'static str {
+    if owner == Source::Path.owner().unwrap_or_default() { "" } else { ", or with --force here" }
+}
+
 fn token_hint(repo: &str, token_sent: bool) -> String {
     if token_sent {
         format!(
@@ -136,7 +150,7 @@ fn listed(tried: &[(String, StoreError)]) -> String {
     tried.iter().map(|(source, error)| format!("\n- {source}: {error}")).collect()
 }
 
-const NAMES: &str = "a name is an alias such as `smollm2`, a hub id such as `owner/name`, a folder, a `.gguf` file, or `pip:PACKAGE==VERSION`";
+const NAMES: &str = "a name is an alias such as `smollm2`, a hub id such as `owner/name`, a folder, a `.gguf` file, `pip:PACKAGE==VERSION`, or a name of Ollama's such as `llama3.2:1b`";
 
 #[cfg(test)]
 mod tests {

@@ -9,6 +9,7 @@ use std::path::{Path, PathBuf};
 use serde::Deserialize;
 
 use super::name::is_relative;
+use super::places::Look;
 
 /// How much must be there for a folder to count.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -19,50 +20,158 @@ pub(super) enum Demand {
     Complete,
 }
 
-/// The models in a folder that is laid out by hand, with their names: `x.gguf` and `x/config.json` are `x`,
-/// `owner/x.gguf` and `owner/x/config.json` are `owner/x`, GGUF files in `owner/x/` are `owner/x` or `owner/x:TAG`.
-pub(super) fn models_in(root: &Path, demand: Demand) -> Vec<(String, PathBuf)> {
-    let mut models = Vec::new();
+/// What is in a folder that is laid out by hand: `x.gguf` and `x/config.json` are `x`, `owner/x.gguf` and
+/// `owner/x/config.json` are `owner/x`, GGUF files in `owner/x/` are `owner/x` or `owner/x:TAG`.
+pub(super) fn look(root: &Path, demand: Demand) -> Look {
+    let mut look = Look::default();
     for (name, path) in children(root) {
-        if path.is_file() {
-            let stem = gguf_stem(&name).filter(|_| has_tensors(&path));
-            models.extend(stem.map(|stem| (stem.to_owned(), path.clone())));
-        } else if is_model_folder(&path, demand) {
-            models.push((name, path));
-        } else {
-            for (inner, path) in children(&path) {
-                if path.is_file() {
-                    let stem = gguf_stem(&inner).filter(|_| has_tensors(&path));
-                    models.extend(stem.map(|stem| (format!("{name}/{stem}"), path)));
-                } else if is_model_folder(&path, demand) {
-                    models.push((format!("{name}/{inner}"), path));
-                } else {
-                    models.extend(ggufs_named(&format!("{name}/{inner}"), &path));
+        if look_at("", &name, &path, demand, &mut look) == Seen::Folder {
+            let owner = format!("{name}/");
+            for (name, path) in children(&path) {
+                if look_at(&owner, &name, &path, demand, &mut look) == Seen::Folder {
+                    look.extend(ggufs_named(&format!("{owner}{name}"), &path));
                 }
             }
         }
     }
-    models
+    look
+}
+
+#[derive(PartialEq, Eq)]
+enum Seen {
+    /// Something to look into.
+    Folder,
+    Settled,
+}
+
+/// Adds what lies at `path`, which is called `name`. `owner` is empty, or ends with a slash.
+fn look_at(owner: &str, name: &str, path: &Path, demand: Demand, look: &mut Look) -> Seen {
+    match gguf_at(name, path) {
+        Some(Gguf::Whole(stem)) => look.model(format!("{owner}{stem}"), path.to_owned()),
+        Some(Gguf::Broken(stem, why)) => {
+            look.broken(format!("{owner}{stem}"), path.to_owned(), why)
+        }
+        None if is_dangling(path) => {
+            look.broken(format!("{owner}{name}"), path.to_owned(), DANGLING)
+        }
+        None if path.is_file() => {}
+        None if !has_config(path) => return Seen::Folder,
+        None => match lacks(path).filter(|_| demand == Demand::Complete) {
+            None => look.model(format!("{owner}{name}"), path.to_owned()),
+            // It is about the GGUF files beside it.
+            Some(_) if !ggufs_in(path).is_empty() => return Seen::Folder,
+            Some(why) => look.broken(format!("{owner}{name}"), path.to_owned(), why),
+        },
+    }
+    Seen::Settled
+}
+
+/// What a file is, or was to be, by its name without `.gguf`.
+pub(super) enum Gguf<'a> {
+    Whole(&'a str),
+    Broken(&'a str, &'static str),
+}
+
+/// `None` if it is no model: a folder, something else, a vision projector, a later part of a split model.
+pub(super) fn gguf_at<'a>(name: &'a str, path: &Path) -> Option<Gguf<'a>> {
+    if let Some(file) = unfinished(name) {
+        let stem = gguf_stem(file).filter(|_| path.is_file())?;
+        let done = path.with_file_name(file).exists();
+        return (!done && !is_projector(stem)).then_some(Gguf::Broken(stem, HALF));
+    }
+    let stem = gguf_stem(name).filter(|stem| !is_projector(stem) && !path.is_dir())?;
+    if is_dangling(path) {
+        return Some(Gguf::Broken(stem, DANGLING));
+    }
+    if let Some((whole, number)) = split_of(stem) {
+        return (number == "00001").then_some(Gguf::Broken(whole, SPLIT));
+    }
+    // A download that fills a file of the full size says so beside it.
+    if with_end(path, ".aria2").exists() {
+        return Some(Gguf::Broken(stem, HALF));
+    }
+    has_tensors(path).then_some(Gguf::Whole(stem))
 }
 
 pub(super) fn is_model_folder(path: &Path, demand: Demand) -> bool {
-    path.join("config.json").is_file() && (demand == Demand::Config || is_complete(path))
+    has_config(path) && (demand == Demand::Config || lacks(path).is_none())
 }
 
-fn is_complete(path: &Path) -> bool {
-    let tokenizers = ["tokenizer.json", "tokenizer.model", "vocab.json", "vocab.txt"];
-    if !tokenizers.iter().any(|file| path.join(file).is_file()) {
-        return false;
-    }
-    match shards(&path.join(INDEX)) {
-        Some(shards) => shards.iter().all(|shard| path.join(shard).is_file()),
-        None => {
-            !path.join(INDEX).exists()
-                && children(path)
-                    .iter()
-                    .any(|(name, file)| name.ends_with(".safetensors") && file.is_file())
+pub(super) fn has_config(path: &Path) -> bool {
+    path.join("config.json").is_file()
+}
+
+/// What keeps a folder with a config.json from being a whole model: half a sentence about the first thing.
+pub(super) fn lacks(path: &Path) -> Option<String> {
+    lacks_weights(path).or_else(|| {
+        let tokenizer = TOKENIZERS.iter().any(|file| path.join(file).is_file());
+        (!tokenizer).then(|| "it has no tokenizer".to_owned())
+    })
+}
+
+fn lacks_weights(path: &Path) -> Option<String> {
+    let weights = match shards(&path.join(INDEX)) {
+        Some(shards) => shards,
+        None if path.join(INDEX).exists() => {
+            return Some(format!("its {INDEX} names no files that could be read"));
         }
+        None => children(path)
+            .into_iter()
+            .map(|(name, _)| name)
+            .filter(|name| name.ends_with(".safetensors"))
+            .collect(),
+    };
+    let missing: Vec<_> = weights.iter().filter(|file| !path.join(file).is_file()).collect();
+    if let Some(file) = missing.first() {
+        let what = match path.join(file) {
+            link if is_dangling(&link) => "is a link to a file that is not there",
+            file if is_coming(&file) => "is only half there",
+            _ => "is missing",
+        };
+        let more = missing.len() - 1;
+        let more = if more > 0 { format!(", and so are {more} more") } else { String::new() };
+        return Some(format!("its `{file}` {what}{more}"));
     }
+    if !weights.is_empty() {
+        return None;
+    }
+    let downloads = |(name, path): &(String, PathBuf)| {
+        name.contains(".safetensors") && unfinished(name).is_some() && path.is_file()
+    };
+    let others = |(name, _): &(String, PathBuf)| {
+        [".bin", ".pt", ".pth"].iter().any(|end| name.ends_with(end))
+    };
+    Some(match children(path) {
+        files if files.iter().any(downloads) => HALF.to_owned(),
+        files if files.iter().any(others) => {
+            "its weights are not safetensors, which alone are read".to_owned()
+        }
+        _ => "it has no weights".to_owned(),
+    })
+}
+
+/// A link to nothing.
+pub(super) fn is_dangling(path: &Path) -> bool {
+    path.is_symlink() && !path.exists()
+}
+
+/// The file that a download with this name will become.
+pub(super) fn unfinished(name: &str) -> Option<&str> {
+    let file = ENDS_OF_HALVES.iter().find_map(|end| name.strip_suffix(end))?;
+    Some(file.strip_prefix("downloading_").unwrap_or(file))
+}
+
+/// Whether a download to this file has left something.
+fn is_coming(path: &Path) -> bool {
+    let beside = path.parent().map(children).unwrap_or_default();
+    let name = path.file_name().and_then(|name| name.to_str());
+    beside.iter().any(|(other, _)| unfinished(other).is_some() && unfinished(other) == name)
+}
+
+fn with_end(path: &Path, end: &str) -> PathBuf {
+    let mut path = path.as_os_str().to_owned();
+    path.push(end);
+    path.into()
 }
 
 /// The weight files that a `model.safetensors.index.json` names, or `None` if it is not there or not one.
@@ -80,18 +189,49 @@ pub(super) fn shards(index: &Path) -> Option<BTreeSet<String>> {
 }
 
 /// The GGUF files of a folder as `base`, if there is one, or `base:TAG`.
-fn ggufs_named(base: &str, folder: &Path) -> Vec<(String, PathBuf)> {
-    let files = ggufs_in(folder);
-    match files.as_slice() {
-        [(_, path)] => vec![(base.to_owned(), path.clone())],
-        _ => {
-            files.into_iter().map(|(file, path)| (format!("{base}:{}", tag(&file)), path)).collect()
+fn ggufs_named(base: &str, folder: &Path) -> Look {
+    let mut look = tagged_ggufs(base, folder);
+    match (look.models.as_mut_slice(), look.broken.as_mut_slice()) {
+        ([model], _) => base.clone_into(&mut model.name),
+        ([], [broken]) => base.clone_into(&mut broken.name),
+        _ => {}
+    }
+    look
+}
+
+/// The GGUF files of a folder as `base:TAG`, or with the whole file's name where a tag is that of two.
+pub(super) fn tagged_ggufs(base: &str, folder: &Path) -> Look {
+    let mut look = Look::default();
+    let whole = ggufs_in(folder);
+    for (file, path) in files_in(folder) {
+        let name = file.rsplit('/').next().unwrap_or(&file);
+        match gguf_at(name, &path) {
+            Some(Gguf::Whole(stem)) => {
+                let alike =
+                    with_tag(whole.iter().map(|(file, _)| file.as_str()), tag(stem)).count();
+                let tag = if alike == 1 { tag(stem) } else { name };
+                look.model(format!("{base}:{tag}"), path);
+            }
+            Some(Gguf::Broken(stem, why)) => {
+                look.broken(format!("{base}:{}", tag(stem)), path, why)
+            }
+            None => {}
         }
     }
+    look
 }
 
 /// The GGUF files in a folder and one below it, by their relative paths.
 pub(super) fn ggufs_in(folder: &Path) -> Vec<(String, PathBuf)> {
+    let mut files = files_in(folder);
+    files.retain(|(file, path)| {
+        let name = file.rsplit('/').next().unwrap_or(file);
+        matches!(gguf_at(name, path), Some(Gguf::Whole(_)))
+    });
+    files
+}
+
+fn files_in(folder: &Path) -> Vec<(String, PathBuf)> {
     let mut files = Vec::new();
     for (name, path) in children(folder) {
         if path.is_dir() {
@@ -101,7 +241,6 @@ pub(super) fn ggufs_in(folder: &Path) -> Vec<(String, PathBuf)> {
             files.push((name, path));
         }
     }
-    files.retain(|(name, path)| is_gguf_model(name) && path.is_file() && has_tensors(path));
     files
 }
 
@@ -116,22 +255,25 @@ fn has_tensors(path: &Path) -> bool {
 /// Whether a file's name is that of a whole model: not of a vision projector, not of a part of a split model.
 pub(super) fn is_gguf_model(file: &str) -> bool {
     let name = file.rsplit('/').next().unwrap_or(file);
-    gguf_stem(name)
-        .is_some_and(|stem| !stem.to_lowercase().starts_with("mmproj") && !is_split(stem))
+    gguf_stem(name).is_some_and(|stem| !is_projector(stem) && split_of(stem).is_none())
 }
 
-/// `x-00001-of-00003`.
-fn is_split(stem: &str) -> bool {
+fn is_projector(stem: &str) -> bool {
+    stem.to_lowercase().starts_with("mmproj")
+}
+
+/// `x` and `00001` of `x-00001-of-00003`.
+fn split_of(stem: &str) -> Option<(&str, &str)> {
     let digits = |part: &str| part.len() == 5 && part.bytes().all(|byte| byte.is_ascii_digit());
-    let mut parts = stem.rsplit('-');
-    matches!((parts.next(), parts.next(), parts.next()),
-        (Some(count), Some("of"), Some(number)) if digits(count) && digits(number))
+    let (rest, count) = stem.rsplit_once("-of-")?;
+    let (whole, number) = rest.rsplit_once('-')?;
+    (digits(count) && digits(number)).then_some((whole, number))
 }
 
 /// What tells a GGUF file from its siblings: `Q4_K_M` of `Qwen3-8B-Q4_K_M.gguf`, or its whole name.
 pub(super) fn tag(file: &str) -> &str {
     let name = file.rsplit('/').next().unwrap_or(file);
-    let Some(stem) = gguf_stem(name) else { return name };
+    let stem = gguf_stem(name).unwrap_or(name);
     let last = stem.rsplit(['-', '.']).next().unwrap_or(stem);
     let upper = last.to_uppercase();
     let kind = upper.trim_start_matches('I');
@@ -184,7 +326,16 @@ pub(super) fn children(folder: &Path) -> Vec<(String, PathBuf)> {
     children
 }
 
+pub(super) const TOKENIZERS: [&str; 4] =
+    ["tokenizer.json", "tokenizer.model", "vocab.json", "vocab.txt"];
 pub(super) const INDEX: &str = "model.safetensors.index.json";
+pub(super) const DANGLING: &str = "it is a link to a file that is not there";
+pub(super) const HALF: &str = "its download is not finished";
+const SPLIT: &str =
+    "it is split into several files, which are not read: join them with llama-gguf-split --merge";
+/// What tools put behind the name of a file that they are still fetching.
+const ENDS_OF_HALVES: [&str; 7] =
+    [".part", ".partial", ".incomplete", ".downloadInProgress", ".download", ".crdownload", ".tmp"];
 
 #[cfg(test)]
 mod tests {
@@ -222,7 +373,7 @@ mod tests {
             fs::write(root.path().join(vocabulary), head).unwrap();
         }
         let names: Vec<_> =
-            models_in(root.path(), Demand::Config).into_iter().map(|(name, _)| name).collect();
+            look(root.path(), Demand::Config).models.into_iter().map(|model| model.name).collect();
         let expected =
             ["me/other", "me/tiny", "minilm", "smollm2", "you/one", "you/two:Q4_0", "you/two:Q8_0"];
         assert_eq!(names, expected);

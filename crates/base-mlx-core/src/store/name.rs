@@ -9,7 +9,8 @@ pub(super) enum Name {
     Path(PathBuf),
     Pip(PipName),
     Hub(HubName),
-    /// An alias, or the name of something in the models folder.
+    Ollama(OllamaName),
+    /// An alias, the name of something in the models folder, or the latest of a model of Ollama's.
     Word(String),
 }
 
@@ -25,8 +26,17 @@ impl Name {
         if let Some(rest) = text.strip_prefix("pip:") {
             return PipName::parse(rest).map(Self::Pip).map_err(|why| wrong(&why));
         }
+        if let Some(rest) = text.strip_prefix("ollama:") {
+            let why = "what follows `ollama:` is no name there";
+            return OllamaName::parse(rest).map(Self::Ollama).ok_or_else(|| wrong(why));
+        }
         if looks_like_path(text) {
             return Ok(Self::Path(PathBuf::from(text)));
+        }
+        if OllamaName::looks_like_one(text)
+            && let Some(name) = OllamaName::parse(text)
+        {
+            return Ok(Self::Ollama(name));
         }
         match HubName::parse(text) {
             Ok(hub) => Ok(Self::Hub(hub)),
@@ -34,6 +44,19 @@ impl Name {
             Err(_) if text.contains('/') => Ok(Self::Path(PathBuf::from(text))),
             Err(_) => Ok(Self::Word(text.to_owned())),
         }
+    }
+}
+
+impl Name {
+    /// Whether both are the same model of Ollama's, which has names of several lengths.
+    pub(super) fn means(&self, other: &Name) -> bool {
+        let ollama = |name: &Name| match name {
+            Name::Ollama(name) => Some(name.clone()),
+            Name::Word(word) => OllamaName::parse(word),
+            Name::Hub(hub) => OllamaName::of_hub(hub),
+            Name::Path(_) | Name::Pip(_) => None,
+        };
+        self == other || ollama(self).is_some_and(|name| ollama(other) == Some(name))
     }
 }
 
@@ -95,6 +118,82 @@ impl fmt::Display for HubName {
     }
 }
 
+/// `[[registry/]namespace/]model[:tag]`, as Ollama has it.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) struct OllamaName {
+    pub(super) registry: String,
+    pub(super) namespace: String,
+    pub(super) model: String,
+    pub(super) tag: String,
+}
+
+impl OllamaName {
+    pub(super) fn parse(text: &str) -> Option<Self> {
+        let (path, tag) = match text.rsplit_once(':') {
+            // A colon before the last slash is that of a registry's port.
+            Some((path, tag)) if !tag.contains('/') => (path, tag),
+            _ => (text, Self::LATEST),
+        };
+        let parts: Vec<&str> = path.split('/').collect();
+        let (registry, namespace, model) = match parts[..] {
+            [model] => (Self::REGISTRY, Self::LIBRARY, model),
+            [namespace, model] => (Self::REGISTRY, namespace, model),
+            [registry, namespace, model] => (registry, namespace, model),
+            _ => return None,
+        };
+        Self::new(registry, namespace, model, tag)
+    }
+
+    /// Each part is to be a folder's or a file's name.
+    pub(super) fn new(registry: &str, namespace: &str, model: &str, tag: &str) -> Option<Self> {
+        let port = |part: &str| {
+            part.split_once(':').is_none_or(|(host, port)| {
+                is_repo_part(host) && port.bytes().all(|byte| byte.is_ascii_digit())
+            })
+        };
+        let plain = [namespace, model, tag].iter().all(|part| is_ollama_part(part));
+        let sound = plain && is_ollama_part(&registry.replacen(':', "-", 1)) && port(registry);
+        sound.then(|| Self {
+            registry: registry.to_owned(),
+            namespace: namespace.to_owned(),
+            model: model.to_owned(),
+            tag: tag.to_owned(),
+        })
+    }
+
+    /// What a hub's name means there.
+    pub(super) fn of_hub(hub: &HubName) -> Option<Self> {
+        let (namespace, model) = hub.repo.split_once('/').filter(|_| hub.revision.is_none())?;
+        Self::new(Self::REGISTRY, namespace, model, hub.file_tag.as_deref().unwrap_or(Self::LATEST))
+    }
+
+    /// Whether it can be nothing else: `model:tag`, or three parts of which the first is a host.
+    fn looks_like_one(text: &str) -> bool {
+        let mut parts = text.split('/');
+        match (parts.next(), parts.next(), parts.next()) {
+            (Some(word), None, None) => word.contains(':'),
+            (Some(host), Some(_), Some(_)) => host.contains(['.', ':']) || host == "localhost",
+            _ => false,
+        }
+    }
+
+    const REGISTRY: &str = "registry.ollama.ai";
+    const LIBRARY: &str = "library";
+    pub(super) const LATEST: &str = "latest";
+}
+
+/// As short as it can be, but for the tag.
+impl fmt::Display for OllamaName {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Self { registry, namespace, model, tag } = self;
+        match (&registry[..], &namespace[..]) {
+            (Self::REGISTRY, Self::LIBRARY) => write!(f, "{model}:{tag}"),
+            (Self::REGISTRY, _) => write!(f, "{namespace}/{model}:{tag}"),
+            _ => write!(f, "{registry}/{namespace}/{model}:{tag}"),
+        }
+    }
+}
+
 /// `PACKAGE==VERSION`. The package is in pip's normal spelling.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) struct PipName {
@@ -149,6 +248,12 @@ fn is_repo_part(part: &str) -> bool {
         && !part.contains("..")
 }
 
+fn is_ollama_part(part: &str) -> bool {
+    (1..=128).contains(&part.len())
+        && part.starts_with(|char: char| char.is_ascii_alphanumeric() || char == '_')
+        && part.chars().all(|char| char.is_ascii_alphanumeric() || "-_.".contains(char))
+}
+
 const MAX_LEN: usize = 1024;
 
 #[cfg(test)]
@@ -161,6 +266,12 @@ mod tests {
             file_tag: tag.map(str::to_owned),
             revision: revision.map(str::to_owned),
         })
+    }
+
+    fn ollama(text: &str) -> Name {
+        let name = OllamaName::parse(text).unwrap();
+        assert_eq!(name.to_string(), text);
+        Name::Ollama(name)
     }
 
     #[test]
@@ -180,6 +291,11 @@ mod tests {
             ("~/models/x", path("~/models/x")),
             ("a/b/c", path("a/b/c")),
             ("my models/x", path("my models/x")),
+            ("llama3.2:1b", ollama("llama3.2:1b")),
+            ("ollama:llama3.2", ollama("llama3.2:latest")),
+            ("ollama:me/mine", ollama("me/mine:latest")),
+            ("hf.co/owner/name:Q4_K_M", ollama("hf.co/owner/name:Q4_K_M")),
+            ("localhost:5000/owner/name", ollama("localhost:5000/owner/name:latest")),
         ];
         for (text, name) in cases {
             assert_eq!(Name::parse(text).unwrap(), name, "{text}");
@@ -193,6 +309,17 @@ mod tests {
         for text in ["pip:x", "pip:-r==1", "pip:x==--index-url", "pip:../x==1", "pip:x==1;y", ""] {
             assert!(matches!(Name::parse(text), Err(StoreError::Name { .. })), "{text}");
         }
+    }
+
+    #[test]
+    fn a_name_of_ollamas_cannot_be_a_place() {
+        for text in
+            ["..", "../x", "a/../b", "x:..", "x:", ":x", "a//b", "a/b/c/d", "h:x/a/b", "x:a/b"]
+        {
+            assert_eq!(OllamaName::parse(text), None, "{text}");
+        }
+        let error = Name::parse("ollama:../x").unwrap_err();
+        assert!(matches!(error, StoreError::Name { .. }), "{error}");
     }
 
     #[test]

@@ -25,8 +25,14 @@ pub struct StoreOptions {
     pub hub_range_bytes: u64,
     /// A PEM file of certificates to trust beside the system's.
     pub hub_certificates: Option<PathBuf>,
-    /// `<lm_studio>/<owner>/<name>`. Never written to.
+    /// LM Studio's usual folder, `<lm_studio>/<owner>/<name>`.
     pub lm_studio: Option<PathBuf>,
+    /// The folder that its settings name, and that of its old versions.
+    pub lm_studio_others: Vec<PathBuf>,
+    /// llama.cpp's own cache.
+    pub llama_cpp: Option<PathBuf>,
+    /// Folders of Ollama's, with `manifests` and `blobs` in them.
+    pub ollama: Vec<PathBuf>,
     /// What `~/` stands for in a name.
     pub user_home: Option<PathBuf>,
     /// The Python whose pip fetches packages.
@@ -42,7 +48,13 @@ pub struct StoreOptions {
 
 impl StoreOptions {
     pub fn from_env() -> Self {
-        Self::from_vars(|name| std::env::var_os(name))
+        let mut options = Self::from_vars(|name| std::env::var_os(name));
+        let named = std::env::var_os("OLLAMA_MODELS").is_some_and(|value| !value.is_empty());
+        if cfg!(target_os = "linux") && !named {
+            // Where its service keeps them.
+            options.ollama.push(PathBuf::from("/usr/share/ollama/.ollama/models"));
+        }
+        options
     }
 
     /// The same from any source of variables. Empty ones count as absent.
@@ -60,6 +72,19 @@ impl StoreOptions {
             .or_else(|| fs::read_to_string(token_file).ok())
             .map(|token| token.trim().to_owned())
             .filter(|token| !token.is_empty());
+        let (lm_studio, lm_studio_others) = match &user_home {
+            Some(home) => lm_studio(home),
+            None => (None, Vec::new()),
+        };
+        let ollama = path("OLLAMA_MODELS")
+            .or_else(|| user_home.as_ref().map(|home| home.join(".ollama").join("models")));
+        let llama_cpp = path("LLAMA_CACHE").or_else(|| {
+            let caches = match path("XDG_CACHE_HOME") {
+                None if cfg!(target_os = "macos") => user_home.as_ref()?.join("Library/Caches"),
+                _ => caches.clone(),
+            };
+            Some(caches.join("llama.cpp"))
+        });
         let endpoint = text("HF_ENDPOINT").unwrap_or_else(|| HUB.to_owned());
         Self {
             models_dir: path("BASE_MLX_MODELS_DIR"),
@@ -75,7 +100,10 @@ impl StoreOptions {
             // Some systems read the first themselves, some do not.
             hub_certificates: path("SSL_CERT_FILE")
                 .or_else(|| path("REQUESTS_CA_BUNDLE").filter(|path| path.is_file())),
-            lm_studio: user_home.as_ref().map(|home| home.join(".lmstudio").join("models")),
+            lm_studio,
+            lm_studio_others,
+            llama_cpp,
+            ollama: ollama.into_iter().collect(),
             python: path("BASE_MLX_PYTHON").unwrap_or_else(|| PathBuf::from("python3")),
             user_home,
             system_proxy: true,
@@ -85,6 +113,36 @@ impl StoreOptions {
             host: Arc::new(System),
         }
     }
+}
+
+/// Where LM Studio keeps models: its usual folder, and others. A file in the user's home may name another home of its,
+/// and the settings there another folder for models.
+fn lm_studio(user_home: &Path) -> (Option<PathBuf>, Vec<PathBuf>) {
+    let pointer = fs::read_to_string(user_home.join(".lmstudio-home-pointer")).unwrap_or_default();
+    let pointer = pointer.lines().next().map(str::trim).filter(|line| !line.is_empty());
+    let user = Some(user_home.to_owned());
+    let pointed =
+        pointer.map(|line| expand(PathBuf::from(line), &user)).filter(|path| path.is_dir());
+    let home = pointed.unwrap_or_else(|| user_home.join(".lmstudio"));
+    let old = user_home.join(".cache/lm-studio");
+    let usual = home.join("models");
+    let named = [home, old.clone(), user_home.join(".config/LM Studio")]
+        .into_iter()
+        .filter_map(|home| downloads_folder(&home.join("settings.json")));
+    let mut others: Vec<PathBuf> = Vec::new();
+    let former = [user_home.join(".lmstudio/models"), old.join("models")];
+    for folder in named.map(|named| expand(named, &user)).chain(former) {
+        if folder != usual && !others.contains(&folder) {
+            others.push(folder);
+        }
+    }
+    (Some(usual), others)
+}
+
+fn downloads_folder(settings: &Path) -> Option<PathBuf> {
+    let settings: serde_json::Value = serde_json::from_slice(&fs::read(settings).ok()?).ok()?;
+    let folder = settings.get("downloadsFolder")?.as_str().filter(|folder| !folder.is_empty())?;
+    Some(PathBuf::from(folder))
 }
 
 /// What of the machine a test wants to decide.
@@ -156,6 +214,48 @@ mod tests {
         let own = options(&[("SSL_CERT_FILE", "/ca.pem"), ("REQUESTS_CA_BUNDLE", "/other.pem")]);
         assert_eq!(own.hub_certificates.as_deref(), Some(Path::new("/ca.pem")));
         assert_eq!(cache.hub_endpoint, "http://mirror");
+    }
+
+    #[test]
+    fn folders_of_other_tools_are_those_that_they_use() {
+        let path = |path: &str| Some(PathBuf::from(path));
+        let plain = options(&[("HOME", "/h")]);
+        assert_eq!(plain.ollama, [Path::new("/h/.ollama/models")]);
+        assert_eq!(plain.lm_studio_others, [Path::new("/h/.cache/lm-studio/models")]);
+        if cfg!(not(target_os = "macos")) {
+            assert_eq!(plain.llama_cpp, path("/h/.cache/llama.cpp"));
+        }
+        let set = options(&[
+            ("HOME", "/h"),
+            ("OLLAMA_MODELS", "/o"),
+            ("XDG_CACHE_HOME", "/x"),
+            ("LLAMA_CACHE", ""),
+        ]);
+        assert_eq!(set.ollama, [Path::new("/o")]);
+        assert_eq!(set.llama_cpp, path("/x/llama.cpp"));
+        assert_eq!(options(&[("HOME", "/h"), ("LLAMA_CACHE", "~/l")]).llama_cpp, path("/h/l"));
+    }
+
+    #[test]
+    fn lm_studios_settings_name_its_folder() {
+        let folder = tempfile::tempdir().unwrap();
+        let home = folder.path();
+        let moved = home.join("moved");
+        fs::create_dir(&moved).unwrap();
+        let named = |options: &StoreOptions| {
+            let other = options.lm_studio_others.first().cloned();
+            (options.lm_studio.clone().unwrap(), other.unwrap())
+        };
+        let found = || named(&options(&[("HOME", home.to_str().unwrap())]));
+        let old = home.join(".cache/lm-studio/models");
+        assert_eq!(found(), (home.join(".lmstudio/models"), old));
+        fs::write(home.join(".lmstudio-home-pointer"), format!("{}\n", moved.display())).unwrap();
+        assert_eq!(found(), (moved.join("models"), home.join(".lmstudio/models")));
+        let settings = r#"{"downloadsFolder": "~/big", "language": "en"}"#;
+        fs::write(moved.join("settings.json"), settings).unwrap();
+        assert_eq!(found(), (moved.join("models"), home.join("big")));
+        fs::write(home.join(".lmstudio-home-pointer"), "/gone").unwrap();
+        assert_eq!(found().0, home.join(".lmstudio/models"));
     }
 
     #[test]

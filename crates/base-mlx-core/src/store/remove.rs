@@ -4,7 +4,7 @@ use std::path::{Path, PathBuf};
 use super::hub::cache::RepoCache;
 use super::lock::Lock;
 use super::name::{HubName, Name, PipName};
-use super::{ModelSource, Source, Store, StoreError, folders, pip};
+use super::{ModelSource, Source, Store, StoreError, folders, pip, places};
 
 /// What `Store::remove` deleted.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -14,34 +14,55 @@ pub struct Removed {
     pub bytes: u64,
 }
 
+/// What becomes of models that no pull has brought.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Others {
+    Stay,
+    Go,
+}
+
 impl Store {
     /// Deletes a model that a pull brought: a pip package's from our own cache, or a whole repository, half
     /// pulled ones included, from the hub's. Of a repository with several GGUF files, `owner/name:TAG` is one.
     /// What belongs to another tool or to the user stays.
     pub fn remove(&self, name: &str) -> Result<Removed, StoreError> {
+        self.remove_with(name, Others::Stay)
+    }
+
+    /// The same, of whatever tool it is, broken ones included. What a path names stays all the same.
+    pub fn remove_forced(&self, name: &str) -> Result<Removed, StoreError> {
+        self.remove_with(name, Others::Go)
+    }
+
+    fn remove_with(&self, name: &str, others: Others) -> Result<Removed, StoreError> {
         let parsed = Name::parse(name)?;
         let found = match self.find(name) {
-            Ok(found) => Some(found),
-            Err(StoreError::NotFound { .. }) => None,
+            Ok(found) => Some((found.path, found.source)),
+            Err(StoreError::Broken { path, place, .. }) => Some((path, place)),
+            // A pull could bring it, so it may be half there: in the hub's cache, or in another tool's.
+            Err(StoreError::NotFound { .. }) => match self.broken(name) {
+                _ if matches!(&parsed, Name::Hub(hub) if self.has_repo(hub)) => None,
+                Some(StoreError::Broken { path, place, .. }) if others == Others::Go => {
+                    Some((path, place)).filter(|_| place.owner().is_some())
+                }
+                _ => None,
+            },
             Err(error) => return Err(error),
         };
-        if let Some(found) = &found {
-            let owner = match found.source {
-                Source::ModelsDir => "the models folder",
-                Source::LmStudio => "LM Studio",
-                Source::Path => "you, as a path was given",
-                Source::Pip | Source::HubCache => "",
-            };
-            if !owner.is_empty() {
-                let (name, path) = (name.to_owned(), found.path.clone());
+        if let Some((path, source)) = &found
+            && let Some(owner) = source.owner()
+        {
+            if others == Others::Stay || *source == Source::Path {
+                let (name, path) = (name.to_owned(), path.clone());
                 return Err(StoreError::NotOurs { name, path, owner });
             }
+            return self.remove_from_place(name, &parsed, path, *source);
         }
-        let wanted = found.map(|found| found.source);
+        let wanted = found.map(|(_, source)| source);
         match &parsed {
             Name::Pip(pip) => self.remove_pip(name, pip),
             Name::Hub(hub) => self.remove_hub(name, hub),
-            Name::Path(_) => Err(self.not_found(name)),
+            Name::Path(_) | Name::Ollama(_) => Err(self.not_found(name)),
             Name::Word(word) => {
                 let sources = self.options.catalogue.get(word).map(|entry| &entry.sources);
                 for source in sources.into_iter().flatten() {
@@ -60,6 +81,22 @@ impl Store {
         }
     }
 
+    /// Deletes what another tool has.
+    fn remove_from_place(
+        &self,
+        text: &str,
+        name: &Name,
+        path: &Path,
+        source: Source,
+    ) -> Result<Removed, StoreError> {
+        let all = places::all(&self.options);
+        let mut places = all.iter().filter(|place| place.source() == source);
+        let place = places.find(|place| path.starts_with(place.folder()));
+        let place = place.ok_or_else(|| self.not_found(text))?;
+        let bytes = place.remove(name, path)?;
+        Ok(Removed { name: text.to_owned(), path: path.to_owned(), bytes })
+    }
+
     fn has_repo(&self, hub: &HubName) -> bool {
         RepoCache::new(&self.options.hub_cache, &hub.repo).folder().is_dir()
     }
@@ -71,7 +108,7 @@ impl Store {
         }
         let lock = pip::lock_path(&self.options.home, pip);
         let _held = hold(name, &lock)?;
-        delete(name, &path)
+        self.delete(name, path)
     }
 
     fn remove_hub(&self, name: &str, hub: &HubName) -> Result<Removed, StoreError> {
@@ -88,13 +125,17 @@ impl Store {
             folders::children(&repo.locks()).iter().map(|(_, lock)| hold(name, lock)).collect();
         let _held = held?;
         if hub.file_tag.is_none() {
-            return delete(name, &path);
+            return self.delete(name, path);
         }
         let file = super::hub::cache::find(&self.options.hub_cache, hub);
+        let file = file.or_else(|| match self.broken(name)? {
+            StoreError::Broken { path, place: Source::HubCache, .. } => Some(path),
+            _ => None,
+        });
         let file = file.ok_or_else(|| self.not_found(name))?;
         let bytes = folders::bytes(&file);
-        // The blob goes, and with it every commit's view of it.
-        let blob = file.canonicalize().map_err(StoreError::io("read", &file))?;
+        // The blob goes, and with it every commit's view of it. A broken link has none.
+        let blob = file.canonicalize().unwrap_or_else(|_| file.clone());
         for path in [&file, &blob] {
             match fs::remove_file(path) {
                 Err(error) if error.kind() != std::io::ErrorKind::NotFound => {
@@ -105,27 +146,15 @@ impl Store {
         }
         Ok(Removed { name: name.to_owned(), path: file, bytes })
     }
+
+    fn delete(&self, name: &str, path: PathBuf) -> Result<Removed, StoreError> {
+        let bytes = places::delete(&path)?;
+        Ok(Removed { name: name.to_owned(), path, bytes })
+    }
 }
 
 fn hold(name: &str, lock: &Path) -> Result<Lock, StoreError> {
     Lock::try_acquire(lock)
         .map_err(StoreError::io("lock", lock))?
         .ok_or_else(|| StoreError::Busy { name: name.to_owned() })
-}
-
-fn delete(name: &str, path: &Path) -> Result<Removed, StoreError> {
-    let bytes = bytes_below(path);
-    fs::remove_dir_all(path).map_err(StoreError::io("remove", path))?;
-    Ok(Removed { name: name.to_owned(), path: path.to_owned(), bytes })
-}
-
-/// What deleting a folder frees: links are not followed.
-fn bytes_below(folder: &Path) -> u64 {
-    let Ok(entries) = fs::read_dir(folder) else { return 0 };
-    let size = |entry: fs::DirEntry| match entry.metadata() {
-        Ok(meta) if meta.is_dir() => bytes_below(&entry.path()),
-        Ok(meta) if meta.is_file() => meta.len(),
-        _ => 0,
-    };
-    entries.flatten().map(size).sum()
 }

@@ -64,7 +64,8 @@ impl Tokenizer {
     }
 
     /// Two texts with the tokens that go around a pair, and which of both each token belongs to. The second one loses its end
-    /// where they have more than `longest` tokens together; `None` if that does not help.
+    /// where they have more than `longest` tokens together; `None` if that would leave nothing of it, or a text cannot be
+    /// expressed.
     pub fn encode_pair(
         &self,
         first: &str,
@@ -76,6 +77,9 @@ impl Tokenizer {
         let around = self.inner.get_post_processor().map_or(0, |post| post.added_tokens(true));
         let room = longest.checked_sub(first.len() + around)?;
         if second.len() > room {
+            if room == 0 {
+                return None;
+            }
             second.truncate(room, 0, TruncationDirection::Right);
         }
         let pair = self.inner.post_process(first, Some(second), true).ok()?;

@@ -183,15 +183,12 @@ impl Checkpoint {
     /// The float type that the checkpoint's model computes in: that of its embedding. F16 for GGUF's blocks, whose scales
     /// are.
     pub fn dtype(&self) -> Dtype {
-        let tables = [
-            "model.embed_tokens",
-            "embeddings.word_embeddings",
-            "bert.embeddings.word_embeddings",
-            "roberta.embeddings.word_embeddings",
-        ];
-        let parts = |table| ["scales", "weight"].map(|part| format!("{table}.{part}"));
-        let names = tables.into_iter().flat_map(parts);
-        match names.into_iter().find_map(|name| self.find(&name)).map(|stored| stored.storage) {
+        let of_tokens = |part: &str| {
+            let ends = ["embed_tokens", "word_embeddings"].map(|table| format!("{table}.{part}"));
+            let tokens = |stored: &&Stored| ends.iter().any(|end| stored.name.ends_with(end));
+            self.stored().iter().find(tokens)
+        };
+        match of_tokens("scales").or_else(|| of_tokens("weight")).map(|stored| stored.storage) {
             Some(Storage::Plain(dtype @ (Dtype::F32 | Dtype::F16 | Dtype::BF16))) => dtype,
             Some(Storage::Blocks(_)) => Dtype::F16,
             _ => Dtype::F32,

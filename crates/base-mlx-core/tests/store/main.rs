@@ -2,12 +2,17 @@
 
 #![allow(clippy::unwrap_used, reason = "all of it is test code, its helpers too")]
 
+mod adopted;
 mod child;
 mod disk;
 mod faults;
+#[allow(dead_code, reason = "of the writer some is enough")]
+#[path = "../support/gguf.rs"]
+mod gguf;
 mod hub;
 mod kill;
 mod network;
+mod ollama;
 mod pip;
 mod ranges;
 mod server;

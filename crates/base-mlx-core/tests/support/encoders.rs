@@ -48,12 +48,12 @@ impl Golden {
     }
 }
 
-pub(crate) fn encoder<B: Backend>(name: &str, backend: &B) -> models::Encoder<B> {
+pub(crate) fn encoder<B: Backend>(name: &str, backend: &B) -> models::EncoderModel<B> {
     let checkpoint = Checkpoint::open(&golden().join(name)).unwrap();
     let family = checkpoint.config().model_type().unwrap();
     if FAMILIES.contains(&family) {
         let model = models::load(&checkpoint, backend).unwrap();
-        return models::Encoder { model, scorer: None };
+        return models::EncoderModel { model, scorer: None };
     }
     models::load_encoder(&checkpoint, backend).unwrap()
 }
@@ -61,7 +61,7 @@ pub(crate) fn encoder<B: Backend>(name: &str, backend: &B) -> models::Encoder<B>
 /// States and scores of texts in one step.
 pub(crate) fn compute<B: Backend>(
     backend: &B,
-    encoder: &models::Encoder<B>,
+    encoder: &models::EncoderModel<B>,
     texts: &[&[TokenId]],
     types: &[u32],
 ) -> (Vec<f32>, Option<Vec<f32>>) {

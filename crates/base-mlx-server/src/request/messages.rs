@@ -1,7 +1,7 @@
 use std::collections::HashSet;
 use std::fmt;
 
-use serde_json::{Map, Value};
+use serde_json::{Map, Value, json};
 
 use crate::error::ApiError;
 use crate::request::{Field, JsonObject, Object};
@@ -11,6 +11,8 @@ use crate::request::{Field, JsonObject, Object};
 #[derive(Debug)]
 pub(crate) struct Conversation {
     messages: Value,
+    /// Whether the first message is the model's own, not the client's.
+    opened: bool,
     /// The answer goes on where the last message, the assistant's, ends.
     pub continues: bool,
     add_generation_prompt: bool,
@@ -61,10 +63,23 @@ impl Conversation {
         let template_kwargs = fields.object("chat_template_kwargs")?;
         Ok(Self {
             messages: body.get("messages").cloned().unwrap_or_default(),
+            opened: false,
             continues,
             add_generation_prompt: add_generation_prompt.unwrap_or(!continues),
             template_kwargs: template_kwargs.map(|kwargs| kwargs.to_map()).unwrap_or_default(),
         })
+    }
+
+    /// Begins with this system message, unless the client has one.
+    pub(crate) fn open_with(&mut self, system: &str) {
+        let Some(messages) = self.messages.as_array_mut() else { return };
+        let is_system = |message: &Value| {
+            message["role"].as_str().is_some_and(|role| ["system", "developer"].contains(&role))
+        };
+        if !messages.iter().any(is_system) {
+            messages.insert(0, json!({ "role": "system", "content": system }));
+            self.opened = true;
+        }
     }
 
     /// The prompt's text. `template` gets the messages and whether the assistant's turn is to be opened.
@@ -120,7 +135,8 @@ impl Conversation {
         let ends_before = |&count: &usize| end(count).is_none_or(|end| end <= offset);
         let number = *counts.get(counts.partition_point(ends_before))?;
         let role = messages[number - 1].get("role")?.as_str()?;
-        Some(match number {
+        Some(match number - usize::from(self.opened) {
+            0 => "the model's own system message".to_owned(),
             1 if role == "system" => "system message".to_owned(),
             number => format!("message {number}, {role}"),
         })

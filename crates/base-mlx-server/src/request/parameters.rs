@@ -11,7 +11,9 @@ use base_mlx_core::sample::range::{self, Range};
 use base_mlx_core::text::output::OutputParser;
 use serde_json::Value;
 
+use crate::Preset;
 use crate::error::ApiError;
+use crate::preset::MOST_STOPS;
 use crate::request::{Field, JsonObject, Object};
 
 /// How to generate: what chat and plain completions say in the same words, checked.
@@ -26,14 +28,14 @@ pub(crate) struct Parameters {
     pub stream: bool,
     pub include_usage: bool,
     pub choices: usize,
-    pub stop: Vec<String>,
+    stop: Option<Vec<String>>,
     pub max_tokens: Option<usize>,
     ignore_end: bool,
-    seed: u64,
     /// What the request leaves open is the model's to say.
+    seed: Option<u64>,
     sampling: SamplingDefaults,
-    presence_penalty: f32,
-    frequency_penalty: f32,
+    presence_penalty: Option<f32>,
+    frequency_penalty: Option<f32>,
     logit_bias: Vec<(TokenId, f32)>,
 }
 
@@ -41,8 +43,7 @@ pub(crate) struct Parameters {
 #[derive(Clone, Debug)]
 pub(crate) struct Defaults {
     pub vocab_size: usize,
-    /// The values of its generation_config.json, where it has one.
-    pub sampling: SamplingDefaults,
+    pub preset: Preset,
 }
 
 impl Parameters {
@@ -68,10 +69,10 @@ impl Parameters {
             stream,
             include_usage: include_usage.transpose()?.flatten().unwrap_or(false),
             choices: choices.unwrap_or(1) as usize,
-            stop: stop_strings(fields.get("stop"))?,
+            stop: fields.get("stop").map(stop_strings).transpose()?,
             max_tokens: max_tokens("max_tokens", most_tokens, least_tokens)?,
             ignore_end: fields.flag("ignore_eos")?.unwrap_or(false),
-            seed: fields.get("seed").map_or_else(|| Ok(random_seed()), |seed| fold_seed(&seed))?,
+            seed: fields.get("seed").map(|seed| fold_seed(&seed)).transpose()?,
             sampling: SamplingDefaults {
                 temperature: within(&fields, "temperature", range::TEMPERATURE)?,
                 top_k: in_range("top_k", fields.whole("top_k")?, -1..=i64::MAX)?
@@ -80,8 +81,8 @@ impl Parameters {
                 min_p: within(&fields, "min_p", range::MIN_P)?,
                 repetition_penalty: repetition_penalty(&fields)?,
             },
-            presence_penalty: penalty("presence_penalty")?.unwrap_or(0.0),
-            frequency_penalty: penalty("frequency_penalty")?.unwrap_or(0.0),
+            presence_penalty: penalty("presence_penalty")?,
+            frequency_penalty: penalty("frequency_penalty")?,
             logit_bias: fields.object("logit_bias")?.map_or(Ok(Vec::new()), logit_bias)?,
         })
     }
@@ -109,7 +110,9 @@ impl Parameters {
             let message = format!("`logit_bias` bans all {vocab_size} tokens of the vocabulary");
             return Err(ApiError::invalid("logit_bias", message));
         }
-        let (given, model) = (&self.sampling, &defaults.sampling);
+        let preset = &defaults.preset;
+        let (given, model) = (&self.sampling, &preset.sampling);
+        let penalty = |given: Option<f32>, model: Option<f32>| given.or(model).unwrap_or(0.0);
         Ok(GenerateRequest {
             prompt,
             choices: self.choices,
@@ -122,14 +125,14 @@ impl Parameters {
                     .repetition_penalty
                     .or(model.repetition_penalty)
                     .unwrap_or(1.0),
-                presence_penalty: self.presence_penalty,
-                frequency_penalty: self.frequency_penalty,
+                presence_penalty: penalty(self.presence_penalty, preset.presence_penalty),
+                frequency_penalty: penalty(self.frequency_penalty, preset.frequency_penalty),
                 logit_bias: self.logit_bias.clone(),
-                seed: self.seed,
+                seed: self.seed.or(preset.seed).unwrap_or_else(random_seed),
                 logprobs,
             },
-            max_tokens: self.max_tokens,
-            stop: self.stop.clone(),
+            max_tokens: self.max_tokens.or(preset.max_tokens),
+            stop: self.stop.as_ref().unwrap_or(&preset.stop).clone(),
             ignore_end: self.ignore_end,
             score_prompt: false,
             background: false,
@@ -249,8 +252,7 @@ fn repetition_penalty(fields: &Object) -> Result<Option<f32>, ApiError> {
     }
 }
 
-fn stop_strings(given: Option<Field>) -> Result<Vec<String>, ApiError> {
-    let Some(given) = given else { return Ok(Vec::new()) };
+fn stop_strings(given: Field) -> Result<Vec<String>, ApiError> {
     let strings: Option<Vec<String>> = match given.value() {
         Value::String(string) => Some(vec![string.clone()]),
         Value::Array(items) => items.iter().map(|item| item.as_str().map(str::to_owned)).collect(),
@@ -316,7 +318,6 @@ fn random_seed() -> u64 {
 /// The bias that leaves a token no chance.
 const BAN: f32 = -100.0;
 const MOST_CHOICES: i64 = 128;
-const MOST_STOPS: usize = 1024;
 const MOST_STOP_BYTES: usize = 16 * 1024;
 const MOST_BIASES: usize = 1024;
 
@@ -334,12 +335,14 @@ mod tests {
         error.envelope()["error"]["param"].as_str().unwrap().to_owned()
     }
 
+    fn request(body: &str, preset: Preset) -> GenerateRequest {
+        let defaults = Defaults { vocab_size: 100, preset };
+        parse(body).unwrap().request(vec![1], None, &defaults).unwrap()
+    }
+
     fn sampling(body: &str) -> SamplingParams {
-        let defaults = Defaults {
-            vocab_size: 100,
-            sampling: SamplingDefaults { temperature: Some(0.7), ..Default::default() },
-        };
-        parse(body).unwrap().request(vec![1], None, &defaults).unwrap().sampling
+        let makers = SamplingDefaults { temperature: Some(0.7), ..Default::default() };
+        request(body, Preset { sampling: makers, ..Preset::default() }).sampling
     }
 
     #[test]
@@ -396,12 +399,12 @@ mod tests {
             (false, 1, None)
         );
         assert_eq!(parameters.sampling, SamplingDefaults::default());
-        assert!(parameters.stop.is_empty() && parameters.logit_bias.is_empty());
+        assert!(parameters.stop.is_none() && parameters.logit_bias.is_empty());
     }
 
     #[test]
     fn point_51_any_64_bit_seed_is_taken_and_its_absence_is_random() {
-        let seed = |text: &str| parse(&format!(r#"{{"seed":{text}}}"#)).unwrap().seed;
+        let seed = |text: &str| sampling(&format!(r#"{{"seed":{text}}}"#)).seed;
         assert_eq!(seed("7"), 7);
         assert_eq!(seed("-1"), u64::MAX);
         assert_eq!(seed("-9223372036854775808"), 1 << 63);
@@ -418,16 +421,34 @@ mod tests {
     }
 
     #[test]
+    fn point_52_what_is_kept_beside_the_model_counts_where_the_request_says_nothing() {
+        let preset = || Preset {
+            presence_penalty: Some(0.5),
+            seed: Some(7),
+            max_tokens: Some(20),
+            stop: vec!["END".to_owned()],
+            ..Preset::default()
+        };
+        let open = request("{}", preset());
+        assert_eq!((open.sampling.seed, open.sampling.presence_penalty), (7, 0.5));
+        assert_eq!((open.max_tokens, open.stop.as_slice()), (Some(20), &["END".to_owned()][..]));
+        let said = r#"{"seed":8,"presence_penalty":0,"max_tokens":3,"stop":[]}"#;
+        let said = request(said, preset());
+        assert_eq!((said.sampling.seed, said.sampling.presence_penalty), (8, 0.0));
+        assert_eq!((said.max_tokens, said.stop.len()), (Some(3), 0));
+    }
+
+    #[test]
     fn point_53_a_bias_outside_the_vocabulary_is_refused() {
         assert_eq!(sampling(r#"{"logit_bias":{"99":-100}}"#).logit_bias, [(99, -100.0)]);
-        let defaults = Defaults { vocab_size: 100, sampling: SamplingDefaults::default() };
+        let defaults = Defaults { vocab_size: 100, preset: Preset::default() };
         let error = parse(r#"{"logit_bias":{"100":1}}"#).unwrap().request(vec![1], None, &defaults);
         assert_eq!(error.unwrap_err().envelope()["error"]["param"], "logit_bias");
     }
 
     #[test]
     fn point_53_a_ban_of_the_whole_vocabulary_is_refused() {
-        let defaults = Defaults { vocab_size: 2, sampling: SamplingDefaults::default() };
+        let defaults = Defaults { vocab_size: 2, preset: Preset::default() };
         let ask = |body| parse(body).unwrap().request(vec![1], None, &defaults);
         let error = ask(r#"{"logit_bias":{"0":-100,"1":-100}}"#).unwrap_err();
         assert_eq!(error.envelope()["error"]["param"], "logit_bias");
@@ -462,8 +483,9 @@ mod tests {
 
     #[test]
     fn point_19_stop_is_a_string_or_an_array() {
-        assert_eq!(parse(r#"{"stop":"a"}"#).unwrap().stop, ["a"]);
-        assert_eq!(parse(r#"{"stop":["a","b","c","d","e"]}"#).unwrap().stop.len(), 5);
-        assert!(parse(r#"{"stop":[]}"#).unwrap().stop.is_empty());
+        let stop = |body| request(body, Preset::default()).stop;
+        assert_eq!(stop(r#"{"stop":"a"}"#), ["a"]);
+        assert_eq!(stop(r#"{"stop":["a","b","c","d","e"]}"#).len(), 5);
+        assert!(stop(r#"{"stop":[]}"#).is_empty());
     }
 }

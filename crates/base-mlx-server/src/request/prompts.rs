@@ -18,20 +18,19 @@ pub(crate) fn prompts(
     most: usize,
 ) -> Result<Vec<Prompt>, ApiError> {
     let wrong = |message: &str| ApiError::invalid(param, format!("`{param}` {message}"));
-    let given = fields.get(param).map(|field| field.value().clone()).unwrap_or_default();
     let expected = "is not a string, an array of strings, an array of tokens or an array of those";
-    let prompts = match given {
-        Value::Null => return Err(wrong("is missing")),
-        Value::String(text) => vec![Prompt::Text(text)],
+    let Some(given) = fields.get(param) else { return Err(wrong("is missing")) };
+    let prompts = match given.value() {
+        Value::String(text) => vec![Prompt::Text(text.clone())],
         Value::Array(items) if items.is_empty() => return Err(wrong("is an empty array")),
         Value::Array(items) if items[0].is_number() => {
-            vec![Prompt::Tokens(tokens(&items).ok_or_else(|| wrong(expected))?)]
+            vec![Prompt::Tokens(tokens(items).ok_or_else(|| wrong(expected))?)]
         }
         Value::Array(items) => items
-            .into_iter()
+            .iter()
             .map(|item| match item {
-                Value::String(text) => Some(Prompt::Text(text)),
-                Value::Array(items) => tokens(&items).map(Prompt::Tokens),
+                Value::String(text) => Some(Prompt::Text(text.clone())),
+                Value::Array(items) => tokens(items).map(Prompt::Tokens),
                 _ => None,
             })
             .collect::<Option<Vec<_>>>()

@@ -52,6 +52,22 @@ impl Known {
         Known { name: "suffix", asks_nothing: |value| value == "" },
     ];
 
+    pub(crate) const OF_EMBEDDINGS: &[Known] = &[
+        Known { name: "add_special_tokens", asks_nothing: |value| value == true },
+        Known { name: "embedding_type", asks_nothing: |value| value == "float" },
+        Known { name: "input_type", asks_nothing: never },
+        Known { name: "late_chunking", asks_nothing: |value| value == false },
+        Known { name: "normalized", asks_nothing: |value| value == true },
+        Known { name: "task", asks_nothing: never },
+    ];
+
+    pub(crate) const OF_RERANK: &[Known] = &[
+        Known { name: "max_chunks_per_doc", asks_nothing: never },
+        Known { name: "max_tokens_per_doc", asks_nothing: never },
+        Known { name: "rank_fields", asks_nothing: |value| *value == serde_json::json!(["text"]) },
+        Known { name: "truncate_prompt_tokens", asks_nothing: never },
+    ];
+
     pub(crate) const OF_COMPLETIONS: &[Known] =
         &[Known { name: "suffix", asks_nothing: |value| value == "" }];
 }

@@ -13,10 +13,11 @@ use crate::dialects::chat::Chat;
 use crate::dialects::{Dialect, Header};
 use crate::error::ApiError;
 use crate::events::{joined, opened};
-use crate::models::{Writer, blocking};
+use crate::model::Writer;
+use crate::models::blocking;
 use crate::request::{
-    Conversation, JsonObject, KeepAlive, Known, Parameters, Reasoning, Thoughts, Tools,
-    content_rule, in_range, in_words, max_tokens, refuse,
+    Conversation, JsonObject, Known, Parameters, Reasoning, Thoughts, Tools, content_rule,
+    in_range, in_words, max_tokens, refuse,
 };
 use crate::routes::{check_length, draft_name, in_background, respond, warnings};
 use crate::running::Running;
@@ -29,17 +30,18 @@ pub(crate) async fn create(
     headers: HeaderMap,
     body: JsonObject,
 ) -> Result<Response, ApiError> {
-    let chat = ChatRequest::parse(&body)?;
+    let mut chat = ChatRequest::parse(&body)?;
     let background = in_background(&headers, &body)?;
     let draft = draft_name(query.as_deref(), &chat.parameters.draft)?;
-    let (model, called) = app.models.writer(chat.parameters.model.as_deref(), &mut running).await?;
-    if let Some(KeepAlive(after)) = chat.parameters.keep_alive {
-        model.keep_for(after);
+    let (name, keep_alive) = (chat.parameters.model.as_deref(), chat.parameters.keep_alive);
+    let model = app.models.writer(name, keep_alive, &mut running).await?;
+    if let Some(system) = &model.preset.system {
+        chat.conversation.open_with(system);
     }
     let draft = app.models.draft(draft, &model, &mut running).await?;
     let (parameters, choices) = (chat.parameters.clone(), chat.parameters.choices);
     let dialect = Chat {
-        header: Header::new("chatcmpl-", called),
+        header: Header::new("chatcmpl-", model.called.clone()),
         choices,
         logprobs: chat.logprobs.is_some(),
         include_usage: parameters.include_usage,
@@ -121,7 +123,8 @@ impl ChatRequest {
             return Err(ApiError::invalid(Chat::PROMPT, message));
         }
         check_length(Chat::PROMPT, tokens.len(), model.engine.info().context)?;
-        let mut request = self.parameters.request(tokens, self.logprobs, &model.defaults())?;
+        let defaults = model.defaults();
+        let mut request = self.parameters.request(tokens, self.logprobs, &defaults)?;
         let continues_thoughts = || {
             let last = self.conversation.continued();
             last.is_some_and(|last| {
@@ -153,6 +156,11 @@ impl ChatRequest {
         let Some(template) = &text.template else {
             let problem = match &text.template_error {
                 Some(error) => format!("this model's chat template is broken: {error}"),
+                None if model.foreign_template => {
+                    "this model's GGUF file has no chat template (`tokenizer.chat_template`), and Ollama's own, \
+                     which is written in another language, is not read"
+                        .to_owned()
+                }
                 None => "this model has no chat template".to_owned(),
             };
             return Err(ApiError::ModelUnsuitable {

@@ -16,9 +16,10 @@ use crate::dialects::completions::Completions;
 use crate::dialects::logprobs::Offsets;
 use crate::error::ApiError;
 use crate::events::{Answer, Choice, Echo, echoed, fold, joined, opened};
-use crate::models::{Writer, blocking};
+use crate::model::Writer;
+use crate::models::blocking;
 use crate::request::{
-    JsonObject, KeepAlive, Known, Parameters, Prompt, content_rule, in_range, prompts, refuse,
+    Defaults, JsonObject, Known, Parameters, Prompt, content_rule, in_range, prompts, refuse,
 };
 use crate::routes::{check_length, draft_name, in_background, json, respond, warnings};
 use crate::running::Running;
@@ -34,11 +35,9 @@ pub(crate) async fn create(
     let completion = Arc::new(CompletionRequest::parse(&body)?);
     let background = in_background(&headers, &body)?;
     let draft = draft_name(query.as_deref(), &completion.parameters.draft)?;
-    let (model, called) =
-        app.models.writer(completion.parameters.model.as_deref(), &mut running).await?;
-    if let Some(KeepAlive(after)) = completion.parameters.keep_alive {
-        model.keep_for(after);
-    }
+    let parameters = &completion.parameters;
+    let (name, keep_alive) = (parameters.model.as_deref(), parameters.keep_alive);
+    let model = app.models.writer(name, keep_alive, &mut running).await?;
     let draft = app.models.draft(draft, &model, &mut running).await?;
     let prepared = {
         let (model, completion) = (Arc::clone(&model), Arc::clone(&completion));
@@ -55,14 +54,13 @@ pub(crate) async fn create(
         None => tokenizer.opening_after(&request.prompt),
     };
     let openings: Vec<Opening> = requests.iter().map(opening).collect();
-    let parameters = &completion.parameters;
     // Of the choices that are given out, not of all candidates.
     let offsets = echoes.iter().zip(&openings).flat_map(|(echo, opening)| {
         let offsets = Offsets::new(tokenizer, echo, opening.clone());
         std::iter::repeat_n(offsets, parameters.choices)
     });
     let mut dialect = Completions {
-        header: Header::new("cmpl-", called),
+        header: Header::new("cmpl-", model.called.clone()),
         logprobs: completion.logprobs.is_some(),
         include_usage: parameters.include_usage,
         offsets: offsets.collect(),
@@ -139,8 +137,9 @@ impl CompletionRequest {
     /// Each prompt's request, and its echo.
     fn prepare(&self, model: &Writer) -> Result<Vec<(GenerateRequest, Echo)>, ApiError> {
         let constraint = self.constraint(model)?;
+        let defaults = model.defaults();
         let prepare = |prompt| {
-            let (mut request, echo) = self.prepare_one(prompt, model)?;
+            let (mut request, echo) = self.prepare_one(prompt, model, &defaults)?;
             request.constraint = constraint.clone();
             Ok((request, echo))
         };
@@ -160,9 +159,9 @@ impl CompletionRequest {
         &self,
         prompt: &Prompt,
         model: &Writer,
+        defaults: &Defaults,
     ) -> Result<(GenerateRequest, Echo), ApiError> {
         let tokenizer = &model.engine.text().tokenizer;
-        let defaults = model.defaults();
         let (tokens, text, added) = match prompt {
             Prompt::Text(text) => {
                 let tokens = tokenizer.encode(text, AddSpecial::Yes);
@@ -186,7 +185,7 @@ impl CompletionRequest {
         let scored_tokens = if score_prompt { tokens.len() - added } else { 0 };
         // Candidates are compared by their log probabilities.
         let logprobs = self.logprobs.or((self.best_of > self.parameters.choices).then_some(0));
-        let mut request = self.parameters.request(tokens, logprobs, &defaults)?;
+        let mut request = self.parameters.request(tokens, logprobs, defaults)?;
         request.choices = self.best_of;
         request.score_prompt = score_prompt;
         if self.content.is_none() {

@@ -2,7 +2,7 @@ use std::sync::Arc;
 
 use axum::extract::State;
 use axum::response::Response;
-use base_mlx_core::engine::{Encodable, Encoder, Purpose, normalized};
+use base_mlx_core::engine::{Encodable, Encoder, Purpose};
 use base64::Engine as _;
 use base64::prelude::BASE64_STANDARD;
 use serde::Serialize;
@@ -10,7 +10,7 @@ use serde::Serialize;
 use crate::App;
 use crate::error::ApiError;
 use crate::models::blocking;
-use crate::request::{JsonObject, KeepAlive, Prompt, in_range, prompts};
+use crate::request::{JsonObject, KeepAlive, Known, Prompt, in_range, prompts, refuse};
 use crate::routes::{TextUsage, json};
 use crate::running::Running;
 
@@ -36,14 +36,9 @@ pub(crate) async fn create(
         () = running.stopped() => return Err(ApiError::ShuttingDown),
     };
     let vectors = vectors.map_err(|error| ApiError::encoding(error, INPUT))?;
-    let data = vectors.into_iter().enumerate().map(|(index, mut vector)| {
-        if dimensions < vector.len() {
-            vector.truncate(dimensions);
-            if encoder.info().normalized {
-                vector = normalized(vector);
-            }
-        }
-        Embedding { object: "embedding", index, embedding: format.write(vector) }
+    let data = vectors.into_iter().enumerate().map(|(index, vector)| {
+        let embedding = format.write(encoder.info().shortened(vector, dimensions));
+        Embedding { object: "embedding", index, embedding }
     });
     let answer = Embeddings { object: "list", data: data.collect(), model, usage };
     // Thousands of vectors are megabytes of digits.
@@ -59,12 +54,13 @@ struct EmbeddingRequest {
     dimensions: Option<usize>,
     /// Which of the model's prompts stands before each text.
     prompt_name: Option<String>,
-    /// Tokens of which each text keeps the first; -1 is as many as the model takes.
-    truncate: Option<i64>,
+    /// Tokens that each text keeps, from its first one on; more than the model takes is all that it takes.
+    truncate: Option<usize>,
 }
 
 impl EmbeddingRequest {
     fn parse(body: &JsonObject) -> Result<Self, ApiError> {
+        refuse(body, &[Known::OF_EMBEDDINGS])?;
         let fields = body.fields();
         let input = prompts(&fields, INPUT, MOST_TEXTS)?;
         let empty = |prompt: &Prompt| match prompt {
@@ -84,6 +80,20 @@ impl EmbeddingRequest {
                 return Err(ApiError::invalid("encoding_format", message));
             }
         };
+        let prompt_name = fields.text("prompt_name")?.map(str::to_owned);
+        if prompt_name.is_some() && input.iter().any(|one| matches!(one, Prompt::Tokens(_))) {
+            let message = "`prompt_name` goes before texts, and `input` has tokens";
+            return Err(ApiError::invalid("prompt_name", message));
+        }
+        let truncate = match in_range(TRUNCATE, fields.whole(TRUNCATE)?, -1..=i64::MAX)? {
+            None => None,
+            Some(0) => {
+                let message = format!("`{TRUNCATE}` is 0, expected -1 or at least 1");
+                return Err(ApiError::invalid(TRUNCATE, message));
+            }
+            // -1 is as many as the model takes.
+            Some(tokens) => Some(usize::try_from(tokens).unwrap_or(usize::MAX)),
+        };
         let dimensions = in_range("dimensions", fields.whole("dimensions")?, 1..=i64::MAX)?;
         Ok(Self {
             model: fields.text("model")?.map(str::to_owned),
@@ -91,8 +101,8 @@ impl EmbeddingRequest {
             input,
             format,
             dimensions: dimensions.map(|dimensions| dimensions as usize),
-            prompt_name: fields.text("prompt_name")?.map(str::to_owned),
-            truncate: in_range(TRUNCATE, fields.whole(TRUNCATE)?, -1..=i64::MAX)?,
+            prompt_name,
+            truncate,
         })
     }
 
@@ -108,12 +118,9 @@ impl EmbeddingRequest {
     }
 
     fn texts(&self, encoder: &Encoder) -> Result<Vec<Encodable>, ApiError> {
-        let prompt = self.prompt_name.as_deref().map(|name| prompt(encoder, name)).transpose()?;
-        let longest = match self.truncate {
-            None => None,
-            Some(tokens @ 0..) => Some(usize::try_from(tokens).unwrap_or(usize::MAX)),
-            Some(_) => Some(encoder.info().longest),
-        };
+        let prompt = encoder.info().prompt(self.prompt_name.as_deref());
+        let prompt = prompt.map_err(|error| ApiError::invalid("prompt_name", error.to_string()))?;
+        let longest = self.truncate.map(|tokens| tokens.min(encoder.info().longest));
         let encode = |input: &Prompt| match input {
             Prompt::Text(text) => encoder.text(text, prompt, longest),
             Prompt::Tokens(tokens) => {
@@ -123,19 +130,6 @@ impl EmbeddingRequest {
         };
         Ok(self.input.iter().map(encode).collect())
     }
-}
-
-/// What the model's makers put before a text for this purpose.
-fn prompt<'a>(encoder: &'a Encoder, name: &str) -> Result<&'a str, ApiError> {
-    let prompts = &encoder.info().prompts;
-    prompts.get(name).map(String::as_str).ok_or_else(|| {
-        let known: Vec<String> = prompts.keys().map(|name| format!("`{name}`")).collect();
-        let known = match &known[..] {
-            [] => "the model has none".to_owned(),
-            known => format!("the model has {}", known.join(", ")),
-        };
-        ApiError::invalid("prompt_name", format!("there is no prompt {name:?}; {known}"))
-    })
 }
 
 #[derive(Clone, Copy)]

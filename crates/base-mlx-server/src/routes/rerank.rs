@@ -8,7 +8,7 @@ use serde::Serialize;
 use crate::App;
 use crate::error::ApiError;
 use crate::models::blocking;
-use crate::request::{Field, JsonObject, KeepAlive, in_range};
+use crate::request::{Field, JsonObject, KeepAlive, Known, in_range, refuse};
 use crate::routes::{TextUsage, json};
 use crate::running::Running;
 
@@ -41,8 +41,8 @@ pub(crate) async fn create(
             document: request.returns.then(|| Document { text: request.documents[index].clone() }),
         })
         .collect();
-    // Equals stay in their order.
-    results.sort_by(|a, b| b.relevance_score.total_cmp(&a.relevance_score));
+    // By what tells the best apart where relevance comes to 1. Equals stay in their order.
+    results.sort_by(|a, b| scores[b.index][0].total_cmp(&scores[a.index][0]));
     results.truncate(request.top_n);
     let id = format!("rerank-{}", uuid::Uuid::now_v7().simple());
     let answer = Ranking { id, object: "list", model, results, usage };
@@ -63,6 +63,7 @@ struct RerankRequest {
 
 impl RerankRequest {
     fn parse(body: &JsonObject) -> Result<Self, ApiError> {
+        refuse(body, &[Known::OF_RERANK])?;
         let fields = body.fields();
         let query = fields.need("query", "a string")?.text()?.to_owned();
         if query.is_empty() {

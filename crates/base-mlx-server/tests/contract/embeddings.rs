@@ -122,8 +122,16 @@ fn point_56_what_cannot_be_embedded_is_told_by_its_number() {
     assert_eq!(cut["usage"]["prompt_tokens"], 512);
     let cut = embed(json!({ "input": long, "truncate_prompt_tokens": 10 }));
     assert_eq!(cut["usage"]["prompt_tokens"], 10);
-    let body = json!({ "model": "minilm", "input": "a", "prompt_name": "query" });
-    assert_eq!(SERVER.post("/v1/embeddings", &body).error(400)["param"], "prompt_name");
+    for (fields, param) in [
+        (json!({ "prompt_name": "query" }), "prompt_name"),
+        (json!({ "input": [101], "prompt_name": "query" }), "prompt_name"),
+        (json!({ "truncate_prompt_tokens": 0 }), "truncate_prompt_tokens"),
+        (json!({ "normalized": false }), "normalized"),
+        (json!({ "input_type": "query" }), "input_type"),
+    ] {
+        let body = with(json!({ "model": "minilm", "input": "a" }), fields);
+        assert_eq!(SERVER.post("/v1/embeddings", &body).error(400)["param"], param);
+    }
 }
 
 #[test]
@@ -170,6 +178,10 @@ fn point_59_each_model_says_what_it_is_for() {
     unsuitable("/v1/rerank", pairs, "it answers at /v1/embeddings");
     let error = SERVER.chat(with(capital(), json!({ "draft_model": "minilm" }))).error(400);
     assert_eq!(error["param"], "draft_model");
+    let load = |fields: Value| SERVER.post("/v1/models/minilm/load", &fields);
+    assert_eq!(load(json!({ "kv_cache_type": "q8_0" })).error(400)["param"], "kv_cache_type");
+    assert_eq!(load(json!({})).ok()["context_length"], 512);
+    assert_eq!(load(json!({ "context_length": 128 })).error(400)["param"], "context_length");
 }
 
 /// A tiny cross-encoder of random weights, with a vocabulary of words.
@@ -243,6 +255,9 @@ fn documents_are_ranked_by_their_score_with_the_query() {
     assert_eq!(RANKER.post("/v1/rerank", &body).ok()["usage"]["prompt_tokens"], 40);
     for (fields, param) in [
         (json!({ "query": long }), "query"),
+        // Whose pair with anything has no room but for its marks.
+        (json!({ "query": "green ".repeat(37) }), "query"),
+        (json!({ "rank_fields": ["title"] }), "rank_fields"),
         (json!({ "query": "" }), "query"),
         (json!({ "query": null }), "query"),
         (json!({ "documents": [] }), "documents"),

@@ -26,12 +26,11 @@ pub(super) fn encoder(
 ) -> Result<Encoder, LoadError> {
     let (jobs, incoming) = channel();
     let queue = Queue::new(incoming);
+    let place = Place { path, name, device, options };
     let Loaded { runner, text, sentence, info } = match device.backend() {
         // Nothing is kept for long, so it is kept as it is.
-        AnyBackend::Cpu(backend) => {
-            load(path, name, &backend.with_kv(KvFormat::F32), device, options, queue)?
-        }
-        AnyBackend::Mlx(backend) => load(path, name, backend, device, options, queue)?,
+        AnyBackend::Cpu(backend) => load(&backend.with_kv(KvFormat::F32), place, queue)?,
+        AnyBackend::Mlx(backend) => load(backend, place, queue)?,
     };
     let port = device.thread().add(runner);
     Ok(Encoder {
@@ -50,12 +49,17 @@ struct Loaded {
     info: EncoderInfo,
 }
 
+/// What is to be loaded, and where.
+struct Place<'a> {
+    path: &'a Path,
+    name: &'a str,
+    device: &'a Device,
+    options: &'a EngineOptions,
+}
+
 fn load<B: Backend>(
-    path: &Path,
-    name: &str,
     backend: &B,
-    device: &Device,
-    options: &EngineOptions,
+    Place { path, name, device, options }: Place,
     queue: Queue,
 ) -> Result<Loaded, LoadError> {
     let purpose = Purpose::of(path)?;
@@ -73,8 +77,8 @@ fn load<B: Backend>(
     let backend = backend.for_model(checkpoint.dtype(), None)?;
     let config = checkpoint.config();
     let of_family = models::longest_text(config)?;
-    let longest = models::context(config)?;
-    let longest = options.context.map_or(longest, |context| context.min(longest));
+    let trained = models::context(config)?;
+    let longest = options.context.map_or(trained, |context| context.min(trained));
     let layers = match of_family {
         Some(_) => Vec::new(),
         None => models::layers(&checkpoint)?,
@@ -84,7 +88,7 @@ fn load<B: Backend>(
     let on_disk: u64 = checkpoint.tensors().map(|tensor| tensor.bytes as u64).sum();
     // What cannot be computed in pieces makes a step of its own length.
     let rows = if layers.is_empty() { step_tokens.max(longest) } else { step_tokens };
-    let workspace = rows * row_bytes(config);
+    let workspace = rows * row_bytes(config)?;
     let fixed = on_disk as usize + workspace;
     let position: usize = layers.iter().map(|&layer| backend.kv_bytes(layer)).sum();
     let wish = match position {
@@ -98,7 +102,7 @@ fn load<B: Backend>(
         let encoder = match of_family {
             Some(_) => models::load_encoder(&checkpoint, &backend),
             None => models::load(&checkpoint, &backend)
-                .map(|model| models::Encoder { model, scorer: None }),
+                .map(|model| models::EncoderModel { model, scorer: None }),
         };
         (text.join().unwrap_or_else(|panic| resume_unwind(panic)), encoder)
     });
@@ -108,12 +112,14 @@ fn load<B: Backend>(
         name: name.to_owned(),
         family: config.model_type()?.to_owned(),
         purpose,
+        trained,
         longest: if layers.is_empty() { longest } else { room.promised() },
-        dimensions: if purpose == Purpose::Rank { 1 } else { hidden_size(config) },
+        dimensions: if purpose == Purpose::Rank { 1 } else { hidden_size(config)? },
         normalized: sentence.normalize,
         vocab_size: config.count("vocab_size")?,
         bytes: on_disk,
         prompts: sentence.prompts.clone(),
+        default_prompt: sentence.default_prompt.clone(),
     };
     let runner = EncoderRunner {
         name: name.to_owned(),
@@ -130,13 +136,14 @@ fn load<B: Backend>(
 }
 
 /// Bytes that a layer has of a token at once, roughly.
-fn row_bytes(config: &Config) -> usize {
-    let inner = ["intermediate_size", "n_inner"].map(|key| config.count(key).unwrap_or(0));
-    (8 * hidden_size(config) + 3 * inner.into_iter().sum::<usize>()) * size_of::<f32>()
+fn row_bytes(config: &Config) -> Result<usize, LoadError> {
+    let inner =
+        config.optional_count("n_inner")?.map_or_else(|| config.count("intermediate_size"), Ok);
+    Ok((8 * hidden_size(config)? + 3 * inner?) * size_of::<f32>())
 }
 
-fn hidden_size(config: &Config) -> usize {
-    ["hidden_size", "n_embd"].iter().find_map(|key| config.count(key).ok()).unwrap_or(0)
+fn hidden_size(config: &Config) -> Result<usize, LoadError> {
+    config.optional_count("n_embd")?.map_or_else(|| config.count("hidden_size"), Ok)
 }
 
 /// Of the CPU, where a product by few rows reads its weights as often as one by many.

@@ -7,8 +7,6 @@ mod queue;
 mod runner;
 mod sentence;
 
-pub use pooling::normalized;
-
 use std::collections::BTreeMap;
 use std::fmt;
 use std::path::Path;
@@ -64,6 +62,8 @@ pub struct EncoderInfo {
     pub purpose: Purpose,
     /// Tokens of the longest text.
     pub longest: usize,
+    /// The same of the model wherever there is room.
+    pub trained: usize,
     /// Values of a vector; 1 where pairs are scored.
     pub dimensions: usize,
     /// Whether vectors have length 1.
@@ -73,6 +73,45 @@ pub struct EncoderInfo {
     pub bytes: u64,
     /// What the model's makers put before a text, by what the text is for, such as `query`.
     pub prompts: BTreeMap<String, String>,
+    /// Which of them stands before texts of which nothing is said.
+    pub default_prompt: Option<String>,
+}
+
+/// That a model has no prompt of this name.
+#[derive(Clone, Debug, PartialEq, thiserror::Error)]
+#[error("there is no prompt {name:?}; the model has {}", self.known())]
+pub struct UnknownPrompt {
+    pub name: String,
+    pub known: Vec<String>,
+}
+
+impl UnknownPrompt {
+    fn known(&self) -> String {
+        let names: Vec<String> = self.known.iter().map(|name| format!("`{name}`")).collect();
+        if names.is_empty() { "none".to_owned() } else { names.join(", ") }
+    }
+}
+
+impl EncoderInfo {
+    /// What stands before a text for this purpose; without a name, what stands there by default.
+    pub fn prompt(&self, name: Option<&str>) -> Result<Option<&str>, UnknownPrompt> {
+        let Some(name) = name.or(self.default_prompt.as_deref()) else { return Ok(None) };
+        let unknown = || UnknownPrompt {
+            name: name.to_owned(),
+            known: self.prompts.keys().cloned().collect(),
+        };
+        self.prompts.get(name).map(|prompt| Some(prompt.as_str())).ok_or_else(unknown)
+    }
+
+    /// The first `dimensions` values of a vector, again of length 1 if vectors are: what models are trained for whose vectors
+    /// may be cut. (Kusupati et al. 2022, arXiv:2205.13147)
+    pub fn shortened(&self, mut vector: Vec<f32>, dimensions: usize) -> Vec<f32> {
+        if dimensions >= vector.len() {
+            return vector;
+        }
+        vector.truncate(dimensions);
+        if self.normalized { pooling::normalized(vector) } else { vector }
+    }
 }
 
 /// A loaded encoder. Clones share it; it leaves the device when the last one is gone.
@@ -142,7 +181,7 @@ impl Encoder {
     }
 
     /// Two texts as the model expects a pair. The second one loses its end where both are too long; `None` if the first alone
-    /// leaves no room.
+    /// leaves no room for any of it.
     pub fn pair(&self, first: &str, second: &str) -> Option<Encodable> {
         let (tokens, types) = self.text.tokenizer.encode_pair(first, second, self.info.longest)?;
         Some(Encodable { tokens, types })
@@ -165,7 +204,7 @@ impl Encoder {
             }
         }
         let (reply, answer) = oneshot::channel();
-        // Either fails only when the model is gone, and then nobody holds the other end of `answer`.
+        // Either fails only where the device has stopped or has lost the model, and then nobody holds the other end of `answer`.
         let _ = self.jobs.send(Job::new(texts, reply));
         self.port.wake();
         answer.await.unwrap_or(Err(EncodeError::ShuttingDown))

@@ -63,7 +63,7 @@ impl Pooled {
 }
 
 /// Brought to length 1; one of zeros stays as it is.
-pub fn normalized(mut vector: Vec<f32>) -> Vec<f32> {
+pub(super) fn normalized(mut vector: Vec<f32>) -> Vec<f32> {
     let length = vector.iter().map(|x| f64::from(*x) * f64::from(*x)).sum::<f64>().sqrt();
     if length > 0.0 {
         vector.iter_mut().for_each(|x| *x = (f64::from(*x) / length) as f32);

@@ -61,14 +61,22 @@ impl Queue {
     }
 
     /// Those whose callers have gone need nothing any more.
-    pub(super) fn drop_abandoned(&mut self) {
-        self.jobs.retain(|_, job| !job.reply.is_closed());
+    pub(super) fn drop_abandoned(&mut self, model: &str) {
+        self.jobs.retain(|_, job| {
+            let wanted = !job.reply.is_closed();
+            if !wanted {
+                metrics::encoded(model, "cancelled", 0);
+            }
+            wanted
+        });
         let jobs = &self.jobs;
         self.turns.retain(|id| jobs.contains_key(id));
     }
 
-    pub(super) fn clear(&mut self) {
+    /// Gives everybody up who waits.
+    pub(super) fn clear(&mut self, model: &str) {
         self.take_incoming();
+        self.jobs.values().for_each(|_| metrics::encoded(model, "cancelled", 0));
         self.jobs.clear();
         self.turns.clear();
     }
@@ -80,6 +88,11 @@ impl Queue {
     /// `None` if its caller has gone.
     pub(super) fn text(&self, id: JobId, text: usize) -> Option<&Encodable> {
         Some(&self.jobs.get(&id)?.texts[text])
+    }
+
+    /// Whose turn it is.
+    pub(super) fn next_job(&self) -> Option<JobId> {
+        self.turns.front().copied()
     }
 
     /// The length of the text that is next.

@@ -13,13 +13,13 @@ use crate::engine::device::{RequestId, Runner};
 use crate::engine::memory::Room;
 use crate::engine::runner::Submission;
 use crate::engine::{Event, GenerateError};
-use crate::models::Encoder;
+use crate::models::EncoderModel;
 use crate::step::Step;
 
 pub(super) struct EncoderRunner<B: Backend> {
     pub(super) name: String,
     pub(super) backend: B,
-    pub(super) encoder: Encoder<B>,
+    pub(super) encoder: EncoderModel<B>,
     pub(super) pooling: Pooling,
     pub(super) normalize: bool,
     /// Most tokens of a step, but for a text that has to be seen at once.
@@ -46,7 +46,7 @@ struct Part<'a, K> {
 }
 
 impl<B: Backend> EncoderRunner<B> {
-    /// Begins as many texts as there is room for beside those that are begun, at least one of all.
+    /// Begins as many texts as there is room for beside those that are begun, at least one where none is.
     fn begin(&mut self) -> Result<(), DeviceError> {
         // Whether a text's beginning is remembered, so that it can be computed piece by piece.
         let layers = self.encoder.model.layers();
@@ -62,8 +62,9 @@ impl<B: Backend> EncoderRunner<B> {
             if held + len > most && !self.begun.is_empty() {
                 break;
             }
-            let Some((job, text)) = self.queue.take_next() else { break };
+            // Before the text is taken, so that a failure leaves it where it is found.
             let kv = self.backend.new_kv(&layers)?;
+            let Some((job, text)) = self.queue.take_next() else { break };
             let pooled = Pooled::new(self.pooling);
             self.begun.push(Begun { job, text, kv, pooled });
             held += len;
@@ -148,7 +149,7 @@ impl<B: Backend> Runner for EncoderRunner<B> {
     }
 
     fn step(&mut self) {
-        self.queue.drop_abandoned();
+        self.queue.drop_abandoned(&self.name);
         self.begun.retain(|begun| self.queue.text(begun.job, begun.text).is_some());
         if self.queue.is_empty() {
             return;
@@ -158,8 +159,11 @@ impl<B: Backend> Runner for EncoderRunner<B> {
             Ok(()) => self.finish(),
             Err(message) => {
                 tracing::error!("a step failed: {message}");
-                for begun in self.begun.drain(..) {
-                    self.queue.fail(&self.name, begun.job, &message);
+                // Where nothing could be begun it is the next one's failure.
+                let next = self.queue.next_job().filter(|_| self.begun.is_empty());
+                let begun = self.begun.drain(..).map(|begun| begun.job);
+                for job in begun.chain(next).collect::<Vec<_>>() {
+                    self.queue.fail(&self.name, job, &message);
                 }
             }
         }
@@ -172,6 +176,6 @@ impl<B: Backend> Runner for EncoderRunner<B> {
     fn stop(&mut self, _: Instant) {
         // Whoever waits hears that nobody is there to answer.
         self.begun.clear();
-        self.queue.clear();
+        self.queue.clear(&self.name);
     }
 }

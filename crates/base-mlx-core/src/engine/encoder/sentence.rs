@@ -10,7 +10,8 @@ use serde_json::{Map, Value};
 use super::pooling::Pooling;
 use crate::weights::{LoadError, read_json};
 
-/// How a text becomes a vector.
+/// How a text becomes a vector. Their `max_seq_length` is left alone: it is where they cut texts by themselves, and what a
+/// model's positions have room for can be longer.
 #[derive(Clone, Debug, PartialEq)]
 pub(super) struct Sentence {
     pub(super) pooling: Pooling,
@@ -20,13 +21,20 @@ pub(super) struct Sentence {
     pub(super) lowercase: bool,
     /// What is put before a text, by what the text is for.
     pub(super) prompts: BTreeMap<String, String>,
+    /// Which of them stands before texts of which nothing is said.
+    pub(super) default_prompt: Option<String>,
 }
 
 impl Default for Sentence {
     /// For encoders that come without such files.
     fn default() -> Self {
-        let (normalize, lowercase) = (true, false);
-        Self { pooling: Pooling::Mean, normalize, lowercase, prompts: BTreeMap::new() }
+        Self {
+            pooling: Pooling::Mean,
+            normalize: true,
+            lowercase: false,
+            prompts: BTreeMap::new(),
+            default_prompt: None,
+        }
     }
 }
 
@@ -58,8 +66,14 @@ impl Sentence {
         let settings = json::<Map<String, Value>>(&folder.join("sentence_bert_config.json"))?;
         let lowercase = settings.as_ref().and_then(|settings| settings.get("do_lower_case"));
         sentence.lowercase = lowercase == Some(&Value::Bool(true));
-        let prompts = json::<Prompts>(&folder.join("config_sentence_transformers.json"))?;
-        sentence.prompts = prompts.unwrap_or_default().prompts;
+        let path = folder.join("config_sentence_transformers.json");
+        let Prompts { prompts, default_prompt_name } = json(&path)?.unwrap_or_default();
+        if let Some(name) = default_prompt_name.as_ref().filter(|name| !prompts.contains_key(*name))
+        {
+            let what = format!("`default_prompt_name` is {name:?}, which is none of its prompts");
+            return Err(LoadError::Damaged { path, what });
+        }
+        (sentence.prompts, sentence.default_prompt) = (prompts, default_prompt_name);
         Ok(Some(sentence))
     }
 }
@@ -110,6 +124,7 @@ struct Module {
 struct Prompts {
     #[serde(default)]
     prompts: BTreeMap<String, String>,
+    default_prompt_name: Option<String>,
 }
 
 /// `None` if the file is not there.

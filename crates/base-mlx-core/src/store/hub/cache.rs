@@ -29,29 +29,6 @@ pub(in super::super) fn find(hub_cache: &Path, name: &HubName) -> Option<PathBuf
     }
 }
 
-/// Every whole model at its repository's `main`: `owner/name`, or `owner/name:TAG` for GGUF files.
-pub(in super::super) fn installed(hub_cache: &Path) -> Vec<(String, PathBuf)> {
-    let mut models = Vec::new();
-    for (folder, _) in folders::children(hub_cache) {
-        let Some((owner, name)) =
-            folder.strip_prefix("models--").and_then(|rest| rest.split_once("--"))
-        else {
-            continue;
-        };
-        let id = format!("{owner}/{name}");
-        let repo = RepoCache::new(hub_cache, &id);
-        let Some(commit) = repo.commit("main") else { continue };
-        let snapshot = repo.snapshot(&commit);
-        if folders::is_model_folder(&snapshot, Demand::Complete) {
-            models.push((id.clone(), snapshot.clone()));
-        }
-        for (file, path) in folders::ggufs_in(&snapshot) {
-            models.push((format!("{id}:{}", folders::tag(&file)), path));
-        }
-    }
-    models
-}
-
 /// One repository's place in the cache.
 #[derive(Clone, Debug)]
 pub(in super::super) struct RepoCache {
@@ -73,13 +50,19 @@ impl RepoCache {
         self.root.join(".locks").join(&self.folder_name)
     }
 
-    pub(super) fn snapshot(&self, commit: &str) -> PathBuf {
+    pub(in super::super) fn snapshot(&self, commit: &str) -> PathBuf {
         self.folder().join("snapshots").join(commit)
     }
 
     /// `etag` is a plain name.
     pub(super) fn blob(&self, etag: &str) -> PathBuf {
         self.folder().join("blobs").join(etag)
+    }
+
+    /// Whether a download into it has begun and not ended.
+    pub(in super::super) fn has_incomplete(&self) -> bool {
+        let blobs = folders::children(&self.folder().join("blobs"));
+        blobs.iter().any(|(name, _)| name.ends_with(".incomplete"))
     }
 
     pub(super) fn incomplete(&self, etag: &str) -> PathBuf {
@@ -98,7 +81,7 @@ impl RepoCache {
     }
 
     /// What a revision was when it was pulled last.
-    fn commit(&self, revision: &str) -> Option<String> {
+    pub(in super::super) fn commit(&self, revision: &str) -> Option<String> {
         let mut text = String::new();
         let path = self.folder().join("refs").join(revision);
         match File::open(path) {

@@ -4,11 +4,11 @@ use std::path::Path;
 use reqwest::blocking::Client;
 use reqwest::{Certificate, redirect};
 
-use super::super::StoreOptions;
+use super::super::{StoreError, StoreOptions};
 use super::http::reason;
 
 /// What speaks HTTP: by the system's proxies and certificates, and never of its own accord to somebody else.
-pub(super) fn new(options: &StoreOptions) -> Result<Client, String> {
+pub(super) fn new(options: &StoreOptions) -> Result<Client, StoreError> {
     // Whoever came first has decided; reqwest needs one.
     let _ = rustls::crypto::ring::default_provider().install_default();
     let mut client = Client::builder()
@@ -23,13 +23,14 @@ pub(super) fn new(options: &StoreOptions) -> Result<Client, String> {
         client = client.no_proxy();
     }
     if let Some(path) = &options.hub_certificates {
-        let path_shown = path.display();
-        let certificates = certificates(path).map_err(|why| {
-            format!("the certificates in {path_shown} (SSL_CERT_FILE) are of no use: {why}")
-        })?;
+        let certificates = certificates(path)
+            .map_err(|why| StoreError::Certificates { path: path.clone(), why })?;
         client = client.tls_certs_merge(certificates);
     }
-    client.build().map_err(|error| reason(&error))
+    client.build().map_err(|error| StoreError::Unreachable {
+        host: options.hub_endpoint.clone(),
+        why: reason(&error),
+    })
 }
 
 /// What a PEM file holds.

@@ -51,13 +51,14 @@ impl<'a> Hub<'a> {
         if options.hub_offline {
             return Err(StoreError::Offline { repo: name.to_string() });
         }
-        let unusable =
-            |why: String| StoreError::Unreachable { host: options.hub_endpoint.clone(), why };
         let endpoint = Url::parse(&options.hub_endpoint)
             .ok()
             .filter(|url| matches!(url.scheme(), "http" | "https") && url.has_host())
-            .ok_or_else(|| unusable("it is not an http(s) address".to_owned()))?;
-        let client = client::new(options).map_err(unusable)?;
+            .ok_or_else(|| StoreError::Unreachable {
+                host: options.hub_endpoint.clone(),
+                why: "it is not an http(s) address".to_owned(),
+            })?;
+        let client = client::new(options)?;
         Ok(Self { options, client, endpoint, name, lanes: Lanes::new(options.hub_connections) })
     }
 

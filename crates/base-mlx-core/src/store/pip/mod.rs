@@ -75,7 +75,7 @@ pub(super) fn lock_path(home: &Path, name: &PipName) -> PathBuf {
     root(home).join(&name.package).join(format!(".{}.lock", name.version))
 }
 
-fn root(home: &Path) -> PathBuf {
+pub(super) fn root(home: &Path) -> PathBuf {
     home.join("models").join("pip")
 }
 
