@@ -3,7 +3,7 @@ use std::io::{self, BufRead, BufReader, Write};
 use std::path::{Path, PathBuf};
 
 use anyhow::{Context, Result, ensure};
-use base_mlx_core::engine::{EncodeError, Encoder};
+use base_mlx_core::engine::{EncodeError, Encoder, Purpose};
 use base_mlx_core::store::{DEFAULT_ENCODER, Store};
 use clap::Args;
 
@@ -38,6 +38,11 @@ pub(crate) fn run(arguments: &Arguments, file: &ConfigFile, store: &Store) -> Re
     let device = arguments.compute.start_device(file, store)?;
     let options = arguments.compute.engine(file);
     let encoder = Encoder::start(&model.path, &model.name, &device, &options)?;
+    ensure!(
+        encoder.info().purpose == Purpose::Embed,
+        "{} scores pairs of texts, and makes no vectors of them\nhint: it answers at /v1/rerank",
+        model.name
+    );
     let prompt = encoder.info().prompt(arguments.prompt_name.as_deref())?;
     let all = encoder.info().dimensions;
     let dimensions = arguments.dimensions.unwrap_or(all);
@@ -50,9 +55,19 @@ pub(crate) fn run(arguments: &Arguments, file: &ConfigFile, store: &Store) -> Re
     let mut first = 1;
     let mut texts = arguments.texts()?;
     loop {
-        let some: Vec<String> = texts.by_ref().take(AT_ONCE).collect::<Result<_>>()?;
+        // What comes before a text that is wrong is printed all the same.
+        let (mut some, mut wrong) = (Vec::new(), None);
+        for text in texts.by_ref().take(AT_ONCE) {
+            match text {
+                Ok(text) => some.push(text),
+                Err(error) => {
+                    wrong = Some(error);
+                    break;
+                }
+            }
+        }
         if some.is_empty() {
-            return Ok(());
+            return wrong.map_or(Ok(()), Err);
         }
         let encodable = some.iter().map(|text| encoder.text(text, prompt, None)).collect();
         let vectors = runtime.block_on(encoder.encode(encodable));
@@ -60,6 +75,9 @@ pub(crate) fn run(arguments: &Arguments, file: &ConfigFile, store: &Store) -> Re
             let vector = encoder.info().shortened(vector, dimensions);
             serde_json::to_writer(&mut stdout, &vector)?;
             writeln!(stdout)?;
+        }
+        if let Some(error) = wrong {
+            return Err(error);
         }
         first += some.len();
     }
@@ -95,8 +113,12 @@ fn not_empty(text: String, number: usize) -> Result<String> {
 /// With the text's number among all, `first` being that of the first one of these.
 fn with_place(error: EncodeError, first: usize) -> EncodeError {
     match error {
+        EncodeError::Empty { text } => EncodeError::Empty { text: text + first },
         EncodeError::TooLong { text, tokens, longest } => {
             EncodeError::TooLong { text: text + first, tokens, longest }
+        }
+        EncodeError::UnknownToken { text, token, vocab_size } => {
+            EncodeError::UnknownToken { text: text + first, token, vocab_size }
         }
         other => other,
     }

@@ -6,7 +6,7 @@ use crate::step::Step;
 use crate::tensor::Tensor;
 use crate::weights::{Config, LoadError, Loader};
 
-use super::Model;
+use super::{Model, Paused, Progress};
 
 /// An encoder, and what it makes of a pair of texts if it was made for that.
 pub struct EncoderModel<B: Backend> {
@@ -45,11 +45,27 @@ impl<B: Backend, L: Layer<B>> Model<B> for Stack<B, L> {
     }
 
     fn hidden(&self, step: &mut Step<B>) -> Tensor<B> {
-        let mut x = self.embeddings.forward(step); // [tokens, hidden_size]
-        for layer in &self.layers {
-            x = layer.forward(&x, step);
+        match self.hidden_until(step, None, &|| false) {
+            Progress::Done(x) => x,
+            Progress::Paused(_) => unreachable!("nobody wanted a pause"),
         }
-        x
+    }
+
+    fn hidden_until(
+        &self,
+        step: &mut Step<B>,
+        paused: Option<Paused<B>>,
+        pause: &dyn Fn() -> bool,
+    ) -> Progress<B> {
+        let Paused { mut x, layer: first } =
+            paused.unwrap_or_else(|| Paused { x: self.embeddings.forward(step), layer: 0 });
+        for (number, layer) in self.layers.iter().enumerate().skip(first) {
+            if number > first && pause() {
+                return Progress::Paused(Paused { x, layer: number });
+            }
+            x = layer.forward(&x, step); // [tokens, hidden_size]
+        }
+        Progress::Done(x)
     }
 }
 
@@ -143,8 +159,12 @@ pub(super) fn head_dim(
 
 /// Fails unless the config leaves `key` out or has it like this.
 pub(super) fn only(config: &Config, key: &str, supported: &Value) -> Result<(), LoadError> {
+    let same = |value: &Value| match (value.as_f64(), supported.as_f64()) {
+        (Some(value), Some(supported)) => value == supported,
+        _ => value == supported,
+    };
     match config.get(key) {
-        Some(value) if value != supported => {
+        Some(value) if !same(value) => {
             Err(config.error(key, &format!("is {value}, only {supported} is supported")))
         }
         _ => Ok(()),

@@ -48,6 +48,28 @@ pub trait Model<B: Backend>: Send + Sync {
     fn step_bytes(&self) -> usize;
     /// `[tokens, hidden_size]`, after the last norm. Extends every span's cache.
     fn hidden(&self, step: &mut Step<B>) -> Tensor<B>;
+    /// The same, from where an equal step has paused, until `pause` says so between two layers. Who cannot pause does not.
+    fn hidden_until(
+        &self,
+        step: &mut Step<B>,
+        _paused: Option<Paused<B>>,
+        _pause: &dyn Fn() -> bool,
+    ) -> Progress<B> {
+        Progress::Done(self.hidden(step))
+    }
+}
+
+/// What a step has come to.
+pub enum Progress<B: Backend> {
+    /// `[tokens, hidden_size]`, after the last norm.
+    Done(Tensor<B>),
+    Paused(Paused<B>),
+}
+
+/// What goes into the next of its layers.
+pub struct Paused<B: Backend> {
+    x: Tensor<B>,
+    layer: usize,
 }
 
 /// A model with a head over the vocabulary.
@@ -116,6 +138,18 @@ pub fn load<B: Backend>(
 ) -> Result<Box<dyn LanguageModel<B>>, LoadError> {
     let family = checkpoint.config().model_type()?;
     let loader = checkpoint.loader(backend);
+    let model = load_family(family, &loader).unwrap_or_else(|| Err(unknown(checkpoint, family)))?;
+    loader.finish()?;
+    Ok(model)
+}
+
+/// The same of which only the states are wanted: its head is left alone, if it has one.
+pub fn load_states<B: Backend>(
+    checkpoint: &Checkpoint,
+    backend: &B,
+) -> Result<Box<dyn Model<B>>, LoadError> {
+    let family = checkpoint.config().model_type()?;
+    let loader = checkpoint.loader(backend).without_head();
     let model = load_family(family, &loader).unwrap_or_else(|| Err(unknown(checkpoint, family)))?;
     loader.finish()?;
     Ok(model)

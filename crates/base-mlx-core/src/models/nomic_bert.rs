@@ -3,7 +3,7 @@
 use serde_json::json;
 
 use crate::backend::{Backend, Rope};
-use crate::nn::{Bias, Embedding, LayerNorm, Linear};
+use crate::nn::{self, Bias, Embedding, LayerNorm, Linear};
 use crate::step::Step;
 use crate::tensor::Tensor;
 use crate::weights::{Config, LoadError, Loader};
@@ -11,13 +11,29 @@ use crate::weights::{Config, LoadError, Loader};
 use super::encoder::{self, Embeddings, EncoderModel, Stack, head_dim, only, scores_pairs};
 
 pub(super) fn longest_text(config: &Config) -> Result<usize, LoadError> {
-    config.count("n_positions")
+    config.count(key(config, "n_positions"))
 }
+
+/// What the key is called here: transformers has words of its own for what the first checkpoints' configs say.
+fn key(config: &Config, name: &'static str) -> &'static str {
+    let [_, other] = KEYS.into_iter().find(|[first, _]| *first == name).unwrap_or([name, name]);
+    if config.get(name).is_none() && config.get(other).is_some() { other } else { name }
+}
+
+const KEYS: [[&str; 2]; 6] = [
+    ["layer_norm_epsilon", "layer_norm_eps"],
+    ["n_embd", "hidden_size"],
+    ["n_head", "num_attention_heads"],
+    ["n_inner", "intermediate_size"],
+    ["n_layer", "num_hidden_layers"],
+    ["n_positions", "max_position_embeddings"],
+];
 
 pub(super) fn load<B: Backend>(loader: &Loader<B>) -> Result<EncoderModel<B>, LoadError> {
     let config = loader.config();
     for (key, supported) in [
         ("activation_function", json!("swiglu")),
+        ("hidden_act", json!("silu")),
         ("causal", json!(false)),
         ("parallel_block", json!(false)),
         ("prenorm", json!(false)),
@@ -36,8 +52,8 @@ pub(super) fn load<B: Backend>(loader: &Loader<B>) -> Result<EncoderModel<B>, Lo
         let what = "asks for a score, which is not supported of this family";
         return Err(config.error("architectures", what));
     }
-    let hidden_size = config.count("n_embd")?;
-    let eps = config.optional_f32("layer_norm_epsilon")?.unwrap_or(1e-12);
+    let hidden_size = config.count(key(config, "n_embd"))?;
+    let eps = config.optional_f32(key(config, "layer_norm_epsilon"))?.unwrap_or(1e-12);
     let embeddings = loader.at("embeddings");
     let table =
         |name: &str, key: &str| Embedding::load(&embeddings, name, config.count(key)?, hidden_size);
@@ -51,7 +67,7 @@ pub(super) fn load<B: Backend>(loader: &Loader<B>) -> Result<EncoderModel<B>, Lo
             },
             norm: LayerNorm::load(loader, "emb_ln", hidden_size, eps)?,
         },
-        layers: (0..config.count("n_layer")?)
+        layers: (0..config.count(key(config, "n_layer"))?)
             .map(|layer| NomicLayer::load(&loader.at(format!("encoder.layers.{layer}"))))
             .collect::<Result<_, LoadError>>()?,
         step_bytes: loader.step_bytes(),
@@ -75,14 +91,17 @@ struct NomicLayer<B: Backend> {
 impl<B: Backend> NomicLayer<B> {
     fn load(loader: &Loader<B>) -> Result<Self, LoadError> {
         let config = loader.config();
-        let (hidden_size, heads) = (config.count("n_embd")?, config.count("n_head")?);
+        let (hidden_size, heads) =
+            (config.count(key(config, "n_embd"))?, config.count(key(config, "n_head"))?);
         let head_dim = head_dim(config, hidden_size, heads)?;
         if !head_dim.is_multiple_of(2) {
             return Err(config.error("n_head", &format!("gives heads of {head_dim}, an odd width")));
         }
-        let inner = config.count("n_inner")?;
-        let eps = config.optional_f32("layer_norm_epsilon")?.unwrap_or(1e-12);
-        let bias = |key: &str| Ok::<_, LoadError>(Bias::from(config.bool_or(key, true)?));
+        let inner = config.count(key(config, "n_inner"))?;
+        let eps = config.optional_f32(key(config, "layer_norm_epsilon"))?.unwrap_or(1e-12);
+        // In transformers' words there is no key, and no bias.
+        let by_default = config.get("n_embd").is_some();
+        let bias = |key: &str| Ok::<_, LoadError>(Bias::from(config.bool_or(key, by_default)?));
         let (qkv, fc1, fc2) =
             (bias("qkv_proj_bias")?, bias("mlp_fc1_bias")?, bias("mlp_fc2_bias")?);
         let linear = |name: &str, out_in, bias| Linear::load(loader, name, out_in, bias);
@@ -98,12 +117,16 @@ impl<B: Backend> NomicLayer<B> {
             fc2: linear("mlp.fc2", [hidden_size, inner], fc2)?,
             norm2: norm("norm2")?,
             head_dim,
-            rope: rope(config, head_dim)?,
+            rope: rope(loader, head_dim)?,
         })
     }
 }
 
-fn rope(config: &Config, head_dim: usize) -> Result<Rope, LoadError> {
+fn rope<B: Backend>(loader: &Loader<B>, head_dim: usize) -> Result<Rope, LoadError> {
+    let config = loader.config();
+    if config.get("rope_parameters").is_some() {
+        return nn::rope(loader, head_dim);
+    }
     let base = config.optional_f32("rotary_emb_base")?.unwrap_or(10_000.0);
     if base <= 1.0 {
         return Err(config.error("rotary_emb_base", &format!("is {base}, expected more than 1")));

@@ -49,12 +49,15 @@ impl<B: Backend> Embedding<B> {
 
 impl<B: Backend> Head<B> {
     /// The head of a model whose `tie_word_embeddings` is true is its embedding. A checkpoint may hold a copy of it under
-    /// `lm_head`, which is left alone. Without the key in config.json, the checkpoint decides by having a head or not.
+    /// `lm_head`, which is left alone, as is any head where none is wanted. Without the key in config.json, the checkpoint decides by having a head or not.
     pub fn load(loader: &Loader<B>, embedding: &Embedding<B>) -> Result<Self, LoadError> {
         let has_head = loader.has("lm_head.weight");
-        if loader.config().bool_or("tie_word_embeddings", !has_head)? {
+        if !loader.has_head() || loader.config().bool_or("tie_word_embeddings", !has_head)? {
             for part in ["weight", "scales", "biases"] {
                 loader.ignore(&format!("lm_head.{part}"));
+            }
+            if !loader.has_head() {
+                return Ok(Self { weight: embedding.table.clone() });
             }
             loader.count_for_step(loader.backend().weight_bytes(&embedding.table));
             return Ok(Self { weight: embedding.table.clone() });

@@ -2,11 +2,11 @@ use std::collections::BTreeSet;
 use std::fmt;
 use std::sync::Arc;
 
-use tokenizers::PostProcessor;
 use tokenizers::decoders::DecoderWrapper;
 use tokenizers::normalizers::{NormalizerWrapper, Sequence};
 use tokenizers::pre_tokenizers::PreTokenizerWrapper;
 use tokenizers::pre_tokenizers::metaspace::PrependScheme;
+use tokenizers::{Encoding, PostProcessor};
 
 use tokenizers::utils::truncation::TruncationDirection;
 
@@ -54,7 +54,7 @@ impl Tokenizer {
         }
         let Ok(mut inside) = self.inner.encode_fast(text, false) else { return whole };
         let around = whole.len() - inside.len();
-        inside.truncate(longest.saturating_sub(around), 0, TruncationDirection::Right);
+        shorten(&mut inside, longest.saturating_sub(around));
         let Ok(inside) = self.inner.post_process(inside, None, true) else { return whole };
         let mut tokens = self.before.clone();
         tokens.extend(inside.get_ids());
@@ -63,16 +63,26 @@ impl Tokenizer {
         tokens
     }
 
-    /// Two texts with the tokens that go around a pair, and which of both each token belongs to. The second one loses its end
-    /// where they have more than `longest` tokens together; `None` if that would leave nothing of it, or a text cannot be
-    /// expressed.
-    pub fn encode_pair(
+    /// One text and others, each of those as a pair with the first: the tokens with those that go around a pair, and which of
+    /// both each belongs to. The second text loses its end where they have more than `longest` tokens together; `None` if
+    /// that would leave nothing of it, or a text cannot be expressed.
+    pub fn encode_pairs(
         &self,
         first: &str,
+        seconds: &[String],
+        longest: usize,
+    ) -> Option<Vec<(Vec<TokenId>, Vec<u32>)>> {
+        let first = self.inner.encode_fast(first, false).ok()?;
+        let pair = |second: &String| self.encode_pair(&first, second, longest);
+        seconds.iter().map(pair).collect()
+    }
+
+    fn encode_pair(
+        &self,
+        first: &Encoding,
         second: &str,
         longest: usize,
     ) -> Option<(Vec<TokenId>, Vec<u32>)> {
-        let first = self.inner.encode_fast(first, false).ok()?;
         let mut second = self.inner.encode_fast(second, false).ok()?;
         let around = self.inner.get_post_processor().map_or(0, |post| post.added_tokens(true));
         let room = longest.checked_sub(first.len() + around)?;
@@ -80,9 +90,9 @@ impl Tokenizer {
             if room == 0 {
                 return None;
             }
-            second.truncate(room, 0, TruncationDirection::Right);
+            shorten(&mut second, room);
         }
-        let pair = self.inner.post_process(first, Some(second), true).ok()?;
+        let pair = self.inner.post_process(first.clone(), Some(second), true).ok()?;
         Some((pair.get_ids().to_vec(), pair.get_type_ids().to_vec()))
     }
 
@@ -234,6 +244,12 @@ impl Tokenizer {
             .max_by_key(|(_, token)| token.content.len())
             .map(|(&id, _)| id)
     }
+}
+
+/// Keeps the first `tokens`. The rest, which the library would keep in parts beside them, is given up.
+fn shorten(encoding: &mut Encoding, tokens: usize) {
+    encoding.truncate(tokens, 0, TruncationDirection::Right);
+    encoding.take_overflowing();
 }
 
 impl fmt::Debug for Tokenizer {

@@ -16,6 +16,8 @@ pub struct Loader<B: Backend> {
     /// Brings weights into another form.
     pool: Arc<Pool>,
     scope: String,
+    /// Whether logits are wanted of the model.
+    has_head: bool,
     /// For each of the checkpoint's tensors whether it was asked for; one for all scopes.
     read: Arc<Mutex<Vec<bool>>>,
     /// See [`Loader::step_bytes`]; one count for all scopes.
@@ -26,7 +28,24 @@ impl<B: Backend> Loader<B> {
     pub(super) fn new(checkpoint: Checkpoint, backend: B) -> Self {
         let read = Arc::new(Mutex::new(vec![false; checkpoint.stored().len()]));
         let pool = backend.host_pool();
-        Self { checkpoint, backend, pool, scope: String::new(), read, step_bytes: Arc::default() }
+        Self {
+            checkpoint,
+            backend,
+            pool,
+            scope: String::new(),
+            has_head: true,
+            read,
+            step_bytes: Arc::default(),
+        }
+    }
+
+    /// For a model of which only the states are wanted.
+    pub fn without_head(self) -> Self {
+        Self { has_head: false, ..self }
+    }
+
+    pub fn has_head(&self) -> bool {
+        self.has_head
     }
 
     pub fn config(&self) -> &Config {
@@ -44,6 +63,7 @@ impl<B: Backend> Loader<B> {
             backend: self.backend.clone(),
             pool: Arc::clone(&self.pool),
             scope: self.full(&scope.to_string()),
+            has_head: self.has_head,
             read: Arc::clone(&self.read),
             step_bytes: Arc::clone(&self.step_bytes),
         }

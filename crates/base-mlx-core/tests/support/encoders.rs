@@ -11,8 +11,17 @@ use safetensors::SafeTensors;
 
 use super::golden::relative_error;
 
-pub(crate) const VARIANTS: [&str; 7] =
-    ["bert", "bert_tanh", "bert_ranks", "xlm_roberta", "xlm_roberta_ranks", "nomic_bert", "qwen3"];
+pub(crate) const VARIANTS: [&str; 9] = [
+    "bert",
+    "bert_tanh",
+    "bert_ranks",
+    "xlm_roberta",
+    "xlm_roberta_ranks",
+    "nomic_bert",
+    "nomic_bert_transformers",
+    "qwen3",
+    "qwen3_untied",
+];
 
 pub(crate) fn golden() -> PathBuf {
     Path::new(env!("CARGO_MANIFEST_DIR")).join("tests/golden/encoders")
@@ -52,7 +61,7 @@ pub(crate) fn encoder<B: Backend>(name: &str, backend: &B) -> models::EncoderMod
     let checkpoint = Checkpoint::open(&golden().join(name)).unwrap();
     let family = checkpoint.config().model_type().unwrap();
     if FAMILIES.contains(&family) {
-        let model = models::load(&checkpoint, backend).unwrap();
+        let model = models::load_states(&checkpoint, backend).unwrap();
         return models::EncoderModel { model, scorer: None };
     }
     models::load_encoder(&checkpoint, backend).unwrap()

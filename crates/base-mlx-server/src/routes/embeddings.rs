@@ -26,10 +26,12 @@ pub(crate) async fn create(
     let (encoder, model) = encoder.await?;
     let dimensions = request.dimensions(&encoder)?;
     let format = request.format;
-    let texts = {
+    // The place is held until the work is done, even if the client has gone.
+    let (running, texts) = {
         let encoder = encoder.clone();
-        blocking(move || request.texts(&encoder)).await??
+        blocking(move || (running, request.texts(&encoder))).await?
     };
+    let texts = texts?;
     let usage = TextUsage::of(&texts);
     let vectors = tokio::select! {
         vectors = encoder.encode(texts) => vectors,
@@ -121,6 +123,13 @@ impl EmbeddingRequest {
         let prompt = encoder.info().prompt(self.prompt_name.as_deref());
         let prompt = prompt.map_err(|error| ApiError::invalid("prompt_name", error.to_string()))?;
         let longest = self.truncate.map(|tokens| tokens.min(encoder.info().longest));
+        let marks = encoder.marks();
+        let is_text = |input: &Prompt| matches!(input, Prompt::Text(_));
+        if longest.is_some_and(|tokens| tokens <= marks) && self.input.iter().any(is_text) {
+            let message =
+                format!("`{TRUNCATE}` leaves nothing but the {marks} tokens around a text");
+            return Err(ApiError::invalid(TRUNCATE, message));
+        }
         let encode = |input: &Prompt| match input {
             Prompt::Text(text) => encoder.text(text, prompt, longest),
             Prompt::Tokens(tokens) => {

@@ -22,10 +22,12 @@ pub(crate) async fn create(
     let (name, keep_alive) = (request.model.as_deref(), request.keep_alive);
     let encoder = app.models.encoder(name, Purpose::Rank, keep_alive, &mut running);
     let (encoder, model) = encoder.await?;
-    let pairs = {
+    // The place is held until the work is done, even if the client has gone.
+    let (running, pairs) = {
         let (encoder, request) = (encoder.clone(), Arc::clone(&request));
-        blocking(move || request.pairs(&encoder)).await??
+        blocking(move || (running, request.pairs(&encoder))).await?
     };
+    let pairs = pairs?;
     let usage = TextUsage::of(&pairs);
     let scores = tokio::select! {
         scores = encoder.encode(pairs) => scores,
@@ -94,8 +96,7 @@ impl RerankRequest {
     }
 
     fn pairs(&self, encoder: &Encoder) -> Result<Vec<Encodable>, ApiError> {
-        let pair = |document: &String| encoder.pair(&self.query, document);
-        self.documents.iter().map(pair).collect::<Option<Vec<_>>>().ok_or_else(|| {
+        encoder.pairs(&self.query, &self.documents).ok_or_else(|| {
             let longest = encoder.info().longest;
             let message =
                 format!("`query` leaves no room for a document in the model's {longest} tokens");

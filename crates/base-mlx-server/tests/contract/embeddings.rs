@@ -126,6 +126,7 @@ fn point_56_what_cannot_be_embedded_is_told_by_its_number() {
         (json!({ "prompt_name": "query" }), "prompt_name"),
         (json!({ "input": [101], "prompt_name": "query" }), "prompt_name"),
         (json!({ "truncate_prompt_tokens": 0 }), "truncate_prompt_tokens"),
+        (json!({ "truncate_prompt_tokens": 2 }), "truncate_prompt_tokens"),
         (json!({ "normalized": false }), "normalized"),
         (json!({ "input_type": "query" }), "input_type"),
     ] {

@@ -87,10 +87,14 @@ pub(super) fn attend_within(
         out.extend((row < text.start).then(|| zeros(text.start - row)));
         row = text.end;
         let (keys, values) = (of_text(k, kv_heads, text), of_text(v, kv_heads, text));
-        let q = of_text(q, heads, text);
-        let seen = built(q.scaled_dot_product_attention(&keys, &values, scale, Mask::All));
-        let seen = built(seen.transpose(&[0, 2, 1, 3]));
-        out.push(built(seen.reshape(&[text.len(), heads, head_dim])));
+        // Where scores are written down, those of so many queries are there at once.
+        for start in text.clone().step_by(QUERIES) {
+            let rows = start..text.end.min(start + QUERIES);
+            let q = of_text(q, heads, &rows);
+            let seen = built(q.scaled_dot_product_attention(&keys, &values, scale, Mask::All));
+            let seen = built(seen.transpose(&[0, 2, 1, 3]));
+            out.push(built(seen.reshape(&[rows.len(), heads, head_dim])));
+        }
     }
     out.extend((row < tokens).then(|| zeros(tokens - row)));
     MlxArray::known(match &out[..] {
@@ -98,6 +102,8 @@ pub(super) fn attend_within(
         many => built(Array::concatenate(&many.iter().collect::<Vec<_>>(), 0)),
     })
 }
+
+const QUERIES: usize = 1024;
 
 /// Queries at the last of the keys' positions: `[1, heads, rows, head_dim]` over `[1, kv_heads, keys, head_dim]` each.
 pub(super) fn look(

@@ -47,11 +47,13 @@ pub(super) fn activate(
     x: &Tensor<MlxBackend>,
     activation: Activation,
 ) -> MlxArray {
-    let x = x.array().value(backend.device());
-    let dtype = built(x.dtype());
+    let given = x.array().value(backend.device());
+    // Rounded once, as large terms cancel out.
+    let x = &built(given.astype(Dtype::F32));
+    let dtype = Dtype::F32;
     let number = |value| built(Array::scalar(value, dtype));
     let times = |x: &Array, value| built(x.multiply(&number(value)));
-    MlxArray::known(match activation {
+    let activated = match activation {
         Activation::Gelu => {
             let erf = built(times(x, std::f32::consts::FRAC_1_SQRT_2).erf());
             built(times(x, 0.5).multiply(&built(erf.add(&number(1.0)))))
@@ -65,7 +67,8 @@ pub(super) fn activate(
         Activation::Relu => built(x.maximum(&number(0.0))),
         Activation::Silu => built(x.multiply(&built(x.sigmoid()))),
         Activation::Tanh => built(x.tanh()),
-    })
+    };
+    MlxArray::known(built(activated.astype(built(given.dtype()))))
 }
 
 pub(super) fn take_rows(backend: &MlxBackend, x: &Tensor<MlxBackend>, rows: &[u32]) -> MlxArray {

@@ -81,10 +81,14 @@ fn load<B: Backend>(
     let longest = options.context.map_or(trained, |context| context.min(trained));
     let layers = match of_family {
         Some(_) => Vec::new(),
-        None => models::layers(&checkpoint)?,
+        None => {
+            is_causal(config)?;
+            models::layers(&checkpoint)?
+        }
     };
-    let step_tokens =
-        options.step_tokens.unwrap_or_else(|| backend.step_tokens().max(STEP_TOKENS)).max(1);
+    // What can be computed in pieces lets others have their turns between them.
+    let most = if layers.is_empty() { STEP_TOKENS } else { 0 };
+    let step_tokens = options.step_tokens.unwrap_or_else(|| backend.step_tokens().max(most)).max(1);
     let on_disk: u64 = checkpoint.tensors().map(|tensor| tensor.bytes as u64).sum();
     // What cannot be computed in pieces makes a step of its own length.
     let rows = if layers.is_empty() { step_tokens.max(longest) } else { step_tokens };
@@ -101,7 +105,7 @@ fn load<B: Backend>(
         let text = scope.spawn(|| Text::load(&checkpoint));
         let encoder = match of_family {
             Some(_) => models::load_encoder(&checkpoint, &backend),
-            None => models::load(&checkpoint, &backend)
+            None => models::load_states(&checkpoint, &backend)
                 .map(|model| models::EncoderModel { model, scorer: None }),
         };
         (text.join().unwrap_or_else(|panic| resume_unwind(panic)), encoder)
@@ -116,6 +120,7 @@ fn load<B: Backend>(
         longest: if layers.is_empty() { longest } else { room.promised() },
         dimensions: if purpose == Purpose::Rank { 1 } else { hidden_size(config)? },
         normalized: sentence.normalize,
+        knows_pairs: config.optional_count("type_vocab_size")? != Some(1),
         vocab_size: config.count("vocab_size")?,
         bytes: on_disk,
         prompts: sentence.prompts.clone(),
@@ -131,8 +136,26 @@ fn load<B: Backend>(
         room,
         queue,
         begun: Vec::new(),
+        paused: None,
     };
     Ok(Loaded { runner: Box::new(runner), text, sentence, info })
+}
+
+/// Fails if the config says that tokens of a decoder see those behind them, or that it is computed by code of its own.
+fn is_causal(config: &Config) -> Result<(), LoadError> {
+    for (key, supported) in [("is_causal", true), ("use_bidirectional_attention", false)] {
+        if config.bool_or(key, supported)? != supported {
+            let what = format!("is {}, only {supported} is supported of decoders", !supported);
+            return Err(config.error(key, &what));
+        }
+    }
+    match config.get("auto_map").and_then(|map| map.get("AutoModel")) {
+        None => Ok(()),
+        Some(class) => {
+            let what = format!("names the class {class}, which may compute something else");
+            Err(config.error("auto_map", &what))
+        }
+    }
 }
 
 /// Bytes that a layer has of a token at once, roughly.

@@ -66,6 +66,8 @@ pub struct EncoderInfo {
     pub trained: usize,
     /// Values of a vector; 1 where pairs are scored.
     pub dimensions: usize,
+    /// Whether it tells the two texts of a pair apart by more than the tokens between them.
+    pub knows_pairs: bool,
     /// Whether vectors have length 1.
     pub normalized: bool,
     pub vocab_size: usize,
@@ -93,9 +95,10 @@ impl UnknownPrompt {
 }
 
 impl EncoderInfo {
-    /// What stands before a text for this purpose; without a name, what stands there by default.
+    /// What stands before a text for this purpose; without a name what stands there by default, and with an empty one nothing.
     pub fn prompt(&self, name: Option<&str>) -> Result<Option<&str>, UnknownPrompt> {
-        let Some(name) = name.or(self.default_prompt.as_deref()) else { return Ok(None) };
+        let name = name.or(self.default_prompt.as_deref());
+        let Some(name) = name.filter(|name| !name.is_empty()) else { return Ok(None) };
         let unknown = || UnknownPrompt {
             name: name.to_owned(),
             known: self.prompts.keys().cloned().collect(),
@@ -180,11 +183,20 @@ impl Encoder {
         })
     }
 
-    /// Two texts as the model expects a pair. The second one loses its end where both are too long; `None` if the first alone
-    /// leaves no room for any of it.
-    pub fn pair(&self, first: &str, second: &str) -> Option<Encodable> {
-        let (tokens, types) = self.text.tokenizer.encode_pair(first, second, self.info.longest)?;
-        Some(Encodable { tokens, types })
+    /// A text and others, each of those with the first as the model expects a pair. The second text loses its end where both
+    /// are too long; `None` if the first alone leaves no room for any of it.
+    pub fn pairs(&self, first: &str, seconds: &[String]) -> Option<Vec<Encodable>> {
+        let pairs = self.text.tokenizer.encode_pairs(first, seconds, self.info.longest)?;
+        let pair = |(tokens, types)| match self.info.knows_pairs {
+            true => Encodable { tokens, types },
+            false => Encodable::new(tokens),
+        };
+        Some(pairs.into_iter().map(pair).collect())
+    }
+
+    /// How many tokens go around a text.
+    pub fn marks(&self) -> usize {
+        self.text.tokenizer.encode("", AddSpecial::Yes).len()
     }
 
     /// A vector for each text, or a list of one score for each pair, in their order. Texts of all callers share the device's

@@ -11,7 +11,10 @@ use crate::engine::metrics;
 
 /// Some texts that one caller waits for.
 pub(super) struct Job {
+    /// Those that are begun have been taken out.
     texts: Vec<Encodable>,
+    /// Of all texts.
+    tokens: usize,
     /// The first that is not begun.
     next: usize,
     vectors: Vec<Vec<f32>>,
@@ -26,7 +29,8 @@ type Reply = oneshot::Sender<Result<Vec<Vec<f32>>, EncodeError>>;
 impl Job {
     pub(super) fn new(texts: Vec<Encodable>, reply: Reply) -> Self {
         let (vectors, left) = (vec![Vec::new(); texts.len()], texts.len());
-        Self { texts, next: 0, vectors, left, reply, since: Instant::now() }
+        let tokens = texts.iter().map(|text| text.tokens.len()).sum();
+        Self { texts, tokens, next: 0, vectors, left, reply, since: Instant::now() }
     }
 }
 
@@ -85,9 +89,9 @@ impl Queue {
         self.jobs.is_empty()
     }
 
-    /// `None` if its caller has gone.
-    pub(super) fn text(&self, id: JobId, text: usize) -> Option<&Encodable> {
-        Some(&self.jobs.get(&id)?.texts[text])
+    /// False if its caller has gone.
+    pub(super) fn wants(&self, id: JobId) -> bool {
+        self.jobs.contains_key(&id)
     }
 
     /// Whose turn it is.
@@ -101,16 +105,17 @@ impl Queue {
         Some(job.texts[job.next].tokens.len())
     }
 
-    /// Whose turn it is, and which of its texts.
-    pub(super) fn take_next(&mut self) -> Option<(JobId, usize)> {
+    /// Whose turn it is, which of its texts, and that.
+    pub(super) fn take_next(&mut self) -> Option<(JobId, usize, Encodable)> {
         let id = self.turns.pop_front()?;
         let job = self.jobs.get_mut(&id).expect("who has a turn is there");
-        let text = job.next;
+        let number = job.next;
+        let text = std::mem::replace(&mut job.texts[number], Encodable::new(Vec::new()));
         job.next += 1;
         if job.next < job.texts.len() {
             self.turns.push_back(id);
         }
-        Some((id, text))
+        Some((id, number, text))
     }
 
     pub(super) fn ready(&mut self, model: &str, id: JobId, text: usize, vector: Vec<f32>) {
@@ -121,7 +126,7 @@ impl Queue {
             return;
         }
         let job = self.jobs.remove(&id).expect("it was just there");
-        let tokens: usize = job.texts.iter().map(|text| text.tokens.len()).sum();
+        let tokens = job.tokens;
         metrics::encoded(model, "done", tokens);
         tracing::info!(
             tag = "encode",

@@ -2,8 +2,9 @@
 
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::Arc;
-use std::time::Instant;
+use std::time::{Duration, Instant};
 
+use super::Encodable;
 use super::pooling::{Pooled, Pooling};
 use super::queue::{JobId, Queue};
 use crate::TokenId;
@@ -13,7 +14,7 @@ use crate::engine::device::{RequestId, Runner};
 use crate::engine::memory::Room;
 use crate::engine::runner::Submission;
 use crate::engine::{Event, GenerateError};
-use crate::models::EncoderModel;
+use crate::models::{EncoderModel, Paused, Progress};
 use crate::step::Step;
 
 pub(super) struct EncoderRunner<B: Backend> {
@@ -26,21 +27,26 @@ pub(super) struct EncoderRunner<B: Backend> {
     pub(super) step_tokens: usize,
     pub(super) room: Arc<Room>,
     pub(super) queue: Queue,
-    /// Texts that were too long for one step.
+    /// Texts of this step, and those that were too long for the one before.
     pub(super) begun: Vec<Begun<B::Kv>>,
+    /// Where their step has paused, so that others had their turns.
+    pub(super) paused: Option<Paused<B>>,
 }
 
 /// A text of which some tokens are computed.
 pub(super) struct Begun<K> {
     job: JobId,
-    text: usize,
+    /// Its number in the job.
+    number: usize,
+    text: Encodable,
     kv: K,
     pooled: Pooled,
 }
 
 /// The next tokens of a text.
 struct Part<'a, K> {
-    begun: &'a mut Begun<K>,
+    kv: &'a mut K,
+    pooled: &'a mut Pooled,
     tokens: &'a [TokenId],
     types: &'a [u32],
 }
@@ -50,10 +56,7 @@ impl<B: Backend> EncoderRunner<B> {
     fn begin(&mut self) -> Result<(), DeviceError> {
         // Whether a text's beginning is remembered, so that it can be computed piece by piece.
         let layers = self.encoder.model.layers();
-        let len = |begun: &Begun<_>| {
-            self.queue.text(begun.job, begun.text).map_or(0, |text| text.tokens.len())
-        };
-        let mut held: usize = self.begun.iter().map(len).sum();
+        let mut held: usize = self.begun.iter().map(|begun| begun.text.tokens.len()).sum();
         let done: usize = self.begun.iter().map(|begun| begun.pooled.tokens).sum();
         while held - done < self.step_tokens
             && let Some(len) = self.queue.next_len()
@@ -64,27 +67,26 @@ impl<B: Backend> EncoderRunner<B> {
             }
             // Before the text is taken, so that a failure leaves it where it is found.
             let kv = self.backend.new_kv(&layers)?;
-            let Some((job, text)) = self.queue.take_next() else { break };
+            let Some((job, number, text)) = self.queue.take_next() else { break };
             let pooled = Pooled::new(self.pooling);
-            self.begun.push(Begun { job, text, kv, pooled });
+            self.begun.push(Begun { job, number, text, kv, pooled });
             held += len;
         }
         Ok(())
     }
 
-    /// Computes the next tokens of what is begun.
-    fn compute(&mut self) -> Result<(), DeviceError> {
+    /// Computes the next tokens of what is begun. False if it has paused.
+    fn compute(&mut self) -> Result<bool, DeviceError> {
         let whole = self.encoder.model.layers().is_empty();
         let mut room = if whole { usize::MAX } else { self.step_tokens };
         let mut parts = Vec::with_capacity(self.begun.len());
-        for begun in &mut self.begun {
-            let Some(text) = self.queue.text(begun.job, begun.text) else { continue };
-            let start = begun.pooled.tokens;
+        for Begun { text, kv, pooled, .. } in &mut self.begun {
+            let start = pooled.tokens;
             let end = text.tokens.len().min(start.saturating_add(room));
             room -= end - start;
             if start < end {
                 let (tokens, types) = (&text.tokens[start..end], &text.types[start..end]);
-                parts.push(Part { begun, tokens, types });
+                parts.push(Part { kv, pooled, tokens, types });
             }
         }
         let (mut wanted, mut row) = (Vec::new(), 0);
@@ -93,10 +95,19 @@ impl<B: Backend> EncoderRunner<B> {
             row += part.tokens.len() as u32;
         }
         let types: Vec<u32> = parts.iter().flat_map(|part| part.types).copied().collect();
-        let sequences = parts.iter_mut().map(|part| (&mut part.begun.kv, part.tokens)).collect();
+        let sequences = parts.iter_mut().map(|part| (&mut *part.kv, part.tokens)).collect();
         let step = Step::new(&self.backend, sequences)?;
         let mut step = step.with_types(&self.backend, &types)?;
-        let hidden = self.encoder.model.hidden(&mut step);
+        let began = Instant::now();
+        let paused = self.paused.take();
+        let model = &self.encoder.model;
+        let hidden = match model.hidden_until(&mut step, paused, &|| began.elapsed() > TURN) {
+            Progress::Done(hidden) => hidden,
+            Progress::Paused(paused) => {
+                self.paused = Some(paused);
+                return Ok(false);
+            }
+        };
         let all = wanted.len() == row as usize;
         let rows = if all { hidden } else { hidden.take_rows(&wanted) };
         let rows = match &self.encoder.scorer {
@@ -107,25 +118,29 @@ impl<B: Backend> EncoderRunner<B> {
         let values = self.backend.download(rows.array())?.to_f32();
         drop(step);
         let mut rest = &values[..];
-        for Part { begun, tokens, .. } in parts {
+        for Part { pooled, tokens, .. } in parts {
             let rows = self.pooling.rows(0, tokens.len()).len();
             let (of_text, others) = rest.split_at(rows * width);
-            begun.pooled.add(of_text, width, tokens.len());
+            pooled.add(of_text, width, tokens.len());
             rest = others;
         }
-        Ok(())
+        Ok(true)
     }
 
     /// Hands out what is done.
     fn finish(&mut self) {
         let mut rest = Vec::new();
         for begun in self.begun.drain(..) {
-            let Some(text) = self.queue.text(begun.job, begun.text) else { continue };
-            if begun.pooled.tokens < text.tokens.len() {
+            if begun.pooled.tokens < begun.text.tokens.len() {
                 rest.push(begun);
+                continue;
+            }
+            let vector = begun.pooled.finish(self.normalize);
+            if vector.iter().all(|value| value.is_finite()) {
+                self.queue.ready(&self.name, begun.job, begun.number, vector);
             } else {
-                let vector = begun.pooled.finish(self.normalize);
-                self.queue.ready(&self.name, begun.job, begun.text, vector);
+                let message = format!("what it makes of text {} is no number", begun.number);
+                self.queue.fail(&self.name, begun.job, &message);
             }
         }
         self.begun = rest;
@@ -145,20 +160,32 @@ impl<B: Backend> Runner for EncoderRunner<B> {
     fn cancel(&mut self, _: RequestId) {}
 
     fn is_idle(&self) -> bool {
-        self.queue.is_empty()
+        self.queue.is_empty() && self.begun.is_empty()
     }
 
     fn step(&mut self) {
         self.queue.drop_abandoned(&self.name);
-        self.begun.retain(|begun| self.queue.text(begun.job, begun.text).is_some());
-        if self.queue.is_empty() {
+        let wanted = |begun: &Begun<_>| self.queue.wants(begun.job);
+        // A step that has paused goes on with all of its rows as long as somebody wants one.
+        if self.paused.is_none() || !self.begun.iter().any(wanted) {
+            self.paused = None;
+            self.begun.retain(wanted);
+        }
+        if self.is_idle() {
             return;
         }
-        let work = AssertUnwindSafe(|| self.begin().and_then(|()| self.compute()));
+        let work = AssertUnwindSafe(|| {
+            if self.paused.is_none() {
+                self.begin()?;
+            }
+            self.compute()
+        });
         match flatten(catch_unwind(work)) {
-            Ok(()) => self.finish(),
+            Ok(true) => self.finish(),
+            Ok(false) => {}
             Err(message) => {
                 tracing::error!("a step failed: {message}");
+                self.paused = None;
                 // Where nothing could be begun it is the next one's failure.
                 let next = self.queue.next_job().filter(|_| self.begun.is_empty());
                 let begun = self.begun.drain(..).map(|begun| begun.job);
@@ -175,7 +202,11 @@ impl<B: Backend> Runner for EncoderRunner<B> {
 
     fn stop(&mut self, _: Instant) {
         // Whoever waits hears that nobody is there to answer.
+        self.paused = None;
         self.begun.clear();
         self.queue.clear(&self.name);
     }
 }
+
+/// How long others wait while layers are computed, and for the one that is begun by then.
+const TURN: Duration = Duration::from_millis(20);

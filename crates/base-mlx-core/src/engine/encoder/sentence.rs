@@ -68,6 +68,9 @@ impl Sentence {
         sentence.lowercase = lowercase == Some(&Value::Bool(true));
         let path = folder.join("config_sentence_transformers.json");
         let Prompts { prompts, default_prompt_name } = json(&path)?.unwrap_or_default();
+        let prompts = prompts.unwrap_or_default().into_iter();
+        let prompts: BTreeMap<String, String> =
+            prompts.map(|(name, prompt)| (name, prompt.unwrap_or_default())).collect();
         if let Some(name) = default_prompt_name.as_ref().filter(|name| !prompts.contains_key(*name))
         {
             let what = format!("`default_prompt_name` is {name:?}, which is none of its prompts");
@@ -122,8 +125,7 @@ struct Module {
 
 #[derive(Default, Deserialize)]
 struct Prompts {
-    #[serde(default)]
-    prompts: BTreeMap<String, String>,
+    prompts: Option<BTreeMap<String, Option<String>>>,
     default_prompt_name: Option<String>,
 }
 

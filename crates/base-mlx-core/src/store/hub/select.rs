@@ -122,7 +122,8 @@ fn gguf<'a>(files: &'a [RemoteFile], name: &HubName) -> Result<&'a RemoteFile, S
             let why = if has(".gguf") {
                 "its GGUF files are split, or not models"
             } else if has(".bin") || has(".pt") || has(".pth") {
-                "its weights are pickled PyTorch files, which are not read; look for a safetensors, MLX or GGUF version of it"
+                "its weights are pickled PyTorch files, which are not read; look for a safetensors, MLX or GGUF version of it, \
+                 perhaps among its pull requests (`OWNER/NAME@refs/pr/NUMBER`)"
             } else {
                 "there are neither safetensors nor GGUF files"
             };

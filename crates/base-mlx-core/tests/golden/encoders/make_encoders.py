@@ -45,7 +45,11 @@ VARIANTS = {
         transformers.XLMRobertaForSequenceClassification,
         transformers.XLMRobertaConfig(**SMALL, type_vocab_size=1, layer_norm_eps=1e-5, num_labels=1)),
     "nomic_bert": (transformers.NomicBertModel, transformers.NomicBertConfig(**SMALL, type_vocab_size=2)),
+    "nomic_bert_transformers": (
+        transformers.NomicBertModel, transformers.NomicBertConfig(**SMALL, type_vocab_size=2)),
     "qwen3": (transformers.Qwen3Model, transformers.Qwen3Config(**QWEN)),
+    # Without a head, and not tied to anything.
+    "qwen3_untied": (transformers.Qwen3Model, transformers.Qwen3Config(**QWEN | dict(tie_word_embeddings=False))),
 }
 
 
@@ -73,6 +77,7 @@ def variant(name, family, config):
     # Read again, as halving has rounded what is no parameter, too.
     model = family.from_pretrained(folder, dtype=torch.float32).eval()
     if name == "nomic_bert":
+        # The first checkpoints' words; those of transformers have a variant of their own.
         original_config(folder / "config.json")
     (folder / "generation_config.json").unlink(missing_ok=True)
     rng = random.Random(zlib.crc32(name.encode()))
@@ -101,7 +106,7 @@ def variant(name, family, config):
 
 
 def original_config(path):
-    """In the words of the checkpoints on the hub, which transformers translates when it reads them."""
+    """In the words of the checkpoints on the hub."""
     config = json.loads(path.read_text())
     path.write_text(json.dumps(dict(
         model_type="nomic_bert", architectures=["NomicBertModel"], activation_function="swiglu", causal=False,
