@@ -8,18 +8,20 @@ mod support;
 use std::sync::LazyLock;
 
 use base_mlx_core::TokenId;
-use base_mlx_core::backend::{CpuBackend, KvFormat, ReferenceBackend};
+use base_mlx_core::backend::{Backend, CpuBackend, KvFormat, ReferenceBackend};
 use base_mlx_core::engine::{
     Draft, Encodable, EncodeError, Encoder, Engine, EngineOptions, GenerateRequest, Purpose,
 };
+use base_mlx_core::models::Progress;
 use base_mlx_core::sample::SamplingParams;
+use base_mlx_core::step::Step;
 use base_mlx_core::text::AddSpecial;
 use base_mlx_core::text::output::OutputParser;
 use safetensors::SafeTensors;
 use serde_json::Value;
 use support::answer::{DEVICE, run};
 use support::encoders::{Golden, VARIANTS, agree_with_transformers, compute, encoder, golden};
-use support::golden::relative_error;
+use support::golden::{bits, relative_error};
 use support::test_models::test_model;
 
 /// The largest difference of two values, as a part of the largest.
@@ -55,7 +57,6 @@ fn a_text_has_the_same_bits_alone_and_in_company() {
             let (alone, _) = compute(&backend, &encoder, &[text], types);
             let width = alone.len() / text.len();
             let of_text = &together[row * width..][..alone.len()];
-            let bits = |values: &[f32]| values.iter().map(|x| x.to_bits()).collect::<Vec<_>>();
             assert_eq!(bits(&alone), bits(of_text), "{name}, row {row}");
             row += text.len();
         }
@@ -216,10 +217,7 @@ fn a_decoder_embeds_in_pieces_what_it_embeds_whole() {
         {"idx": 1, "name": "1", "path": "1_Pooling", "type": "sentence_transformers.models.Pooling"}]"#;
     std::fs::create_dir(folder.path().join("1_Pooling")).unwrap();
     std::fs::write(folder.path().join("modules.json"), modules).unwrap();
-    let tokenizer = r#"{"version": "1.0", "truncation": null, "padding": null, "added_tokens": [],
-        "normalizer": null, "pre_tokenizer": {"type": "Whitespace"}, "post_processor": null, "decoder": null,
-        "model": {"type": "WordLevel", "vocab": {"[UNK]": 0, "a": 1, "b": 2}, "unk_token": "[UNK]"}}"#;
-    std::fs::write(folder.path().join("tokenizer.json"), tokenizer).unwrap();
+    std::fs::write(folder.path().join("tokenizer.json"), TOKENIZER).unwrap();
     let golden = Golden::read("qwen3");
     let width = golden.states.len() / golden.texts.iter().map(Vec::len).sum::<usize>();
     for (mode, mean) in [("lasttoken", false), ("mean_tokens", true)] {
@@ -246,5 +244,51 @@ fn a_decoder_embeds_in_pieces_what_it_embeds_whole() {
                 row += text.len();
             }
         }
+    }
+}
+
+const TOKENIZER: &str = r#"{"version": "1.0", "truncation": null, "padding": null, "added_tokens": [],
+    "normalizer": null, "pre_tokenizer": {"type": "Whitespace"}, "post_processor": null, "decoder": null,
+    "model": {"type": "WordLevel", "vocab": {"[UNK]": 0, "a": 1, "b": 2}, "unk_token": "[UNK]"}}"#;
+
+#[test]
+fn a_step_that_pauses_between_all_layers_comes_to_the_same() {
+    let backend = CpuBackend::new(2);
+    for name in ["bert", "nomic_bert"] {
+        let (golden, encoder) = (Golden::read(name), encoder(name, &backend));
+        let texts: Vec<&[TokenId]> = golden.texts.iter().map(Vec::as_slice).collect();
+        let (whole, _) = compute(&backend, &encoder, &texts, &golden.types);
+        let (mut paused, mut pauses) = (None, 0);
+        let states = loop {
+            let mut kvs: Vec<_> = texts.iter().map(|_| backend.new_kv(&[]).unwrap()).collect();
+            let spans = kvs.iter_mut().zip(texts.iter().copied()).collect();
+            let step = Step::new(&backend, spans).unwrap();
+            let mut step = step.with_types(&backend, &golden.types).unwrap();
+            match encoder.model.hidden_until(&mut step, paused.take(), &|| true) {
+                Progress::Done(states) => break states,
+                Progress::Paused(at) => paused = Some(at),
+            }
+            pauses += 1;
+        };
+        assert_eq!(pauses, 1, "between two layers");
+        assert_eq!(bits(&backend.download(states.array()).unwrap().to_f32()), bits(&whole));
+    }
+}
+
+/// A folder of a tiny model whose weights are no numbers.
+#[test]
+fn what_is_no_number_is_a_failure_and_no_vector() {
+    let folder = tempfile::tempdir().unwrap();
+    std::fs::copy(golden().join("bert/config.json"), folder.path().join("config.json")).unwrap();
+    std::fs::write(folder.path().join("tokenizer.json"), TOKENIZER).unwrap();
+    let mut weights = std::fs::read(golden().join("bert/model.safetensors")).unwrap();
+    let header = u64::from_le_bytes(weights[..8].try_into().unwrap()) as usize;
+    weights[8 + header..].as_chunks_mut::<2>().0.fill(half::f16::NAN.to_le_bytes());
+    std::fs::write(folder.path().join("model.safetensors"), weights).unwrap();
+    let encoder =
+        Encoder::start(folder.path(), "broken", &DEVICE, &EngineOptions::default()).unwrap();
+    for _ in 0..2 {
+        let error = encode(&encoder, vec![encoder.text("a b", None, None)]).unwrap_err();
+        assert_eq!(error, EncodeError::Failed("what it makes of text 0 is no number".to_owned()));
     }
 }

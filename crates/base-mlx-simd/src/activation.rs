@@ -85,7 +85,7 @@ impl Function for GeluTanh {
         let cube = lanes.mul(lanes.mul(x, x), x);
         let inner = lanes.mul_add(cube, lanes.splat(0.044_715), x);
         // x (1 + tanh(y)) / 2 is x times the sigmoid of 2y.
-        let twice = lanes.mul(inner, lanes.splat(2.0 * 0.797_884_56));
+        let twice = lanes.mul(inner, lanes.splat(2.0 * 0.797_884_6));
         lanes.mul(x, sigmoid(lanes, twice))
     }
 }

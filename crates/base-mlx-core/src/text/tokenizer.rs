@@ -409,3 +409,17 @@ fn byte_token(token: &str) -> Option<u8> {
     let digits = token.strip_prefix("<0x")?.strip_suffix('>')?;
     (digits.len() == 2).then(|| u8::from_str_radix(digits, 16).ok())?
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_is_cut_off_is_not_kept() {
+        let token = |id| tokenizers::Token::new(id, "a".to_owned(), (0, 1));
+        let mut encoding = Encoding::from_tokens((0..100).map(token).collect(), 0);
+        shorten(&mut encoding, 3);
+        assert_eq!(encoding.get_ids(), [0, 1, 2]);
+        assert!(encoding.get_overflowing().is_empty());
+    }
+}

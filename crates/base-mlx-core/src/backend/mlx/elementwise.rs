@@ -62,7 +62,7 @@ pub(super) fn activate(
             let cube = built(built(x.multiply(x)).multiply(x));
             let inner = built(x.add(&times(&cube, 0.044_715)));
             // x (1 + tanh(y)) / 2 is x times the sigmoid of 2y.
-            built(x.multiply(&built(times(&inner, 2.0 * 0.797_884_56).sigmoid())))
+            built(x.multiply(&built(times(&inner, 2.0 * 0.797_884_6).sigmoid())))
         }
         Activation::Relu => built(x.maximum(&number(0.0))),
         Activation::Silu => built(x.multiply(&built(x.sigmoid()))),
