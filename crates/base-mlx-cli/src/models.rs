@@ -3,6 +3,7 @@
 use std::path::Path;
 
 use anyhow::{Context, Result};
+use base_mlx_core::engine::Purpose;
 use base_mlx_core::models::FAMILIES;
 use base_mlx_core::store::{ModelDir, Store, StoreError, StoreOptions};
 use base_mlx_core::weights::Checkpoint;
@@ -39,12 +40,17 @@ pub(crate) fn pull(store: &Store, name: &str) -> Result<ModelDir> {
     Ok(pulled?)
 }
 
-/// Whether the model can be run, as far as its header says: some on the disk are of other families, or hold a
-/// vocabulary alone.
-pub(crate) fn can_run(path: &Path) -> bool {
+/// Whether the model can write, as far as its files' headers say: some on the disk are of other families, are for
+/// embeddings, or hold a vocabulary alone.
+pub(crate) fn can_write(path: &Path) -> bool {
     Checkpoint::open(path).is_ok_and(|checkpoint| {
         let family = checkpoint.config().model_type();
-        family.is_ok_and(|family| FAMILIES.contains(&family))
+        let pools = |family: &str| {
+            let key = format!("{family}.pooling_type");
+            checkpoint.gguf().is_some_and(|metadata| metadata.get(&key).is_some())
+        };
+        family.is_ok_and(|family| FAMILIES.contains(&family) && !pools(family))
+            && Purpose::of(path).is_ok_and(|purpose| purpose == Purpose::Generate)
             && checkpoint.tensors().next().is_some()
     })
 }

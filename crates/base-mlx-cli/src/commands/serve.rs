@@ -5,7 +5,7 @@ use std::time::Duration;
 
 use anyhow::{Context, Result, ensure};
 use base_mlx_core::engine::{Device, KvDisk};
-use base_mlx_core::store::{DEFAULT_MODEL, ModelDir, Store, StoreError};
+use base_mlx_core::store::{DEFAULT_MODEL, Entry, ModelDir, Store, StoreError};
 use base_mlx_core::text::output::OutputFormat;
 use base_mlx_server::{DraftName, ModelOptions, Server, ServerOptions};
 use clap::Args;
@@ -226,8 +226,14 @@ fn on_disk(store: &Store, wanted: Option<&str>) -> Result<Option<ModelDir>> {
     if wanted.is_some() {
         return Ok(None);
     }
-    let mut others = store.list().into_iter().filter(|entry| models::can_run(&entry.path));
-    Ok(others.find_map(|entry| store.find(&entry.name).ok()))
+    let mut others = store.list();
+    // What pulls have brought before what another tool keeps.
+    others.sort_by_key(|entry| entry.source.owner().is_some());
+    let model = |entry: Entry| {
+        let found = store.find(&entry.name).ok().filter(|found| found.path == entry.path)?;
+        models::can_write(&found.path).then_some(found)
+    };
+    Ok(others.into_iter().find_map(model))
 }
 
 fn pull(store: &Store, wanted: Option<&str>) -> Result<ModelDir> {

@@ -27,6 +27,11 @@ pub enum StoreError {
         "the certificates in {path} are of no use: {why}\nhint: SSL_CERT_FILE or REQUESTS_CA_BUNDLE names this file"
     )]
     Certificates { path: PathBuf, why: String },
+    #[error(
+        "`{name}` lies in two places: {other}, and what is broken in {broken}\nhint: delete the one that is not wanted there",
+        other = .other.display(), broken = .broken.display()
+    )]
+    TwoPlaces { name: String, other: PathBuf, broken: PathBuf },
     #[error("cannot reach {host}: {why}{}", way_hint(.why))]
     Unreachable { host: String, why: String },
     #[error("{host} refuses `{repo}` (status {status}){}", token_hint(.repo, *.token_sent))]

@@ -102,7 +102,7 @@ pub enum Source {
 
 impl Source {
     /// Whose it is, if a pull did not bring it here.
-    pub(super) fn owner(self) -> Option<&'static str> {
+    pub fn owner(self) -> Option<&'static str> {
         match self {
             Self::Pip | Self::HubCache => None,
             Self::ModelsDir => Some("the models folder"),

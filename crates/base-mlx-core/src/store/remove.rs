@@ -36,6 +36,9 @@ impl Store {
 
     fn remove_with(&self, name: &str, others: Others) -> Result<Removed, StoreError> {
         let parsed = Name::parse(name)?;
+        if others == Others::Go {
+            self.check_one_place(name, &parsed)?;
+        }
         let found = match self.find(name) {
             Ok(found) => Some((found.path, found.source)),
             Err(StoreError::Broken { path, place, .. }) => Some((path, place)),
@@ -78,6 +81,26 @@ impl Store {
                 }
                 Err(self.not_found(name))
             }
+        }
+    }
+
+    /// Fails if the name means one thing and something broken elsewhere has it too: which of both is to go?
+    fn check_one_place(&self, name: &str, parsed: &Name) -> Result<(), StoreError> {
+        let Some(StoreError::Broken { path: broken, place, .. }) = self.broken(name) else {
+            return Ok(());
+        };
+        let other = match self.find(name) {
+            Ok(found) => Some(found.path).filter(|path| *path != broken),
+            Err(_) => match parsed {
+                Name::Hub(hub) if place != Source::HubCache && self.has_repo(hub) => {
+                    Some(RepoCache::new(&self.options.hub_cache, &hub.repo).folder())
+                }
+                _ => None,
+            },
+        };
+        match other {
+            None => Ok(()),
+            Some(other) => Err(StoreError::TwoPlaces { name: name.to_owned(), other, broken }),
         }
     }
 
@@ -134,9 +157,13 @@ impl Store {
         });
         let file = file.ok_or_else(|| self.not_found(name))?;
         let bytes = folders::bytes(&file);
-        // The blob goes, and with it every commit's view of it. A broken link has none.
-        let blob = file.canonicalize().unwrap_or_else(|_| file.clone());
-        for path in [&file, &blob] {
+        // The blob goes, and with it every commit's view of it. A broken link has none, and what a link leads to elsewhere
+        // is not the hub's.
+        let within = path.canonicalize().ok();
+        let blob = file.canonicalize().ok();
+        let blob = blob.filter(|blob| within.as_ref().is_some_and(|root| blob.starts_with(root)));
+        let bytes = if blob.is_some() { bytes } else { 0 };
+        for path in [Some(&file), blob.as_ref()].into_iter().flatten() {
             match fs::remove_file(path) {
                 Err(error) if error.kind() != std::io::ErrorKind::NotFound => {
                     return Err(StoreError::io("remove", path)(error));

@@ -333,3 +333,43 @@ fn in_the_models_folder_links_are_followed_and_halves_are_told() {
     assert!(matches!(store.remove_forced(path.to_str().unwrap()), Err(StoreError::NotOurs { .. })));
     assert!(path.exists());
 }
+
+#[test]
+fn what_is_broken_is_not_removed_in_place_of_what_is_sound() {
+    let world = World::new();
+    // LM Studio's is half, the hub's is whole; of another one LM Studio's is half and the hub has two of that repository.
+    let hub = repository(&world, "me/a", &WHOLE);
+    let other = repository(&world, "me/b", &[("x-Q4_0.gguf", "x"), ("x-Q8_0.gguf", "x")]);
+    for name in ["a", "b"] {
+        world.write(&format!(".lmstudio/models/me/{name}/config.json"), "{}");
+        world.write(&format!(".lmstudio/models/me/{name}/downloading_model.safetensors.part"), "w");
+    }
+    let before = everything(world.folder.path());
+    for name in ["me/a", "me/b"] {
+        let error = world.store().remove_forced(name).unwrap_err().to_string();
+        assert!(error.starts_with(&format!("`{name}` lies in two places: ")), "{error}");
+    }
+    assert_eq!(everything(world.folder.path()), before);
+    world.store().remove("me/a").unwrap();
+    assert!(!world.path(&hub).exists() && world.path(&other).exists());
+}
+
+#[test]
+fn what_a_link_of_the_hubs_leads_to_elsewhere_stays() {
+    let world = World::new();
+    let folder = repository(&world, "me/x", &[("x-Q8_0.gguf", "x")]);
+    let elsewhere = world.write("disk/x-Q4_0.gguf", "x");
+    let place = format!("{folder}/snapshots/6e3f1d2c/x-Q4_0.gguf");
+    link(&world, elsewhere.to_str().unwrap(), &place);
+    world.store().remove("me/x:Q4_0").unwrap();
+    assert!(elsewhere.exists() && !world.path(&place).is_symlink());
+}
+
+#[test]
+fn a_pull_of_ours_that_stopped_is_told() {
+    let world = World::new();
+    world.write(".cache/huggingface/hub/models--me--x/blobs/9f.ranges", "w");
+    assert_eq!(reasons(&survey(&world)), [("me/x", "its download is not finished")]);
+    world.store().remove("me/x").unwrap();
+    assert_eq!(reasons(&survey(&world)), []);
+}

@@ -1,11 +1,14 @@
 //! Calls in answers, beside what the crate `tool-parser` reads in the same streams (`tests/golden/tool_parser`).
 //!
 //! It reads each stream whole and, with other code, in pieces, and not always alike: ours is to be what it reads whole, or
-//! else what it reads in pieces of any length.
+//! else what it reads in pieces of any length. What ours reads where it differs on purpose is written down, too
+//! (`ours.json`); `BASE_MLX_RECORD=1` writes it anew.
+
+use std::collections::BTreeMap;
 
 use base_mlx_core::text::output::{Calls, Output, OutputFormat, OutputParser, Shape, Tool, Wanted};
-use serde::Deserialize;
 use serde::de::DeserializeOwned;
+use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
 use crate::output::{Allowed, allows};
@@ -18,6 +21,7 @@ fn calls_are_those_that_tool_parser_finds() {
     let tools: Vec<Tool> = tools.into_iter().map(Function::tool).collect();
     let mut faults = Vec::new();
     let mut differ = Vec::new();
+    let mut read = BTreeMap::new();
     for (stream, theirs) in streams.iter().zip(&answers) {
         let Stream { format, name, text } = stream;
         assert_eq!((format, name), (&theirs.format, &theirs.name));
@@ -30,6 +34,7 @@ fn calls_are_those_that_tool_parser_finds() {
             continue;
         }
         differ.push((format.as_str(), name.as_str()));
+        read.insert(format!("{format}: {name}"), ours.clone());
         match difference(format, name) {
             None => faults.push(format!("{format}: {name}: {text:?}\n  {ours:?}\n  {theirs:?}")),
             Some(NEVER_WRITTEN) => {
@@ -43,11 +48,20 @@ fn calls_are_those_that_tool_parser_finds() {
         faults.extend(agree.map(|format| format!("{format}: {name}: there is no difference")));
     }
     assert!(faults.is_empty(), "{}", faults.join("\n"));
+    if std::env::var_os("BASE_MLX_RECORD").is_some() {
+        let text = serde_json::to_string_pretty(&read).unwrap();
+        std::fs::write(place("ours.json"), text + "\n").unwrap();
+    }
+    let expected: BTreeMap<String, Read> = golden("ours.json");
+    assert_eq!(read, expected);
+}
+
+fn place(name: &str) -> String {
+    format!("{}/tests/golden/tool_parser/{name}", env!("CARGO_MANIFEST_DIR"))
 }
 
 fn golden<T: DeserializeOwned>(name: &str) -> T {
-    let path = format!("{}/tests/golden/tool_parser/{name}", env!("CARGO_MANIFEST_DIR"));
-    serde_json::from_slice(&std::fs::read(path).unwrap()).unwrap()
+    serde_json::from_slice(&std::fs::read(place(name)).unwrap()).unwrap()
 }
 
 fn shape(format: &str, tools: &[Tool]) -> Shape {
@@ -94,7 +108,7 @@ struct Answer {
     pieces: Vec<Read>,
 }
 
-#[derive(Debug, Deserialize, PartialEq)]
+#[derive(Clone, Debug, Deserialize, PartialEq, Serialize)]
 struct Read {
     text: String,
     /// The arguments of a call that is not complete, or that are no JSON, are a text.

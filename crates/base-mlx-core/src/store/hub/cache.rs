@@ -62,7 +62,7 @@ impl RepoCache {
     /// Whether a download into it has begun and not ended.
     pub(in super::super) fn has_incomplete(&self) -> bool {
         let blobs = folders::children(&self.folder().join("blobs"));
-        blobs.iter().any(|(name, _)| name.ends_with(".incomplete"))
+        blobs.iter().any(|(name, _)| name.ends_with(".incomplete") || name.ends_with(".ranges"))
     }
 
     pub(super) fn incomplete(&self, etag: &str) -> PathBuf {

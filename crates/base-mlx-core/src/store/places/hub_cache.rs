@@ -41,8 +41,12 @@ pub(super) fn repository_of(hub_cache: &Path, path: &Path) -> Option<PathBuf> {
 
 /// Removes what `look` found at `path`: of a file its blob, too, else the whole repository.
 pub(super) fn remove(repository: &Path, path: &Path) -> Result<u64, StoreError> {
-    if !path.is_symlink() {
+    if path.is_dir() {
         return delete(repository);
+    }
+    // Where there are no links the file is its own blob.
+    if !path.is_symlink() {
+        return delete(path);
     }
     let blob = path.canonicalize().ok();
     let within = repository.canonicalize().ok();

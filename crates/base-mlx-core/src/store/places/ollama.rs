@@ -1,5 +1,6 @@
 use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};
+use std::{fs, io};
 
 use super::super::StoreError;
 use super::super::folders::children;
@@ -47,20 +48,40 @@ impl Place for Ollama {
         let own = Manifest::read(&path);
         let mut bytes = delete(&path)?;
         prune(&path, &self.0.join("manifests"));
-        // Who cannot be read may need any of them.
-        let others: Result<Vec<Manifest>, _> =
-            self.manifests().iter().map(|(_, other)| Manifest::read(other)).collect();
+        // Who cannot be read may need any of them, and so may a pull that is not done.
+        let others = files_below(&self.0.join("manifests"), 4).map_err(|error| error.to_string());
+        let others = others.and_then(|files| {
+            files.iter().map(|other| Manifest::read(other)).collect::<Result<Vec<_>, _>>()
+        });
         let (Ok(own), Ok(others)) = (own, others) else { return Ok(bytes) };
-        let needed: BTreeSet<&str> = others.iter().flat_map(Manifest::digests).collect();
-        let own: BTreeSet<&str> = own.digests().filter(|digest| !needed.contains(digest)).collect();
-        for digest in own {
-            let blob = modelfile::blob(&self.blobs(), digest);
-            if let Some(blob) = blob.filter(|blob| blob.is_symlink() || blob.is_file()) {
-                bytes += delete(&blob)?;
+        if children(&self.blobs()).iter().any(|(name, _)| name.contains("-partial")) {
+            return Ok(bytes);
+        }
+        let blobs = |manifest: &Manifest| -> BTreeSet<PathBuf> {
+            manifest.digests().filter_map(|digest| modelfile::blob(&self.blobs(), digest)).collect()
+        };
+        let needed: BTreeSet<PathBuf> = others.iter().flat_map(blobs).collect();
+        for blob in blobs(&own).difference(&needed) {
+            if blob.is_symlink() || blob.is_file() {
+                bytes += delete(blob)?;
             }
         }
         Ok(bytes)
     }
+}
+
+/// Every file so many folders below. What cannot be read is an error.
+fn files_below(folder: &Path, depth: usize) -> io::Result<Vec<PathBuf>> {
+    let mut files = Vec::new();
+    for entry in fs::read_dir(folder)? {
+        let path = entry?.path();
+        if !path.is_dir() {
+            files.push(path);
+        } else if depth > 0 {
+            files.extend(files_below(&path, depth - 1)?);
+        }
+    }
+    Ok(files)
 }
 
 impl Ollama {
