@@ -331,8 +331,7 @@ pub(super) const TOKENIZERS: [&str; 4] =
 pub(super) const INDEX: &str = "model.safetensors.index.json";
 pub(super) const DANGLING: &str = "it is a link to a file that is not there";
 pub(super) const HALF: &str = "its download is not finished";
-const SPLIT: &str =
-    "it is split into several files, which are not read: join them with llama-gguf-split --merge";
+const SPLIT: &str = "it is split into several files: name the first by its path, or join them with llama-gguf-split --merge";
 /// What tools put behind the name of a file that they are still fetching.
 const ENDS_OF_HALVES: [&str; 7] =
     [".part", ".partial", ".incomplete", ".downloadInProgress", ".download", ".crdownload", ".tmp"];

@@ -131,7 +131,7 @@ fn of_the_hubs_cache_whole_models_are_offered_and_broken_ones_told() {
             ("me/shards", "its `model-00002-of-00002.safetensors` is missing"),
             (
                 "me/split:Q4_0",
-                "it is split into several files, which are not read: join them with llama-gguf-split --merge"
+                "it is split into several files: name the first by its path, or join them with llama-gguf-split --merge"
             ),
         ]
     );
@@ -301,7 +301,7 @@ fn in_the_models_folder_links_are_followed_and_halves_are_told() {
     let found = survey(&world);
     assert_eq!(names(&found), ["c", "cut", "folder", "linked"]);
     let dangling = "it is a link to a file that is not there";
-    let split = "it is split into several files, which are not read: join them with llama-gguf-split --merge";
+    let split = "it is split into several files: name the first by its path, or join them with llama-gguf-split --merge";
     let half = "its download is not finished";
     assert_eq!(
         reasons(&found),
