@@ -71,9 +71,11 @@ struct Gelu;
 impl Function for Gelu {
     #[inline(always)]
     fn of<L: Lanes>(lanes: L, x: L::V) -> L::V {
-        let half = lanes.mul(x, lanes.splat(0.5));
-        let erf = erf(lanes, lanes.mul(x, lanes.splat(std::f32::consts::FRAC_1_SQRT_2)));
-        lanes.mul_add(half, erf, half)
+        // What Φ of the size is short of one is taken off a positive number, and is what is left of a negative one.
+        let size = lanes.max(lanes.sub(lanes.splat(0.0), x), x);
+        let short = erfc(lanes, lanes.mul(size, lanes.splat(std::f32::consts::FRAC_1_SQRT_2)));
+        let positive = Relu::of(lanes, x);
+        lanes.mul_add(lanes.mul(size, lanes.splat(-0.5)), short, positive)
     }
 }
 
@@ -126,20 +128,15 @@ fn sigmoid<L: Lanes>(lanes: L, x: L::V) -> L::V {
     lanes.div(one, lanes.add(one, inverse))
 }
 
-/// The error function, to 1.5e-7. (Abramowitz and Stegun 1964, 7.1.26)
+/// One minus the error function of what is not negative, to 1.5e-7. (Abramowitz and Stegun 1964, 7.1.26)
 #[inline(always)]
-fn erf<L: Lanes>(lanes: L, x: L::V) -> L::V {
-    let (zero, one) = (lanes.splat(0.0), lanes.splat(1.0));
-    let negative = lanes.sub(zero, x);
-    let size = lanes.max(negative, x);
-    let t = lanes.div(one, lanes.mul_add(size, lanes.splat(0.327_591_1), one));
+fn erfc<L: Lanes>(lanes: L, x: L::V) -> L::V {
+    let one = lanes.splat(1.0);
+    let t = lanes.div(one, lanes.mul_add(x, lanes.splat(0.327_591_1), one));
     let mut p = lanes.splat(1.061_405_4);
     for c in [-1.453_152, 1.421_413_8, -0.284_496_74, 0.254_829_6] {
         p = lanes.mul_add(p, t, lanes.splat(c));
     }
-    let bell = lanes.exp(lanes.mul(negative, x));
-    let erf = lanes.sub(one, lanes.mul(lanes.mul(p, t), bell));
-    // As odd as the function: the sign of x, and 0 at 0, where the sum above is off by its error.
-    let sign = lanes.div(x, lanes.max(size, lanes.splat(f32::MIN_POSITIVE)));
-    lanes.mul(erf, sign)
+    let bell = lanes.exp(lanes.mul(lanes.sub(lanes.splat(0.0), x), x));
+    lanes.mul(lanes.mul(p, t), bell)
 }

@@ -17,6 +17,12 @@ impl Avx2 {
         has.then_some(Self(()))
     }
 
+    /// Whether [`Lanes::dot_pairs`] multiplies twice as many values in a cycle as [`Lanes::mul_add`]: from AMD's Zen 3 and
+    /// Intel's Ice Lake on, which are told by the instructions that came with them.
+    pub(crate) fn has_two_multipliers(self) -> bool {
+        is_x86_feature_detected!("vaes")
+    }
+
     pub(crate) fn run<K: Kernel>(self, kernel: K) -> K::Output {
         #[target_feature(enable = "avx2,fma,f16c")]
         fn compiled_for_avx2<K: Kernel>(avx2: Avx2, kernel: K) -> K::Output {
@@ -48,6 +54,8 @@ impl Lanes for Avx2 {
     const WIDTH: usize = 8;
     const ROWS: usize = 6;
     type V = __m256;
+    type Pairs = __m256i;
+    type Ints = __m256i;
 
     #[inline(always)]
     fn splat(self, value: f32) -> __m256 {
@@ -136,6 +144,29 @@ impl Lanes for Avx2 {
         let from: &[i8; 8] = from.first_chunk().expect("a vector has eight integers");
         // SAFETY: the CPU has AVX2, and the array holds the eight bytes that are read.
         unsafe { _mm256_cvtepi32_ps(_mm256_cvtepi8_epi32(_mm_loadl_epi64(from.as_ptr().cast()))) }
+    }
+    #[inline(always)]
+    fn pairs(self, from: &[[i16; 2]]) -> __m256i {
+        let from: &[[i16; 2]; 8] = from.first_chunk().expect("a vector has eight pairs");
+        // SAFETY: the CPU has AVX2, and the array holds the integers that are read.
+        unsafe { _mm256_loadu_si256(from.as_ptr().cast()) }
+    }
+    #[inline(always)]
+    fn splat_pair(self, [a, b]: [i16; 2]) -> __m256i {
+        let pair = i32::from(a as u16) | i32::from(b) << 16;
+        values!(_mm256_set1_epi32(pair))
+    }
+    #[inline(always)]
+    fn splat_int(self, value: i32) -> __m256i {
+        values!(_mm256_set1_epi32(value))
+    }
+    #[inline(always)]
+    fn dot_pairs(self, sums: __m256i, a: __m256i, b: __m256i) -> __m256i {
+        values!(_mm256_add_epi32(sums, _mm256_madd_epi16(a, b)))
+    }
+    #[inline(always)]
+    fn convert(self, ints: __m256i) -> __m256 {
+        values!(_mm256_cvtepi32_ps(ints))
     }
     #[inline(always)]
     fn nibbles(self, from: &[u8], shift: u32) -> __m256 {

@@ -2,6 +2,7 @@
 
 use std::arch::x86_64::*;
 
+use crate::amx::Amx;
 use crate::avx2::Avx2;
 use crate::isa::{Kernel, Lanes};
 use crate::quads::{QuadKernel, Quads};
@@ -10,6 +11,8 @@ use crate::quads::{QuadKernel, Quads};
 #[derive(Clone, Copy, Debug)]
 pub struct Avx512 {
     pub(crate) avx2: Avx2,
+    /// Which some have besides.
+    pub(crate) amx: Option<Amx>,
 }
 
 impl Avx512 {
@@ -18,7 +21,11 @@ impl Avx512 {
             && is_x86_feature_detected!("avx512bw")
             && is_x86_feature_detected!("avx512vl")
             && is_x86_feature_detected!("avx512vnni");
-        Avx2::detect().filter(|_| has).map(|avx2| Self { avx2 })
+        Avx2::detect().filter(|_| has).map(|avx2| Self { avx2, amx: None })
+    }
+
+    pub(crate) fn with_amx(self) -> Option<Self> {
+        Amx::detect().map(|amx| Self { amx: Some(amx), ..self })
     }
 
     pub(crate) fn run<K: Kernel>(self, kernel: K) -> K::Output {
@@ -52,6 +59,8 @@ impl Lanes for Avx512 {
     const WIDTH: usize = 16;
     const ROWS: usize = 8;
     type V = __m512;
+    type Pairs = __m512i;
+    type Ints = __m512i;
 
     #[inline(always)]
     fn splat(self, value: f32) -> __m512 {
@@ -136,6 +145,29 @@ impl Lanes for Avx512 {
         let from: &[i8; 16] = from.first_chunk().expect("a vector has sixteen integers");
         // SAFETY: the CPU has AVX-512, and the array holds the sixteen bytes that are read.
         unsafe { _mm512_cvtepi32_ps(_mm512_cvtepi8_epi32(_mm_loadu_si128(from.as_ptr().cast()))) }
+    }
+    #[inline(always)]
+    fn pairs(self, from: &[[i16; 2]]) -> __m512i {
+        let from: &[[i16; 2]; 16] = from.first_chunk().expect("a vector has sixteen pairs");
+        // SAFETY: the CPU has AVX-512, and the array holds the integers that are read.
+        unsafe { _mm512_loadu_si512(from.as_ptr().cast()) }
+    }
+    #[inline(always)]
+    fn splat_pair(self, [a, b]: [i16; 2]) -> __m512i {
+        let pair = i32::from(a as u16) | i32::from(b) << 16;
+        values!(_mm512_set1_epi32(pair))
+    }
+    #[inline(always)]
+    fn splat_int(self, value: i32) -> __m512i {
+        values!(_mm512_set1_epi32(value))
+    }
+    #[inline(always)]
+    fn dot_pairs(self, sums: __m512i, a: __m512i, b: __m512i) -> __m512i {
+        values!(_mm512_dpwssd_epi32(sums, a, b))
+    }
+    #[inline(always)]
+    fn convert(self, ints: __m512i) -> __m512 {
+        values!(_mm512_cvtepi32_ps(ints))
     }
     #[inline(always)]
     fn nibbles(self, from: &[u8], shift: u32) -> __m512 {

@@ -1,5 +1,6 @@
 //! Which instructions a kernel may use, and the vectors of f32 that it is written in.
 
+use crate::amx::Amx;
 #[cfg(target_arch = "x86_64")]
 pub(crate) use crate::avx2::Avx2;
 #[cfg(target_arch = "x86_64")]
@@ -32,7 +33,9 @@ impl Isa {
         #[cfg(target_arch = "x86_64")]
         {
             all.extend(Avx2::detect().map(Self::Avx2));
-            all.extend(Avx512::detect().map(Self::Avx512));
+            let avx512 = Avx512::detect();
+            all.extend(avx512.map(Self::Avx512));
+            all.extend(avx512.and_then(Avx512::with_amx).map(Self::Avx512));
         }
         #[cfg(target_arch = "aarch64")]
         all.extend(Neon::detect().map(Self::Neon));
@@ -45,9 +48,33 @@ impl Isa {
             #[cfg(target_arch = "x86_64")]
             Self::Avx2(_) => "avx2",
             #[cfg(target_arch = "x86_64")]
-            Self::Avx512(_) => "avx512",
+            Self::Avx512(Avx512 { amx: None, .. }) => "avx512",
+            #[cfg(target_arch = "x86_64")]
+            Self::Avx512(Avx512 { amx: Some(_), .. }) => "avx512 and amx",
             #[cfg(target_arch = "aarch64")]
             Self::Neon(_) => "neon",
+        }
+    }
+
+    /// Whether products of [`Dense::rounded`](crate::Dense::rounded) are faster than those of floats here.
+    pub fn rounds_to_gain(self) -> bool {
+        match self {
+            Self::Scalar => false,
+            #[cfg(target_arch = "x86_64")]
+            Self::Avx2(avx2) => avx2.has_two_multipliers(),
+            #[cfg(target_arch = "x86_64")]
+            Self::Avx512(_) => true,
+            #[cfg(target_arch = "aarch64")]
+            Self::Neon(_) => false,
+        }
+    }
+
+    #[inline(always)]
+    pub(crate) fn amx(self) -> Option<Amx> {
+        match self {
+            #[cfg(target_arch = "x86_64")]
+            Self::Avx512(avx512) => avx512.amx,
+            _ => None,
         }
     }
 
@@ -91,6 +118,10 @@ pub trait Lanes: Copy + Send + Sync + 'static {
     /// How many rows of two vectors of sums the registers have room for beside two vectors of weights: 2, 4, 6 or 8.
     const ROWS: usize;
     type V: Copy;
+    /// As many pairs of 16-bit integers.
+    type Pairs: Copy;
+    /// As many 32-bit integers.
+    type Ints: Copy;
 
     fn splat(self, value: f32) -> Self::V;
     /// The first `WIDTH` values.
@@ -118,6 +149,14 @@ pub trait Lanes: Copy + Send + Sync + 'static {
     fn bf16(self, from: &[u8]) -> Self::V;
     /// The first `WIDTH` integers.
     fn i8(self, from: &[i8]) -> Self::V;
+    /// The first `WIDTH` pairs.
+    fn pairs(self, from: &[[i16; 2]]) -> Self::Pairs;
+    fn splat_pair(self, pair: [i16; 2]) -> Self::Pairs;
+    fn splat_int(self, value: i32) -> Self::Ints;
+    /// To each lane both products of its pairs are added; what is too large wraps around.
+    fn dot_pairs(self, sums: Self::Ints, a: Self::Pairs, b: Self::Pairs) -> Self::Ints;
+    /// Rounded.
+    fn convert(self, ints: Self::Ints) -> Self::V;
     /// Of the first `WIDTH` bytes four bits each, from `shift` on, which is 0 or 4: integers from -8 to 7 with 8 added.
     fn nibbles(self, from: &[u8], shift: u32) -> Self::V;
     /// Says that what lies so many bytes behind `here` will be wanted soon; there need not be anything.
@@ -187,6 +226,8 @@ impl Lanes for Scalar {
     const WIDTH: usize = 8;
     const ROWS: usize = 2;
     type V = [f32; 8];
+    type Pairs = [[i16; 2]; 8];
+    type Ints = [i32; 8];
 
     #[inline(always)]
     fn splat(self, value: f32) -> [f32; 8] {
@@ -256,6 +297,29 @@ impl Lanes for Scalar {
     #[inline(always)]
     fn i8(self, from: &[i8]) -> [f32; 8] {
         std::array::from_fn(|lane| f32::from(from[lane]))
+    }
+    #[inline(always)]
+    fn pairs(self, from: &[[i16; 2]]) -> [[i16; 2]; 8] {
+        *from.first_chunk().expect("a vector has eight pairs")
+    }
+    #[inline(always)]
+    fn splat_pair(self, pair: [i16; 2]) -> [[i16; 2]; 8] {
+        [pair; 8]
+    }
+    #[inline(always)]
+    fn splat_int(self, value: i32) -> [i32; 8] {
+        [value; 8]
+    }
+    #[inline(always)]
+    fn dot_pairs(self, sums: [i32; 8], a: [[i16; 2]; 8], b: [[i16; 2]; 8]) -> [i32; 8] {
+        std::array::from_fn(|lane| {
+            let [a, b] = [a[lane].map(i32::from), b[lane].map(i32::from)];
+            sums[lane].wrapping_add((a[0] * b[0]).wrapping_add(a[1] * b[1]))
+        })
+    }
+    #[inline(always)]
+    fn convert(self, ints: [i32; 8]) -> [f32; 8] {
+        ints.map(|int| int as f32)
     }
     #[inline(always)]
     fn nibbles(self, from: &[u8], shift: u32) -> [f32; 8] {

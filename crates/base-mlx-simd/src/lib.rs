@@ -10,6 +10,7 @@
 //! sequence's keys in the order of their positions, in blocks counted from position 0.
 
 mod activation;
+mod amx;
 mod attention;
 #[cfg(target_arch = "x86_64")]
 mod avx2;
@@ -34,6 +35,7 @@ mod sync;
 pub use activation::{Activation, activate};
 pub use attention::{
     AttentionShape, AttentionSpan, KEY_BLOCK, KvBlock, KvBlocks, KvFormat, Sees, attention,
+    write_blocks,
 };
 pub use bandwidth::read_bandwidth;
 pub use cores::cores;

@@ -55,6 +55,8 @@ impl Lanes for Neon {
     const WIDTH: usize = 8;
     const ROWS: usize = 6;
     type V = (float32x4_t, float32x4_t);
+    type Pairs = (int16x8_t, int16x8_t);
+    type Ints = (int32x4_t, int32x4_t);
 
     #[inline(always)]
     fn splat(self, value: f32) -> Self::V {
@@ -155,6 +157,42 @@ impl Lanes for Neon {
             let (low, high) = (vmovl_s16(vget_low_s16(wide)), vmovl_high_s16(wide));
             (vcvtq_f32_s32(low), vcvtq_f32_s32(high))
         }
+    }
+    #[inline(always)]
+    fn pairs(self, from: &[[i16; 2]]) -> Self::Pairs {
+        let from: &[i16; 16] = from.as_flattened().first_chunk().expect("a vector has eight pairs");
+        // SAFETY: the CPU has NEON, and the array holds the integers that are read.
+        unsafe { (vld1q_s16(from.as_ptr()), vld1q_s16(from[8..].as_ptr())) }
+    }
+    #[inline(always)]
+    fn splat_pair(self, [a, b]: [i16; 2]) -> Self::Pairs {
+        let pair = i32::from(a as u16) | i32::from(b) << 16;
+        values!({
+            let pairs = vreinterpretq_s16_s32(vdupq_n_s32(pair));
+            (pairs, pairs)
+        })
+    }
+    #[inline(always)]
+    fn splat_int(self, value: i32) -> Self::Ints {
+        values!((vdupq_n_s32(value), vdupq_n_s32(value)))
+    }
+    #[inline(always)]
+    fn dot_pairs(self, sums: Self::Ints, a: Self::Pairs, b: Self::Pairs) -> Self::Ints {
+        values!({
+            let low = vpaddq_s32(
+                vmull_s16(vget_low_s16(a.0), vget_low_s16(b.0)),
+                vmull_high_s16(a.0, b.0),
+            );
+            let high = vpaddq_s32(
+                vmull_s16(vget_low_s16(a.1), vget_low_s16(b.1)),
+                vmull_high_s16(a.1, b.1),
+            );
+            (vaddq_s32(sums.0, low), vaddq_s32(sums.1, high))
+        })
+    }
+    #[inline(always)]
+    fn convert(self, ints: Self::Ints) -> Self::V {
+        values!((vcvtq_f32_s32(ints.0), vcvtq_f32_s32(ints.1)))
     }
     #[inline(always)]
     fn nibbles(self, from: &[u8], shift: u32) -> Self::V {

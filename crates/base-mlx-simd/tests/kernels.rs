@@ -27,6 +27,109 @@ fn products_agree_with_the_exact_ones() {
     }
 }
 
+/// Products of rounded numbers: what is off is little beside the lengths of both over the root of their places, which is the
+/// usual size of a product.
+#[test]
+fn rounded_products_are_near_the_exact_ones() {
+    let pool = Pool::new(2);
+    for seed in 0..150 {
+        let mut dice = Dice(seed);
+        let plain = Plain::new(&mut dice);
+        let rows = dice.below([11, 70][seed as usize % 2]) + 1;
+        let mut x = dice.floats(rows * plain.inner);
+        // Some much larger than the rest, as models have them, and rows of very different sizes.
+        for (row, x) in x.chunks_mut(plain.inner).enumerate() {
+            x[dice.below(plain.inner)] *= 20.0;
+            let size = 10.0_f32.powi(row as i32 % 60 - 30);
+            x.iter_mut().for_each(|x| *x *= size);
+        }
+        let bias = dice.floats(plain.outputs).iter().map(|x| x * 1e-3).collect::<Vec<_>>();
+        let bias = (seed % 3 != 0).then_some(&bias[..]);
+        near(&pool, &plain, &x, bias, 6e-4);
+    }
+}
+
+/// Numbers for which sums of products are as large as they get.
+#[test]
+fn rounded_products_never_wrap_around() {
+    let pool = Pool::new(2);
+    for inner in [1, 2, 31, 127, 128, 129, 384, 1000] {
+        let shapes: [&dyn Fn(usize) -> f32; 6] = [
+            &|_| 1.0,
+            &|_| -3.0e37 / inner as f32,
+            &|place| if place % 2 == 0 { 0.7 } else { -0.7 },
+            &|place| if place == 0 { 1.0 } else { 1e-3 },
+            &|place| if place < 17 { -1.0 } else { 0.0 },
+            &|place| (place % 128) as f32,
+        ];
+        for (row, x) in shapes.iter().enumerate() {
+            let x: Vec<f32> = (0..inner).map(|place| x(place)).collect();
+            for w in shapes {
+                let values: Vec<f32> = (0..inner).map(w).collect();
+                let largest = values.iter().fold(0.0, |a: f32, b| a.max(b.abs()));
+                let largest = if row == 1 { largest } else { 1.0 };
+                let values: Vec<f32> = values.iter().map(|w| w / largest).collect();
+                let plain = Plain { outputs: 1, inner, dtype: 0, bytes: stored(&values, 0) };
+                near(&pool, &plain, &x, None, 6e-4);
+            }
+        }
+    }
+}
+
+#[test]
+fn what_is_no_number_is_not_rounded_away() {
+    let (pool, mut dice) = (Pool::new(1), Dice(1));
+    let (outputs, inner) = (40, 300);
+    let bytes = stored(&dice.floats(outputs * inner), 0);
+    let plain = Plain { outputs, inner, dtype: 0, bytes };
+    for isa in Isa::all() {
+        let rounded = plain.rounded(&pool, isa);
+        for odd in [f32::NAN, f32::INFINITY, f32::NEG_INFINITY] {
+            let mut x = dice.floats(3 * inner);
+            x[inner + 200] = odd;
+            let mut out = vec![0.0; 3 * outputs];
+            let product = Product { weight: &rounded, bias: None, out: &mut out };
+            linear(&pool, isa, &x, vec![product]);
+            let rows: Vec<bool> =
+                out.chunks(outputs).map(|row| row.iter().all(|x| x.is_finite())).collect();
+            assert_eq!(rows, [true, false, true], "{odd}, {}", isa.name());
+            assert!(out[outputs..2 * outputs].iter().all(|x| !x.is_finite()), "{}", isa.name());
+        }
+        // Nothing but zeros, and what is too small to have a scale.
+        let mut out = vec![1.0; 2 * outputs];
+        let x: Vec<f32> = (0..2 * inner).map(|i| if i < inner { 0.0 } else { 1e-42 }).collect();
+        linear(&pool, isa, &x, vec![Product { weight: &rounded, bias: None, out: &mut out }]);
+        assert!(out.iter().all(|out| out.abs() < 1e-38), "{}", isa.name());
+    }
+}
+
+/// Rounded, on every instruction set: at most `most` of the usual size away.
+fn near(pool: &Pool, plain: &Plain, x: &[f32], bias: Option<&[f32]>, most: f64) {
+    let length =
+        |values: &[f32]| values.iter().map(|x| f64::from(*x) * f64::from(*x)).sum::<f64>().sqrt();
+    let expected = plain.products(x, None);
+    let values = plain.values();
+    for isa in Isa::all() {
+        let rounded = plain.rounded(pool, isa);
+        let mut out = vec![f32::NAN; expected.len()];
+        linear(pool, isa, x, vec![Product { weight: &rounded, bias, out: &mut out }]);
+        for (index, (found, expected)) in out.iter().zip(&expected).enumerate() {
+            let (row, output) = (index / plain.outputs, index % plain.outputs);
+            let x = &x[row * plain.inner..][..plain.inner];
+            let w = &values[output * plain.inner..][..plain.inner];
+            let usual = length(x) * length(w) / (plain.inner as f64).sqrt();
+            let bias = f64::from(bias.map_or(0.0, |bias| bias[output]));
+            let off = (f64::from(*found) - (f64::from(*expected) + bias)).abs();
+            let rounding = 1e-6 * (bias.abs() + f64::from(expected.abs()));
+            assert!(
+                off <= most * usual + rounding,
+                "{}: {found} for {expected} and {bias}, usual {usual}, at {index} of {plain:?}",
+                isa.name(),
+            );
+        }
+    }
+}
+
 #[test]
 fn products_of_one_x_are_those_of_each_alone() {
     let pool = Pool::new(2);
@@ -67,6 +170,16 @@ fn unpacked_rows_are_those_of_the_matrix() {
                 let expected = &values[*row as usize * inner..][..inner];
                 assert_eq!(out, expected, "{}: row {row} of {plain:?}", isa.name());
             }
+            let mut out = vec![f32::NAN; taken.len() * inner];
+            plain.rounded(&pool, isa).unpack_rows(&pool, isa, &taken, &mut out);
+            for (row, out) in taken.iter().zip(out.chunks(inner)) {
+                let expected = &values[*row as usize * inner..][..inner];
+                let largest = expected.iter().fold(0.0, |a: f32, b| a.max(b.abs()));
+                for (found, expected) in out.iter().zip(expected) {
+                    let far = (found - expected).abs() / largest;
+                    assert!(far < 2e-4, "{}: row {row} of {plain:?}, rounded: {found}", isa.name());
+                }
+            }
         }
     }
 }
@@ -104,6 +217,11 @@ fn a_product_has_the_same_bits_at_every_batch_size() {
         let (dense, packed) = (plain.dense(&pool), affine.packed(&pool));
         bits_are_the_same(&format!("{plain:?}"), &mut dice, 64, dense.shape(), |isa, x, out| {
             linear(&pool, isa, x, vec![Product { weight: &dense, bias: None, out }]);
+        });
+        let what = format!("{plain:?}, rounded");
+        bits_are_the_same(&what, &mut dice, 64, dense.shape(), |isa, x, out| {
+            let rounded = plain.rounded(&pool, isa);
+            linear(&pool, isa, x, vec![Product { weight: &rounded, bias: None, out }]);
         });
         bits_are_the_same(&format!("{affine:?}"), &mut dice, 64, packed.shape(), |isa, x, out| {
             linear_packed(&pool, isa, x, vec![Product { weight: &packed, bias: None, out }]);
@@ -718,6 +836,11 @@ impl Plain {
     fn dense(&self, pool: &Pool) -> Dense {
         let floats = floats(&self.bytes, self.dtype);
         Dense::new(pool, &Arena::default(), floats, self.outputs, self.inner).unwrap()
+    }
+
+    fn rounded(&self, pool: &Pool, isa: Isa) -> Dense {
+        let floats = floats(&self.bytes, self.dtype);
+        Dense::rounded(pool, isa, &Arena::default(), floats, self.outputs, self.inner).unwrap()
     }
 
     fn values(&self) -> Vec<f32> {

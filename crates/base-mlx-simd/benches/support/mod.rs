@@ -17,6 +17,7 @@ use base_mlx_simd::{
 pub(crate) enum Work {
     LinearPacked { outputs: usize, inner: usize, bits: u32, group: usize, rows: usize },
     LinearF16 { outputs: usize, inner: usize, rows: usize },
+    LinearRounded { outputs: usize, inner: usize, rows: usize },
     Attention { format: KvFormat, rows: usize, keys: usize },
     RmsNorm { rows: usize, width: usize },
     Rope { tokens: usize },
@@ -24,7 +25,7 @@ pub(crate) enum Work {
 }
 
 /// What an answer spends its time in, in the shape of a 135M model.
-pub(crate) const HOT: [Work; 17] = [
+pub(crate) const HOT: [Work; 18] = [
     packed(4, 32, 1),
     packed(4, 32, 64),
     packed(6, 16, 1),
@@ -33,6 +34,7 @@ pub(crate) const HOT: [Work; 17] = [
     packed(8, 32, 64),
     Work::LinearF16 { outputs: 576, inner: 576, rows: 1 },
     Work::LinearF16 { outputs: 576, inner: 576, rows: 64 },
+    Work::LinearRounded { outputs: 576, inner: 576, rows: 64 },
     Work::Attention { format: KvFormat::F16, rows: 1, keys: 4096 },
     Work::Attention { format: KvFormat::F16, rows: 128, keys: 512 },
     Work::Attention { format: KvFormat::Q8, rows: 1, keys: 4096 },
@@ -53,6 +55,7 @@ impl fmt::Display for Work {
         match *self {
             Self::LinearPacked { bits, rows, .. } => write!(f, "linear_packed {bits} bits x{rows}"),
             Self::LinearF16 { rows, .. } => write!(f, "linear f16 x{rows}"),
+            Self::LinearRounded { rows, .. } => write!(f, "linear rounded x{rows}"),
             Self::Attention { format, rows, keys } => {
                 write!(f, "attention {format} x{rows} over {keys}")
             }
@@ -93,7 +96,8 @@ impl Work {
     pub(crate) fn flops(self) -> usize {
         match self {
             Self::LinearPacked { outputs, inner, rows, .. }
-            | Self::LinearF16 { outputs, inner, rows } => 2 * rows * outputs * inner,
+            | Self::LinearF16 { outputs, inner, rows }
+            | Self::LinearRounded { outputs, inner, rows } => 2 * rows * outputs * inner,
             Self::Attention { rows, keys, .. } => {
                 let seen: usize = (keys - rows + 1..=keys).sum();
                 4 * seen * ATTENTION.heads * ATTENTION.head_dim
@@ -109,7 +113,16 @@ impl Work {
                 ready_packed(pool, weight, rows)
             }
             Self::LinearF16 { outputs, inner, rows } => {
-                ready_f16(pool, memory, outputs, inner, rows)
+                let new =
+                    |arena: &Arena, floats: Floats| Dense::new(pool, arena, floats, outputs, inner);
+                ready_dense(pool, dense_weights(memory, [outputs, inner], new), rows)
+            }
+            Self::LinearRounded { outputs, inner, rows } => {
+                // Halves are laid out alike for all instructions.
+                let new = |arena: &Arena, floats: Floats| {
+                    Dense::rounded(pool, Isa::best(), arena, floats, outputs, inner)
+                };
+                ready_dense(pool, dense_weights(memory, [outputs, inner], new), rows)
             }
             Self::Attention { format, rows, keys } => {
                 ready_attention(pool, memory, format, rows, keys)
@@ -172,12 +185,8 @@ fn ready_packed(pool: &Pool, weights: Vec<Packed>, rows: usize) -> Ready<'_> {
     Ready { bytes, call: Box::new(call) }
 }
 
-fn ready_f16(pool: &Pool, memory: Memory, outputs: usize, inner: usize, rows: usize) -> Ready<'_> {
-    let bytes = outputs * inner * 2;
-    let (arena, floats) = (Arena::default(), vec![0x11; bytes]);
-    let weights: Vec<Dense> = (0..memory.copies(bytes))
-        .map(|_| Dense::new(pool, &arena, Floats::F16(&floats), outputs, inner).expect("memory"))
-        .collect();
+fn ready_dense<'a>(pool: &'a Pool, weights: Vec<Dense>, rows: usize) -> Ready<'a> {
+    let (bytes, [outputs, inner]) = (weights[0].bytes(), weights[0].shape());
     let x = vec![0.5; rows * inner];
     let mut out = vec![0.0; rows * outputs];
     let mut turns = (0..weights.len()).cycle();
@@ -187,6 +196,18 @@ fn ready_f16(pool: &Pool, memory: Memory, outputs: usize, inner: usize, rows: us
         linear(pool, isa, black_box(&x), vec![product]);
     };
     Ready { bytes, call: Box::new(call) }
+}
+
+/// `[outputs, inner]` in F16, laid out by `new`.
+fn dense_weights(
+    memory: Memory,
+    [outputs, inner]: [usize; 2],
+    new: impl Fn(&Arena, Floats) -> std::io::Result<Dense>,
+) -> Vec<Dense> {
+    let bytes = outputs * inner * 2;
+    let (arena, floats) = (Arena::default(), vec![0x11; bytes]);
+    let copies = 0..memory.copies(bytes);
+    copies.map(|_| new(&arena, Floats::F16(&floats)).expect("memory")).collect()
 }
 
 /// The last rows of a sequence of `keys` positions.

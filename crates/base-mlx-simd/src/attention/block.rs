@@ -81,7 +81,7 @@ pub(super) trait KvValue: Copy + Default + Send + Sync {
     const ROTATED: bool = false;
 
     /// Keeps a position's key and value.
-    fn write(head: HeadMut<Self>, place: usize, key: &[f32], value: &[f32]);
+    fn write(head: &mut HeadMut<Self>, place: usize, key: &[f32], value: &[f32]);
     /// A dimension of the keys from `place` on.
     fn keys<L: Lanes>(lanes: L, column: &[Self], place: usize) -> [L::V; 2];
     /// `C` vectors of a position's values from `dim` on.
@@ -101,7 +101,7 @@ impl<T: Plain> KvValue for T {
     const SCALED: bool = T::SCALED;
     type Scale = f32;
 
-    fn write(head: HeadMut<T>, place: usize, key: &[f32], value: &[f32]) {
+    fn write(head: &mut HeadMut<T>, place: usize, key: &[f32], value: &[f32]) {
         // The values' place serves for both.
         let row = &mut head.values[place * padded(key.len())..][..key.len()];
         let key_scale = T::round(key, row);
@@ -349,18 +349,23 @@ impl KvBlock {
 
     fn write_as<T: KvValue>(&mut self, place: usize, keys: &[f32], values: &[f32]) {
         let KvBlocks { kv_heads, head_dim, .. } = self.of;
-        for (index, (key, value)) in
-            keys.chunks_exact(head_dim).zip(values.chunks_exact(head_dim)).enumerate()
-        {
-            let head = self.head_mut(index % kv_heads);
-            T::write(head, place + index / kv_heads, key, value);
+        let width = kv_heads * head_dim;
+        for kv_head in 0..kv_heads {
+            let mut head = self.head_mut(kv_head);
+            let of_head = kv_head * head_dim..(kv_head + 1) * head_dim;
+            let positions = keys.chunks_exact(width).zip(values.chunks_exact(width));
+            for (position, (keys, values)) in positions.enumerate() {
+                let (key, value) = (&keys[of_head.clone()], &values[of_head.clone()]);
+                T::write(&mut head, place + position, key, value);
+            }
         }
     }
 
     fn head_mut<T: KvValue>(&mut self, kv_head: usize) -> HeadMut<'_, T> {
-        assert!(T::FORMAT == self.of.format, "{:?} written as {:?}", self.of.format, T::FORMAT);
-        let places = Arc::clone(&self.of.places);
-        let head = &mut self.memory[kv_head * places.lines()..][..places.lines()];
+        let Self { of, memory } = self;
+        assert!(T::FORMAT == of.format, "{:?} written as {:?}", of.format, T::FORMAT);
+        let places = &*of.places;
+        let head = &mut memory[kv_head * places.lines()..][..places.lines()];
         assert!(places.first.end <= size_of_val(head), "the parts lie in these lines");
         let lines = head.as_mut_ptr();
         // SAFETY: the format is this type's, any bytes are some number of any, and the parts lie side by side in these lines.

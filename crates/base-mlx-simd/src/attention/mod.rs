@@ -56,6 +56,27 @@ pub struct AttentionSpan<'a> {
     pub blocks: Vec<&'a KvBlock>,
 }
 
+/// Writes what each block is to hold, from its first position on: rows of `keys` and `values`, `[rows, kv_heads, head_dim]`
+/// each.
+pub fn write_blocks(
+    pool: &Pool,
+    blocks: &mut [KvBlock],
+    rows: &[Range<usize>],
+    keys: &[f32],
+    values: &[f32],
+) {
+    assert_eq!(blocks.len(), rows.len(), "rows for each block");
+    let blocks = SharedMut::new(blocks);
+    pool.run(rows.len(), |piece, _| {
+        // SAFETY: each piece has its own block.
+        let block = &mut unsafe { blocks.part(piece..piece + 1) }[0];
+        let [kv_heads, head_dim] = block.of().shape();
+        let width = kv_heads * head_dim;
+        let floats = rows[piece].start * width..rows[piece].end * width;
+        block.write(0, &keys[floats.clone()], &values[floats]);
+    });
+}
+
 impl AttentionShape {
     fn group(&self) -> usize {
         self.heads / self.kv_heads

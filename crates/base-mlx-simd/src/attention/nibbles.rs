@@ -50,7 +50,7 @@ impl KvValue for Nibbles {
     type Scale = f16;
     const ROTATED: bool = true;
 
-    fn write(head: HeadMut<Self>, place: usize, key: &[f32], value: &[f32]) {
+    fn write(head: &mut HeadMut<Self>, place: usize, key: &[f32], value: &[f32]) {
         if place == 0 {
             for (first, key) in head.first.iter_mut().zip(key) {
                 // What is no number shall be none at this position only.

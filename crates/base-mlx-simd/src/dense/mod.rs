@@ -2,35 +2,44 @@
 //!
 //! Thirty-two outputs side by side are a panel, which has their first values, then their second ones, and so on. So one value
 //! of x meets whole vectors of outputs, whose sums need never be added up across lanes. The last panel is filled up with zeros.
+//! A panel of rounded values has pairs of neighbouring ones in their place, and the scales of their runs in front; one of split
+//! values has them in the order of AMX's tiles.
 
 mod product;
+mod rounded;
+mod split;
 
 use std::io;
 
 use half::{bf16, f16};
 
+use self::rounded::{PAIRS, Pair, RoundPanel, runs};
+use self::split::{split_panel, steps, unsplit};
+use crate::amx::Halves;
 use crate::floats::{Floats, Value};
 use crate::isa::{Isa, Kernel, Lanes, MOST_LANES};
-use crate::memory::{Arena, LINE, Lines};
+use crate::memory::{Arena, LINE, Line, Lines};
 use crate::pool::{Pool, VALUES_IN_PIECE};
 use crate::shared::SharedMut;
 
 pub use product::linear;
 
-/// A matrix `[outputs, inner]` of floats, in the type that they were given in and an order of its own.
+/// A matrix `[outputs, inner]` of floats, in the type that they were given in or rounded, and an order of its own.
 pub struct Dense {
     outputs: usize,
     inner: usize,
     kind: Kind,
-    /// Panel after panel: `[inner, PANEL]` each.
+    /// Panel after panel: the scales of each, if there are any, and its `[inner, PANEL]`.
     lines: Lines,
 }
 
-#[derive(Clone, Copy)]
+#[derive(Clone, Copy, PartialEq)]
 enum Kind {
     F32,
     F16,
     BF16,
+    Rounded,
+    Split,
 }
 
 /// So many halves are a line of the cache.
@@ -61,6 +70,44 @@ impl Dense {
             }
         }
         Ok(Self { outputs, inner, kind, lines })
+    }
+
+    /// The same rounded to some 16 bits, whose products round x as well, in the form that is the fastest with `isa`, which
+    /// products must then be given. They are less exact, by some ten-thousandths of a result's usual size, and faster where
+    /// [`Isa::rounds_to_gain`].
+    pub fn rounded(
+        pool: &Pool,
+        isa: Isa,
+        arena: &Arena,
+        floats: Floats,
+        outputs: usize,
+        inner: usize,
+    ) -> io::Result<Self> {
+        assert!(inner > 0, "an empty matrix");
+        assert_eq!(floats.len(), outputs * inner, "a dense matrix [{outputs}, {inner}]");
+        // Split halves would take twice the memory that they were given in.
+        let splits = isa.amx().is_some() && matches!(floats, Floats::F32(_));
+        let kind = if splits { Kind::Split } else { Kind::Rounded };
+        let mut matrix = Self { outputs, inner, kind, lines: arena.lines(0)? };
+        let (panels, panel_lines) = (matrix.panels(), matrix.panel_bytes() / LINE);
+        let (head_lines, mut lines) = (matrix.head_lines(), arena.lines(panels * panel_lines)?);
+        let all = SharedMut::new(&mut lines);
+        pool.run(panels, |panel, _| {
+            // SAFETY: each piece has its own panel.
+            let lines = unsafe { all.part(panel * panel_lines..(panel + 1) * panel_lines) };
+            let (head, cells) = lines.split_at_mut(head_lines);
+            let outputs = panel * PANEL..outputs.min((panel + 1) * PANEL);
+            // SAFETY: lines are bytes without padding, and any are such values, which need no larger alignment.
+            unsafe {
+                if splits {
+                    return split_panel(floats, outputs, inner, cells.align_to_mut().1);
+                }
+                let (scales, cells) = (head.align_to_mut().1, cells.align_to_mut().1);
+                isa.run(RoundPanel { floats, outputs, inner, cells, scales });
+            }
+        });
+        matrix.lines = lines;
+        Ok(matrix)
     }
 
     /// `[outputs, inner]`
@@ -95,30 +142,73 @@ impl Dense {
     }
 
     fn panel_bytes(&self) -> usize {
-        self.inner * PANEL * self.kind.size()
+        self.depth() * PANEL * self.kind.size() + self.head_lines() * LINE
     }
 
-    /// `[inner, PANEL]`
+    /// How many cells of a panel lie behind each other.
+    fn depth(&self) -> usize {
+        match self.kind {
+            Kind::Rounded => self.inner.div_ceil(2),
+            Kind::Split => steps(self.inner),
+            Kind::F32 | Kind::F16 | Kind::BF16 => self.inner,
+        }
+    }
+
+    fn head_lines(&self) -> usize {
+        match self.kind {
+            Kind::Rounded => runs(self.inner) * CELL_LINES,
+            Kind::F32 | Kind::F16 | Kind::BF16 | Kind::Split => 0,
+        }
+    }
+
+    /// `[depth, PANEL]`
     #[inline(always)]
-    fn panel<T: Value>(&self, panel: usize) -> &[[T; PANEL]] {
+    fn panel<T: Copy>(&self, panel: usize) -> &[[T; PANEL]] {
         assert!(size_of::<T>() == self.kind.size(), "values of another size");
-        let lines = self.panel_bytes() / LINE;
-        let lines = &self.lines[panel * lines..][..lines];
+        let lines = &self.panel_lines(panel)[self.head_lines()..];
         // SAFETY: any bytes are a `T`, the lines hold so many, and are aligned to more than a float.
-        unsafe { std::slice::from_raw_parts(lines.as_ptr().cast(), self.inner) }
+        unsafe { std::slice::from_raw_parts(lines.as_ptr().cast(), self.depth()) }
+    }
+
+    /// `[depth]`
+    #[inline(always)]
+    fn halves(&self, panel: usize) -> &[Halves] {
+        assert!(self.kind == Kind::Split, "values of another kind");
+        let lines = self.panel_lines(panel);
+        // SAFETY: any bytes are halves, the lines hold so many, and are aligned as they are.
+        unsafe { std::slice::from_raw_parts(lines.as_ptr().cast(), self.depth()) }
+    }
+
+    /// Of its runs; none where nothing is rounded.
+    #[inline(always)]
+    fn scales(&self, panel: usize) -> &[[f32; PANEL]] {
+        let lines = &self.panel_lines(panel)[..self.head_lines()];
+        // SAFETY: any bytes are floats, and a line is aligned to more.
+        unsafe { std::slice::from_raw_parts(lines.as_ptr().cast(), lines.len() / CELL_LINES) }
+    }
+
+    #[inline(always)]
+    fn panel_lines(&self, panel: usize) -> &[Line] {
+        let lines = self.panel_bytes() / LINE;
+        &self.lines[panel * lines..][..lines]
     }
 }
 
 impl Kind {
-    /// Bytes of a value.
+    /// Bytes of a cell, what a panel has for an output.
     #[inline(always)]
     fn size(self) -> usize {
         match self {
-            Self::F32 => 4,
-            Self::F16 | Self::BF16 => 2,
+            Self::Split => size_of::<Halves>() / PANEL,
+            Self::F32 => size_of::<f32>(),
+            Self::Rounded => size_of::<Pair>(),
+            Self::F16 | Self::BF16 => size_of::<f16>(),
         }
     }
 }
+
+/// Lines of as many floats, or pairs, as there are outputs in a panel.
+const CELL_LINES: usize = PANEL * size_of::<f32>() / LINE;
 
 /// Copies values of `SIZE` bytes, `[outputs, inner]`, to panels of zeros.
 fn fill<const SIZE: usize>(pool: &Pool, values: &[[u8; SIZE]], inner: usize, lines: &mut Lines) {
@@ -161,6 +251,8 @@ impl Kernel for Unpack<'_> {
             Kind::F32 => self.rows::<L, f32>(lanes),
             Kind::F16 => self.rows::<L, f16>(lanes),
             Kind::BF16 => self.rows::<L, bf16>(lanes),
+            Kind::Rounded => self.rounded(),
+            Kind::Split => self.split(),
         }
     }
 }
@@ -179,6 +271,33 @@ impl Unpack<'_> {
                 }
                 lanes.store_some(T::load(lanes, &values[..L::WIDTH]), to);
             }
+        }
+    }
+
+    #[inline(always)]
+    fn rounded(self) {
+        let rows = self.to.chunks_exact_mut(self.matrix.inner);
+        for (&row, to) in self.rows.iter().zip(rows) {
+            let panel = row as usize / PANEL;
+            let (cells, lane) = (self.matrix.panel::<Pair>(panel), row as usize % PANEL);
+            for (run, scales) in self.matrix.scales(panel).iter().enumerate() {
+                let cells = cells[run * PAIRS..].iter().take(PAIRS);
+                let to = to[run * 2 * PAIRS..].chunks_mut(2);
+                for (to, cell) in to.zip(cells) {
+                    to.iter_mut().zip(cell[lane]).for_each(|(to, value)| {
+                        *to = scales[lane] * f32::from(value);
+                    });
+                }
+            }
+        }
+    }
+
+    #[inline(always)]
+    fn split(self) {
+        let rows = self.to.chunks_exact_mut(self.matrix.inner);
+        for (&row, to) in self.rows.iter().zip(rows) {
+            let panel = row as usize / PANEL;
+            unsplit(self.matrix.halves(panel), row as usize % PANEL, to);
         }
     }
 }

@@ -4,8 +4,11 @@ use std::ops::Range;
 
 use half::{bf16, f16};
 
+use super::rounded::{PAIRS, Pair, Rounded};
+use super::split::Split;
 use super::{Dense, Kind, PANEL};
 use crate::Product;
+use crate::amx::{Amx, SIDE, Sums};
 use crate::floats::Value;
 use crate::isa::{Isa, Kernel, Lanes};
 use crate::memory::LINE;
@@ -24,6 +27,15 @@ pub fn linear(pool: &Pool, isa: Isa, x: &[f32], products: Vec<Product<Dense>>) {
         assert!(bias.is_none_or(|bias| bias.len() == outputs), "one bias for each output");
         bytes += weight.bytes();
     }
+    let inner = inners().next().unwrap_or(1);
+    let some_are = |kind| products.iter().any(|product| product.weight.kind == kind);
+    let rounded = some_are(Kind::Rounded).then(|| Rounded::new(pool, isa, x, inner));
+    let split = some_are(Kind::Split).then(|| {
+        let amx = isa.amx().expect("weights were split for AMX");
+        (amx, Split::new(pool, isa, x, inner))
+    });
+    let x = X { floats: x, rounded, split };
+    let x = &x;
     let shared: Vec<_> = products
         .into_iter()
         .map(|Product { weight, bias, out }| (weight, bias, SharedMut::new(out)))
@@ -31,8 +43,8 @@ pub fn linear(pool: &Pool, isa: Isa, x: &[f32], products: Vec<Product<Dense>>) {
     let mut pieces = Vec::new();
     for (weight, bias, out) in &shared {
         let (weight, bias) = (*weight, *bias);
-        let rows = x.len() / weight.inner;
-        let at_once = rows_at_once(rows, weight.inner);
+        let rows = x.floats.len() / weight.inner;
+        let at_once = rows_at_once(rows, weight);
         let most = BYTES_IN_PIECE / at_once;
         let worth_it = WORK_IN_PIECE / at_once;
         let in_piece = pool.fair_piece(bytes * rows.div_ceil(at_once)).clamp(worth_it, most);
@@ -50,15 +62,23 @@ pub fn linear(pool: &Pool, isa: Isa, x: &[f32], products: Vec<Product<Dense>>) {
 }
 
 /// How many rows of x go over a panel together, at least one: as many as the second cache holds, all blocks being alike.
-fn rows_at_once(rows: usize, inner: usize) -> usize {
-    let most = (FLOATS_IN_L2 / inner).max(FEW_ROWS);
+fn rows_at_once(rows: usize, weight: &Dense) -> usize {
+    let most = (FLOATS_IN_L2 / weight.inner).max(FEW_ROWS);
     let blocks = rows.div_ceil(most).max(1);
-    rows.div_ceil(blocks).next_multiple_of(WHOLE_TILES).min(rows.max(1))
+    let whole_tiles = if weight.kind == Kind::Split { SIDE } else { WHOLE_TILES };
+    rows.div_ceil(blocks).next_multiple_of(whole_tiles).min(rows.max(1))
+}
+
+/// What is multiplied, in the forms that the weights are in.
+struct X<'a> {
+    /// `[rows, inner]`
+    floats: &'a [f32],
+    rounded: Option<Rounded>,
+    split: Option<(Amx, Split)>,
 }
 
 struct Piece<'a> {
-    /// `[rows, inner]`
-    x: &'a [f32],
+    x: &'a X<'a>,
     rows: Range<usize>,
     weight: &'a Dense,
     bias: Option<&'a [f32]>,
@@ -81,6 +101,8 @@ impl Kernel for Run<'_> {
             Kind::F32 => self.piece.panels::<L, f32>(lanes, self.scratch),
             Kind::F16 => self.piece.panels::<L, f16>(lanes, self.scratch),
             Kind::BF16 => self.piece.panels::<L, bf16>(lanes, self.scratch),
+            Kind::Rounded => self.piece.rounded_panels(lanes),
+            Kind::Split => self.piece.split_panels(lanes),
         }
     }
 }
@@ -92,7 +114,7 @@ impl Piece<'_> {
         for panel in self.panels.clone() {
             let weights = self.weight.panel::<T>(panel);
             for (number, weights) in weights.chunks(PLACES).enumerate() {
-                let block = Block { lanes, piece: self, panel, place: number * PLACES };
+                let block = Block { lanes, piece: self, panel, number };
                 if widen {
                     block.all_rows::<f32, false>(widened(lanes, weights, scratch));
                 } else {
@@ -100,6 +122,117 @@ impl Piece<'_> {
                 }
             }
         }
+    }
+
+    #[inline(always)]
+    fn rounded_panels<L: Lanes>(&self, lanes: L) {
+        for panel in self.panels.clone() {
+            let weights = self.weight.panel::<Pair>(panel);
+            for (number, weights) in weights.chunks(PAIRS).enumerate() {
+                let block = Block { lanes, piece: self, panel, number };
+                block.all_rows::<Pair, true>(weights);
+            }
+        }
+    }
+
+    #[inline(always)]
+    fn split_panels<L: Lanes>(&self, lanes: L) {
+        let (amx, x) = self.x.split.as_ref().expect("x was split for weights that are");
+        let (tiles, mut sums) = (amx.begin(), Sums([[0.0; SIDE]; SIDE]));
+        for panel in self.panels.clone() {
+            let weights = self.weight.halves(panel);
+            let block = Block { lanes, piece: self, panel, number: 0 };
+            for first in self.rows.clone().step_by(SIDE) {
+                tiles.products(x.block(first), weights, &mut sums);
+                for (row, sums) in (first..self.rows.end).zip(&sums.0) {
+                    for (number, sums) in sums.chunks_exact(L::WIDTH).enumerate() {
+                        block.add(row, number * L::WIDTH, &[lanes.load(sums)]);
+                    }
+                }
+            }
+        }
+    }
+}
+
+/// What a panel has for each output at each place, and how it is multiplied.
+trait Cell: Copy {
+    /// What x has at a place.
+    type X: Copy;
+    /// The cells of as many outputs as there are lanes.
+    type Cells<L: Lanes>: Copy;
+    type Sums<L: Lanes>: Copy;
+
+    /// A row of x at the places of a block.
+    fn row<'a, L: Lanes>(block: &Block<'a, L>, row: usize, places: usize) -> &'a [Self::X];
+    fn zero<L: Lanes>(lanes: L) -> Self::Sums<L>;
+    fn load<L: Lanes>(lanes: L, from: &[Self]) -> Self::Cells<L>;
+    /// Adds the products of x with some cells.
+    fn add<L: Lanes>(
+        lanes: L,
+        sums: Self::Sums<L>,
+        x: Self::X,
+        cells: Self::Cells<L>,
+    ) -> Self::Sums<L>;
+    /// The block's sums of a row, and outputs from `column` of the panel on.
+    fn total<L: Lanes>(block: &Block<L>, row: usize, column: usize, sums: Self::Sums<L>) -> L::V;
+}
+
+impl<T: Value> Cell for T {
+    type X = f32;
+    type Cells<L: Lanes> = L::V;
+    type Sums<L: Lanes> = L::V;
+
+    #[inline(always)]
+    fn row<'a, L: Lanes>(block: &Block<'a, L>, row: usize, places: usize) -> &'a [f32] {
+        let inner = block.piece.weight.inner;
+        &block.piece.x.floats[row * inner + block.number * PLACES..][..places]
+    }
+    #[inline(always)]
+    fn zero<L: Lanes>(lanes: L) -> L::V {
+        lanes.splat(0.0)
+    }
+    #[inline(always)]
+    fn load<L: Lanes>(lanes: L, from: &[Self]) -> L::V {
+        T::load(lanes, from)
+    }
+    #[inline(always)]
+    fn add<L: Lanes>(lanes: L, sums: L::V, x: f32, cells: L::V) -> L::V {
+        lanes.mul_add(lanes.splat(x), cells, sums)
+    }
+    #[inline(always)]
+    fn total<L: Lanes>(_: &Block<L>, _row: usize, _column: usize, sums: L::V) -> L::V {
+        sums
+    }
+}
+
+impl Cell for Pair {
+    type X = Self;
+    type Cells<L: Lanes> = L::Pairs;
+    type Sums<L: Lanes> = L::Ints;
+
+    #[inline(always)]
+    fn row<'a, L: Lanes>(block: &Block<'a, L>, row: usize, places: usize) -> &'a [Self] {
+        &block.rounded().row(row)[block.number * PAIRS..][..places]
+    }
+    #[inline(always)]
+    fn zero<L: Lanes>(lanes: L) -> L::Ints {
+        lanes.splat_int(0)
+    }
+    #[inline(always)]
+    fn load<L: Lanes>(lanes: L, from: &[Self]) -> L::Pairs {
+        lanes.pairs(from)
+    }
+    #[inline(always)]
+    fn add<L: Lanes>(lanes: L, sums: L::Ints, x: Self, cells: L::Pairs) -> L::Ints {
+        lanes.dot_pairs(sums, lanes.splat_pair(x), cells)
+    }
+    #[inline(always)]
+    fn total<L: Lanes>(block: &Block<L>, row: usize, column: usize, sums: L::Ints) -> L::V {
+        let scales = &block.piece.weight.scales(block.panel)[block.number];
+        let scales = block.lanes.load(&scales[column..]);
+        let scale = block.lanes.splat(block.rounded().scale(row, block.number));
+        // The weights' first: what lies between is then no larger than the end, up to the largest sum.
+        block.lanes.mul(block.lanes.mul(block.lanes.convert(sums), scales), scale)
     }
 }
 
@@ -127,14 +260,19 @@ struct Block<'a, L> {
     lanes: L,
     piece: &'a Piece<'a>,
     panel: usize,
-    /// The first.
-    place: usize,
+    /// How many come before it.
+    number: usize,
 }
 
-impl<L: Lanes> Block<'_, L> {
+impl<'a, L: Lanes> Block<'a, L> {
+    #[inline(always)]
+    fn rounded(&self) -> &'a Rounded {
+        self.piece.x.rounded.as_ref().expect("x was rounded for weights that are")
+    }
+
     /// The first rows to read weights from memory ask ahead for more.
     #[inline(always)]
-    fn all_rows<T: Value, const ASK: bool>(&self, weights: &[[T; PANEL]]) {
+    fn all_rows<T: Cell, const ASK: bool>(&self, weights: &[[T; PANEL]]) {
         let Range { start, end } = self.piece.rows;
         let first = self.some_rows::<T, ASK>(weights, start, end - start);
         let mut row = start + first;
@@ -145,7 +283,7 @@ impl<L: Lanes> Block<'_, L> {
 
     /// As many from `row` on as go together, at most `rows`.
     #[inline(always)]
-    fn some_rows<T: Value, const ASK: bool>(
+    fn some_rows<T: Cell, const ASK: bool>(
         &self,
         weights: &[[T; PANEL]],
         row: usize,
@@ -163,7 +301,7 @@ impl<L: Lanes> Block<'_, L> {
 
     /// `R` rows, two vectors of outputs at a time.
     #[inline(always)]
-    fn pairs<T: Value, const R: usize, const ASK: bool>(
+    fn pairs<T: Cell, const R: usize, const ASK: bool>(
         &self,
         weights: &[[T; PANEL]],
         row: usize,
@@ -179,7 +317,7 @@ impl<L: Lanes> Block<'_, L> {
     ///
     /// Loops rather than `map` and closures, which are not always inlined, and then miss the instruction set.
     #[inline(always)]
-    fn tile<T: Value, const R: usize, const C: usize, const ASK: bool>(
+    fn tile<T: Cell, const R: usize, const C: usize, const ASK: bool>(
         &self,
         weights: &[[T; PANEL]],
         row: usize,
@@ -187,32 +325,35 @@ impl<L: Lanes> Block<'_, L> {
     ) -> usize {
         let lanes = self.lanes;
         assert!(column + C * L::WIDTH <= PANEL);
-        let inner = self.piece.weight.inner;
         let mut x = [&[][..]; R];
         for (r, x) in x.iter_mut().enumerate() {
-            *x = &self.piece.x[(row + r) * inner + self.place..][..weights.len()];
+            *x = T::row(self, row + r, weights.len());
         }
-        let mut sums = [[lanes.splat(0.0); C]; R];
+        let mut sums = [[T::zero(lanes); C]; R];
         for (place, weights) in weights.iter().enumerate() {
             if ASK {
                 for line in weights.chunks(LINE / size_of::<T>()) {
                     lanes.prefetch(line, AHEAD);
                 }
             }
-            let mut now = [lanes.splat(0.0); C];
+            let mut now = [T::load(lanes, &weights[column..]); C];
             for (c, now) in now.iter_mut().enumerate() {
                 *now = T::load(lanes, &weights[column + c * L::WIDTH..][..L::WIDTH]);
             }
             for (sums, x) in sums.iter_mut().zip(x) {
                 // SAFETY: each x was cut to as many places as there are weights.
-                let x = lanes.splat(unsafe { *x.get_unchecked(place) });
+                let x = unsafe { *x.get_unchecked(place) };
                 for (sum, now) in sums.iter_mut().zip(now) {
-                    *sum = lanes.mul_add(x, now, *sum);
+                    *sum = T::add(lanes, *sum, x, now);
                 }
             }
         }
         for (r, sums) in sums.into_iter().enumerate() {
-            self.add(row + r, column, &sums);
+            let mut totals = [lanes.splat(0.0); C];
+            for (c, total) in totals.iter_mut().enumerate() {
+                *total = T::total(self, row + r, column + c * L::WIDTH, sums[c]);
+            }
+            self.add(row + r, column, &totals);
         }
         R
     }
@@ -228,7 +369,7 @@ impl<L: Lanes> Block<'_, L> {
         let out = unsafe { self.piece.out.part(start..start + count) };
         for (index, (sum, out)) in sums.iter().zip(out.chunks_mut(L::WIDTH)).enumerate() {
             let before = match self.piece.bias {
-                _ if self.place > 0 => self.lanes.load_some(out),
+                _ if self.number > 0 => self.lanes.load_some(out),
                 Some(bias) => self.lanes.load_some(&bias[first + index * L::WIDTH..][..out.len()]),
                 None => self.lanes.splat(0.0),
             };

@@ -1,8 +1,8 @@
 use std::ops::Range;
 
-use base_mlx_simd::{AttentionShape, AttentionSpan, Sees};
+use base_mlx_simd::{AttentionShape, AttentionSpan, KEY_BLOCK, KvBlock, Sees};
 
-use super::kv::CpuKv;
+use super::kv::NO_MEMORY;
 use super::{CpuArray, CpuBackend};
 use crate::backend::{Attend, LayerSpec, Qkv, Span};
 
@@ -52,20 +52,24 @@ pub(super) fn attend_within(
     assert_eq!((k.rows(), k.width()), (q.rows(), head_dim), "attend_within: q {:?}", q.shape());
 
     let (keys, values) = (k.array().as_f32(), v.array().as_f32());
-    let width = kv_heads * head_dim;
-    let blocks: Vec<CpuKv> = texts
+    let memory = backend.exact_kv.blocks(LayerSpec { kv_heads, head_dim });
+    let rows: Vec<Range<usize>> = texts
         .iter()
-        .map(|text| {
-            let mut kv = backend.exact_kv.cache(&[LayerSpec { kv_heads, head_dim }]);
-            let rows = text.start * width..text.end * width;
-            kv.0[0].append(&keys[rows.clone()], &values[rows]);
-            kv
+        .flat_map(|text| {
+            let firsts = text.clone().step_by(KEY_BLOCK);
+            firsts.map(|first| first..text.end.min(first + KEY_BLOCK))
         })
         .collect();
+    let mut blocks: Vec<KvBlock> = rows.iter().map(|_| memory.block().expect(NO_MEMORY)).collect();
+    base_mlx_simd::write_blocks(backend.pool(), &mut blocks, &rows, keys, values);
+    let mut rest = &blocks[..];
     let spans: Vec<AttentionSpan> = texts
         .iter()
-        .zip(&blocks)
-        .map(|(text, kv)| AttentionSpan { rows: text.clone(), start: 0, blocks: kv.0[0].blocks() })
+        .map(|text| {
+            let (of_text, others) = rest.split_at(text.len().div_ceil(KEY_BLOCK));
+            rest = others;
+            AttentionSpan { rows: text.clone(), start: 0, blocks: of_text.iter().collect() }
+        })
         .collect();
 
     let shape = AttentionShape { heads, kv_heads, head_dim, scale, sees: Sees::All };

@@ -160,4 +160,4 @@ impl Layer {
 }
 
 /// As with any memory of the host, which only its system's limits keep from being there.
-const NO_MEMORY: &str = "memory for keys and values";
+pub(super) const NO_MEMORY: &str = "memory for keys and values";

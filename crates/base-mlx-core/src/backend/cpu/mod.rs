@@ -38,6 +38,8 @@ pub struct CpuBackend {
     exact_kv: Arc<KvMemory>,
     /// Where its activations come from and go to.
     spare: Spare,
+    /// Whether weights in F32 are rounded to 16 bits, and what they are multiplied with.
+    rounds: bool,
 }
 
 struct Device {
@@ -61,14 +63,26 @@ impl CpuBackend {
 
     /// The same device for another model, whose keys and values are kept like this.
     pub fn with_kv(&self, format: KvFormat) -> Self {
-        Self::of_device(Arc::clone(&self.device), format)
+        Self { rounds: self.rounds, ..Self::of_device(Arc::clone(&self.device), format) }
+    }
+
+    /// The same device for another model, whose products by weights in F32 round to 16 bits where that makes them faster
+    /// ([`Isa::rounds_to_gain`]).
+    pub fn rounding_to_gain(&self) -> Self {
+        if self.isa().rounds_to_gain() { self.rounding() } else { self.clone() }
+    }
+
+    /// The same device for another model, whose products by weights in F32 round to 16 bits ([`Dense::rounded`]).
+    pub fn rounding(&self) -> Self {
+        Self { rounds: true, ..Self::of_device(Arc::clone(&self.device), self.kv.format) }
     }
 
     /// With memory of its own, which goes back as a whole when the model does.
     fn of_device(device: Arc<Device>, format: KvFormat) -> Self {
         let kv = Arc::new(KvMemory::new(format));
         let exact_kv = Arc::new(KvMemory::new(KvFormat::F32));
-        Self { device, arena: Arena::default(), kv, exact_kv, spare: Spare::default() }
+        let (arena, spare) = (Arena::default(), Spare::default());
+        Self { device, arena, kv, exact_kv, spare, rounds: false }
     }
 
     /// What it computes with, for people: "cpu, 2 threads, avx2".
@@ -116,7 +130,13 @@ impl Backend for CpuBackend {
         let refused = |_| DeviceError::OutOfMemory { device: self.describe(), bytes };
         Ok(match data {
             HostWeight::Dense(array) => {
-                let dense = Dense::new(self.pool(), &self.arena, floats(&array), outputs, inner);
+                let (pool, arena, floats) = (self.pool(), &self.arena, floats(&array));
+                // Halves would be no smaller, and are few bits already.
+                let rounds = self.rounds && array.dtype == Dtype::F32;
+                let dense = match rounds {
+                    true => Dense::rounded(pool, self.isa(), arena, floats, outputs, inner),
+                    false => Dense::new(pool, arena, floats, outputs, inner),
+                };
                 Weight::Dense { array: CpuArray::dense(dense.map_err(refused)?), shape }
             }
             // Scales and biases lie among the values: all three are the one array.

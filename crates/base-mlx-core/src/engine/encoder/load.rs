@@ -28,8 +28,10 @@ pub(super) fn encoder(
     let queue = Queue::new(incoming);
     let place = Place { path, name, device, options };
     let Loaded { runner, text, sentence, info } = match device.backend() {
-        // Nothing is kept for long, so it is kept as it is.
-        AnyBackend::Cpu(backend) => load(&backend.with_kv(KvFormat::F32), place, queue)?,
+        AnyBackend::Cpu(backend) => {
+            // Nothing is kept for long, so it is kept as it is. Rounded products turn a vector by less than a thousandth.
+            load(&backend.rounding_to_gain().with_kv(KvFormat::F32), place, queue)?
+        }
         AnyBackend::Mlx(backend) => load(backend, place, queue)?,
     };
     let port = device.thread().add(runner);
