@@ -8,6 +8,7 @@ by transformers from the very files that are committed; of a cross-encoder the s
 `minilm.safetensors` are fifty texts and their vectors by sentence-transformers and the real model, which is not committed.
 """
 
+import inspect
 import json
 import os
 import random
@@ -82,8 +83,13 @@ def variant(name, family, config):
     (folder / "generation_config.json").unlink(missing_ok=True)
     rng = random.Random(zlib.crc32(name.encode()))
     texts = [[rng.randrange(3, config.vocab_size) for _ in range(length)] for length in LENGTHS]
-    pairs = "token_type_ids" in family.forward.__code__.co_varnames and getattr(config, "type_vocab_size", 1) > 1
-    types = [[int(pairs and i >= len(text) // 2) for i in range(len(text))] for text in texts]
+    pairs = getattr(config, "type_vocab_size", 1) > 1
+    assert not pairs or "token_type_ids" in inspect.signature(family.forward).parameters
+    # Every other is a pair.
+    types = [
+        [int(pairs and number % 2 and i >= len(text) // 2) for i in range(len(text))]
+        for number, text in enumerate(texts)
+    ]
     states, scores = [], []
     with torch.no_grad():
         for text, kinds in zip(texts, types):
