@@ -22,6 +22,7 @@ use tokenizers::processors::bert::BertProcessing;
 use tokenizers::processors::roberta::RobertaProcessing;
 use tokenizers::{AddedToken, SplitDelimiterBehavior};
 
+use super::charsmap;
 use super::end::EndTokens;
 use super::pretokenize::PreTokenizer;
 use super::template::{ChatTemplate, SpecialTokens};
@@ -324,6 +325,7 @@ impl<'a> Vocabulary<'a> {
                 let pieces = Unigram::from(self.weighed()?, unknown, false)?;
                 let mut inner = tokenizers::Tokenizer::new(pieces);
                 if !self.charsmap.is_empty() {
+                    charsmap::check(&self.charsmap)?;
                     inner.with_normalizer(Some(Precompiled::from(&self.charsmap)?))?;
                 }
                 let metaspace = Metaspace::new('▁', PrependScheme::Always, true);

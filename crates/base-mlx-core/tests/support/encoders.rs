@@ -110,6 +110,7 @@ pub(crate) fn agree_with_transformers<B: Backend>(backend: &B, [of_plain, of_qua
         let texts: Vec<&[TokenId]> = golden.texts.iter().map(Vec::as_slice).collect();
         let (states, scores) = compute(backend, &encoder, &texts, &golden.types);
         let error = relative_error(&states, &golden.states);
+        println!("{name:24} {error:.1e}");
         assert!(error <= tolerance, "{name}: {error:e}");
         assert_eq!(scores.is_some(), golden.scores.is_some(), "{name}");
         if let (Some(scores), Some(expected)) = (scores, golden.scores) {
