@@ -102,11 +102,8 @@ def save_golden(name, family, config, model):
     texts = [[rng.randrange(3, config.vocab_size) for _ in range(length)] for length in LENGTHS]
     pairs = getattr(config, "type_vocab_size", 1) > 1
     assert not pairs or "token_type_ids" in inspect.signature(family.forward).parameters
-    # Every other is a pair.
-    types = [
-        [int(pairs and number % 2 and i >= len(text) // 2) for i in range(len(text))]
-        for number, text in enumerate(texts)
-    ]
+    # The longer ones are pairs.
+    types = [[int(pairs and len(text) > 7 and i >= len(text) // 2) for i in range(len(text))] for text in texts]
     states, scores = [], []
     with torch.no_grad():
         for text, kinds in zip(texts, types):
