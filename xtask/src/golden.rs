@@ -18,9 +18,12 @@ const PACKAGES: &[&str] = &[
 ];
 
 pub(crate) const ENCODER_PACKAGES: &[&str] = &[
+    "gguf==0.19.0",
     "numpy==2.4.6",
+    "protobuf==7.36.2",
     "safetensors==0.8.0",
     "sentence-transformers==6.2.0",
+    "sentencepiece==0.2.3",
     "torch==2.15.0",
     "transformers==5.24.0",
 ];

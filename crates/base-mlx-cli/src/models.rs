@@ -45,12 +45,8 @@ pub(crate) fn pull(store: &Store, name: &str) -> Result<ModelDir> {
 pub(crate) fn can_write(path: &Path) -> bool {
     Checkpoint::open(path).is_ok_and(|checkpoint| {
         let family = checkpoint.config().model_type();
-        let pools = |family: &str| {
-            let key = format!("{family}.pooling_type");
-            checkpoint.gguf().is_some_and(|metadata| metadata.get(&key).is_some())
-        };
-        family.is_ok_and(|family| FAMILIES.contains(&family) && !pools(family))
-            && Purpose::of(path).is_ok_and(|purpose| purpose == Purpose::Generate)
+        family.is_ok_and(|family| FAMILIES.contains(&family))
+            && Purpose::of_checkpoint(&checkpoint).is_ok_and(|its| its == Purpose::Generate)
             && checkpoint.tensors().next().is_some()
     })
 }

@@ -20,7 +20,7 @@ pub(crate) struct Arguments {
     /// A text a line; `-` is stdin
     #[arg(long, value_name = "PATH", conflicts_with = "texts")]
     file: Option<PathBuf>,
-    /// An alias, `owner/name` on the hub, or a folder; pulled if missing
+    /// An alias, `owner/name` on the hub, a folder or a GGUF file; pulled if missing
     #[arg(long, default_value = DEFAULT_ENCODER)]
     model: String,
     /// Which of the model's own prompts stands before each text, such as query

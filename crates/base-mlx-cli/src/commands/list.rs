@@ -2,6 +2,7 @@ use std::collections::HashMap;
 use std::io::{self, Write};
 
 use anyhow::Result;
+use base_mlx_core::engine::Purpose;
 use base_mlx_core::store::{Bytes, Store};
 use base_mlx_core::weights::{Checkpoint, LoadError};
 use clap::Args;
@@ -29,6 +30,7 @@ pub(crate) fn run(arguments: &Arguments, store: &Store) -> Result<()> {
             json!({
                 "name": entry.name,
                 "family": kind.family,
+                "purpose": kind.purpose,
                 "bytes": entry.bytes,
                 "bits": kind.bits,
                 "path": entry.path,
@@ -40,6 +42,7 @@ pub(crate) fn run(arguments: &Arguments, store: &Store) -> Result<()> {
             json!({
                 "name": one.name,
                 "family": null,
+                "purpose": null,
                 "bytes": null,
                 "bits": null,
                 "path": one.path,
@@ -54,14 +57,15 @@ pub(crate) fn run(arguments: &Arguments, store: &Store) -> Result<()> {
     if survey.models.is_empty() {
         writeln!(io::stderr(), "no model is on disk\nhint: `base-mlx pull smollm2` fetches one")?;
     } else {
-        let heads = ["NAME", "FAMILY", "SIZE", "BITS", "WHERE", "KEPT BY"];
+        let heads = ["NAME", "FAMILY", "FOR", "SIZE", "BITS", "WHERE", "KEPT BY"];
         let mut table = vec![heads.map(str::to_owned)];
         for entry in survey.models {
             let kind = &kinds[&entry.path];
             let bits = kind.bits.map_or("-".to_owned(), |bits| format!("{bits:.1}"));
             let (size, place) = (Bytes(entry.bytes).to_string(), entry.path.display().to_string());
             let source = entry.source.to_string();
-            table.push([entry.name, kind.family.clone(), size, bits, place, source]);
+            let purpose = kind.purpose.unwrap_or("-").to_owned();
+            table.push([entry.name, kind.family.clone(), purpose, size, bits, place, source]);
         }
         write_aligned(&mut stdout, &table)?;
     }
@@ -80,6 +84,8 @@ pub(crate) fn run(arguments: &Arguments, store: &Store) -> Result<()> {
 /// What a model's header says.
 struct Kind {
     family: String,
+    /// What it makes; unknown where that is not supported.
+    purpose: Option<&'static str>,
     /// Average over all values; a file of a vocabulary alone has none.
     bits: Option<f64>,
 }
@@ -93,7 +99,13 @@ impl Kind {
             values += tensor.shape.iter().map(|&size| size as f64).product::<f64>();
         }
         let bits = (values > 0.0).then(|| bytes * 8.0 / values);
-        Ok(Self { family: checkpoint.config().model_type()?.to_owned(), bits })
+        let family = checkpoint.config().model_type()?.to_owned();
+        let purpose = Purpose::of_checkpoint(&checkpoint).ok().map(|purpose| match purpose {
+            Purpose::Generate => "text",
+            Purpose::Embed => "embeddings",
+            Purpose::Rank => "scores",
+        });
+        Ok(Self { family, purpose, bits })
     }
 }
 

@@ -6,6 +6,7 @@ use std::path::{Path, PathBuf};
 
 use serde_json::{Value, json};
 
+use crate::embed::encoder_gguf;
 use crate::process::{Serving, User, output, rest};
 use crate::test_models::test_model;
 
@@ -145,6 +146,45 @@ fn the_list_and_the_api_show_the_same_models() {
     assert!(line("gone:latest ").contains("the blob of its weights is missing"), "{stdout}");
     assert!(line("cut ").contains("cut.gguf is damaged"), "{stdout}");
     assert!(line("me_new_new-Q4_1 ").contains("llama.cpp"), "{stdout}");
+}
+
+#[test]
+fn an_embedding_model_of_ollamas_is_told_from_those_that_write() {
+    let user = User::new();
+    with_ollama(&user);
+    for (name, number, file) in [("embed", 4, "nomic_bert"), ("last", 5, "qwen3")] {
+        let weights = blob(&user, number, &fs::read(encoder_gguf(file)).unwrap());
+        manifest(&user, &format!("{name}/latest"), &[layer("model", weights)]);
+    }
+    let (success, stdout, stderr) = output(&mut user.command(&["list", "--json"]));
+    assert!(success, "{stderr}");
+    let rows: Vec<Value> = serde_json::from_str(&stdout).unwrap();
+    let told: Vec<[&str; 3]> = rows
+        .iter()
+        .map(|row| ["name", "family", "purpose"].map(|key| row[key].as_str().unwrap()))
+        .collect();
+    let expected = [
+        ["embed:latest", "nomic_bert", "embeddings"],
+        ["last:latest", "qwen3", "embeddings"],
+        ["pirate:v1", "llama", "text"],
+        ["tiny:latest", "llama", "text"],
+    ];
+    assert_eq!(told, expected);
+
+    // The first that writes is the server's own.
+    let serving = Serving::start(&mut user.command(&["serve", "--port", "0"]));
+    let messages = json!([{ "role": "user", "content": "a" }]);
+    let answer = post(&serving, &json!({ "messages": messages, "max_tokens": 1 }));
+    assert_eq!(answer["model"], "pirate:v1", "{answer}");
+    for name in ["embed", "last:latest"] {
+        let error = post(&serving, &json!({ "model": name, "messages": messages }));
+        let message = error["error"]["message"].as_str().unwrap();
+        assert!(message.contains("is an embedding model"), "{error}");
+        let body = json!({ "model": name, "input": ["a", "cat"] }).to_string();
+        let answer = json_of(&rest(serving.post("/v1/embeddings", &body)));
+        let vectors = answer["data"].as_array().unwrap();
+        assert_eq!((vectors.len(), vectors[1]["embedding"].as_array().unwrap().len()), (2, 32));
+    }
 }
 
 #[test]

@@ -1,4 +1,5 @@
 use std::io::Write;
+use std::path::{Path, PathBuf};
 use std::process::Stdio;
 
 use crate::process::{User, output};
@@ -35,6 +36,34 @@ fn each_text_is_a_line_of_numbers() {
     let length = short[0].iter().map(|x| x * x).sum::<f32>().sqrt();
     assert_eq!((short.len(), short[0].len()), (1, 8));
     assert!((length - 1.0).abs() < 1e-5, "{length}");
+}
+
+#[test]
+fn a_gguf_file_embeds_and_does_not_write() {
+    let user = User::new();
+    let file = encoder_gguf("bert");
+    let file = file.to_str().unwrap();
+    let (success, stdout, stderr) =
+        output(&mut user.command(&["embed", "--model", file, "the cat", "a"]));
+    assert!(success, "{stderr}");
+    let both = vectors(&stdout);
+    assert_eq!([both.len(), both[0].len(), both[1].len()], [2, 32, 32]);
+    for vector in &both {
+        let length = vector.iter().map(|x| x * x).sum::<f32>().sqrt();
+        assert!((length - 1.0).abs() < 1e-5, "{length}");
+    }
+    assert_ne!(both[0], both[1]);
+    let (success, _, stderr) = output(&mut user.command(&["run", file, "a"]));
+    assert!(
+        !success && stderr.contains("it turns texts into vectors, and does not write"),
+        "{stderr}"
+    );
+}
+
+/// One of the tiny models that the engine's tests have.
+pub(crate) fn encoder_gguf(name: &str) -> PathBuf {
+    let golden = Path::new(env!("CARGO_MANIFEST_DIR")).join("../base-mlx-core/tests/golden");
+    golden.join("encoders").join(name).join("twin.gguf").canonicalize().unwrap()
 }
 
 #[test]

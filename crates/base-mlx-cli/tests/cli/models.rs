@@ -4,16 +4,16 @@ use crate::process::{User, output};
 use crate::test_models::test_model;
 
 #[test]
-fn list_names_family_size_bits_and_place() {
+fn list_names_family_purpose_size_bits_and_place() {
     let user = User::new();
     let (success, stdout, stderr) = output(&mut user.command_with_models(&["list"]));
     assert!(success, "{stderr}");
     let line = stdout.lines().find(|line| line.starts_with("smollm2 ")).unwrap();
     let place = test_model("smollm2.gguf");
     let words: Vec<_> = line.split_whitespace().collect();
-    assert_eq!(words[1..4], ["llama", "98.4", "MB"], "{stdout}");
-    assert!(words[4].parse::<f64>().is_ok_and(|bits| bits > 4.0 && bits < 9.0), "{stdout}");
-    assert_eq!(words[5], place.to_str().unwrap());
+    assert_eq!(words[1..5], ["llama", "text", "98.4", "MB"], "{stdout}");
+    assert!(words[5].parse::<f64>().is_ok_and(|bits| bits > 4.0 && bits < 9.0), "{stdout}");
+    assert_eq!(words[6], place.to_str().unwrap());
 
     let (_, stdout, _) = output(&mut user.command_with_models(&["list", "--json"]));
     let rows: Vec<Value> = serde_json::from_str(&stdout).unwrap();

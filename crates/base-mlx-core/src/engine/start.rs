@@ -136,14 +136,6 @@ pub(super) fn engine(
     device: &Device,
     options: EngineOptions,
 ) -> Result<Engine, LoadError> {
-    let is = match Purpose::of(path)? {
-        Purpose::Generate => None,
-        Purpose::Embed => Some("it turns texts into vectors, and does not write"),
-        Purpose::Rank => Some("it scores pairs of texts, and does not write"),
-    };
-    if let Some(is) = is {
-        return Err(LoadError::WrongPurpose { path: path.to_owned(), is });
-    }
     let Loaded { runner, draft_model, text, info } = match device.backend() {
         AnyBackend::Cpu(backend) => load(path, name, backend, device, options)?,
         AnyBackend::Mlx(backend) => load(path, name, backend, device, options)?,
@@ -184,6 +176,14 @@ fn load<B: Backend>(
     options: EngineOptions,
 ) -> Result<Loaded, LoadError> {
     let checkpoint = Checkpoint::open(path)?;
+    let is = match Purpose::of_checkpoint(&checkpoint)? {
+        Purpose::Generate => None,
+        Purpose::Embed => Some("it turns texts into vectors, and does not write"),
+        Purpose::Rank => Some("it scores pairs of texts, and does not write"),
+    };
+    if let Some(is) = is {
+        return Err(LoadError::WrongPurpose { path: path.to_owned(), is });
+    }
     let backend = backend.for_model(checkpoint.dtype(), options.kv_format)?;
     let config = checkpoint.config();
     let trained = config.count("max_position_embeddings")?;

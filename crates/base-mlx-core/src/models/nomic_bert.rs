@@ -124,7 +124,7 @@ impl<B: Backend> NomicLayer<B> {
 
 fn rope<B: Backend>(loader: &Loader<B>, head_dim: usize) -> Result<Rope, LoadError> {
     let config = loader.config();
-    if config.get("rope_parameters").is_some() {
+    if ["rope_parameters", "rope_theta"].iter().any(|key| config.get(key).is_some()) {
         return nn::rope(loader, head_dim);
     }
     let base = config.optional_f32("rotary_emb_base")?.unwrap_or(10_000.0);

@@ -1,17 +1,28 @@
 //! Tokenizers and templates from GGUF metadata.
 
+use std::borrow::Cow;
 use std::collections::BTreeMap;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::path::Path;
 
 use tokenizers::models::bpe::{BPE, Merges, Vocab};
-use tokenizers::normalizers::{NFC, NormalizerWrapper, Prepend, Replace, Sequence as Normalizers};
+use tokenizers::models::unigram::Unigram;
+use tokenizers::models::wordpiece::WordPiece;
+use tokenizers::normalizers::{
+    BertNormalizer, NFC, NormalizerWrapper, Precompiled, Prepend, Replace, Sequence as Normalizers,
+};
 use tokenizers::pre_tokenizers::PreTokenizerWrapper;
+use tokenizers::pre_tokenizers::bert::BertPreTokenizer;
 use tokenizers::pre_tokenizers::byte_level::ByteLevel;
+use tokenizers::pre_tokenizers::metaspace::{Metaspace, PrependScheme};
 use tokenizers::pre_tokenizers::sequence::Sequence as PreTokenizers;
 use tokenizers::pre_tokenizers::split::{Split, SplitPattern};
+use tokenizers::pre_tokenizers::whitespace::WhitespaceSplit;
+use tokenizers::processors::bert::BertProcessing;
+use tokenizers::processors::roberta::RobertaProcessing;
 use tokenizers::{AddedToken, SplitDelimiterBehavior};
 
+use super::charsmap;
 use super::end::EndTokens;
 use super::pretokenize::PreTokenizer;
 use super::template::{ChatTemplate, SpecialTokens};
@@ -19,7 +30,7 @@ use super::tokenizer::{Pieces, Spelling, Tokenizer};
 use super::{MAX_TOKENS, Text};
 use crate::TokenId;
 use crate::weights::LoadError;
-use crate::weights::gguf::Metadata;
+use crate::weights::gguf::{Array, Metadata};
 
 pub(super) fn load(path: &Path, metadata: &Metadata) -> Result<Text, LoadError> {
     let error = |what| LoadError::Tokenizer { path: path.to_owned(), what };
@@ -34,7 +45,7 @@ pub(super) fn load(path: &Path, metadata: &Metadata) -> Result<Text, LoadError> 
         let key = if name == "unk" { "unknown" } else { name };
         if let Some(token) = vocabulary.id(metadata, key) {
             let name = if name == "padding" { "pad" } else { name };
-            special.insert(format!("{name}_token"), vocabulary.tokens[token as usize].clone());
+            special.insert(format!("{name}_token"), vocabulary.text(token as usize).into_owned());
         }
     }
     let mut sources = BTreeMap::new();
@@ -66,6 +77,8 @@ struct Vocabulary<'a> {
     scores: &'a [f32],
     /// Pairs written `left right`, the first merged first.
     merges: &'a [String],
+    /// What SentencePiece writes for what, in its own form.
+    charsmap: Vec<u8>,
     before: Vec<TokenId>,
     after: Vec<TokenId>,
 }
@@ -77,6 +90,24 @@ enum Model {
     },
     /// SentencePiece's spelling with the merges written out.
     MergedSentencePiece,
+    /// BERT's words and the pieces that go on with them.
+    WordPiece {
+        lowercase: bool,
+        strips_accents: bool,
+        around: Around,
+    },
+    /// SentencePiece's likeliest way to cut a text.
+    Unigram {
+        around: Around,
+    },
+}
+
+/// The tokens that an encoder's texts stand between, and the one for what the vocabulary lacks.
+#[derive(Clone, Copy)]
+struct Around {
+    first: TokenId,
+    last: TokenId,
+    unknown: TokenId,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -112,9 +143,21 @@ impl<'a> Vocabulary<'a> {
                 true,
             ),
             "gemma4" => (Model::MergedSentencePiece, true),
+            // Files without the flags are read by everybody as those of a model that knows small letters only.
+            "bert" => {
+                let lowercase = flag("normalizer.lowercase").unwrap_or(true);
+                let strips_accents = flag("normalizer.strip_accents").unwrap_or(lowercase);
+                let around = Around::read(metadata, ["[CLS]", "[SEP]", "[UNK]"])?;
+                (Model::WordPiece { lowercase, strips_accents, around }, false)
+            }
+            "t5" => {
+                let around = Around::read(metadata, ["<s>", "</s>", "<unk>"])?;
+                (Model::Unigram { around }, false)
+            }
             other => {
                 return Err(format!(
-                    "`tokenizer.ggml.model` is `{other}`\nhint: `gpt2`, `llama` and `gemma4` are read"
+                    "`tokenizer.ggml.model` is `{other}`\n\
+                     hint: `gpt2`, `llama`, `gemma4`, `bert` and `t5` are read"
                 ));
             }
         };
@@ -131,7 +174,7 @@ impl<'a> Vocabulary<'a> {
         };
         let scores = list("scores").and_then(|scores| scores.f32s()).unwrap_or_default();
         let merges = list("merges").and_then(|merges| merges.strings()).unwrap_or_default();
-        let scored = matches!(model, Model::SentencePiece { .. });
+        let scored = matches!(model, Model::SentencePiece { .. } | Model::Unigram { .. });
         for (name, len) in [("token_type", kinds.len()), ("scores", scores.len())] {
             if len != tokens.len() && (name == "token_type" || scored) {
                 return Err(format!(
@@ -140,8 +183,20 @@ impl<'a> Vocabulary<'a> {
                 ));
             }
         }
-        let mut vocabulary =
-            Self { model, tokens, kinds, scores, merges, before: Vec::new(), after: Vec::new() };
+        let charsmap = match list("precompiled_charsmap") {
+            Some(Array::U8(bytes)) => bytes.clone(),
+            Some(Array::I8(bytes)) => bytes.iter().map(|&byte| byte as u8).collect(),
+            _ => Vec::new(),
+        };
+        let (before, after) = (Vec::new(), Vec::new());
+        let mut vocabulary = Self { model, tokens, kinds, scores, merges, charsmap, before, after };
+        if let Some(Around { first, last, unknown }) = vocabulary.around() {
+            // SentencePiece counts the last apart, and Hugging Face's vocabularies do not.
+            for id in [first, last, unknown] {
+                vocabulary.kinds[id as usize] = Kind::Control;
+            }
+            return Ok(vocabulary);
+        }
         if flag("add_bos_token").unwrap_or(adds_bos) {
             vocabulary.before.extend(vocabulary.id(metadata, "bos"));
         }
@@ -149,6 +204,13 @@ impl<'a> Vocabulary<'a> {
             vocabulary.after.extend(vocabulary.id(metadata, "eos"));
         }
         Ok(vocabulary)
+    }
+
+    fn around(&self) -> Option<Around> {
+        match self.model {
+            Model::WordPiece { around, .. } | Model::Unigram { around } => Some(around),
+            _ => None,
+        }
     }
 
     /// The token with the role `name`, if the file names one that exists.
@@ -160,9 +222,8 @@ impl<'a> Vocabulary<'a> {
     fn tokenizer(&self) -> Result<Tokenizer, String> {
         let mut inner = self.bare().map_err(|error| error.to_string())?;
         let of_kind = |kind: Kind, special: bool| {
-            let tokens = self.tokens.iter().zip(&self.kinds);
-            let tokens = tokens.filter(move |(_, k)| **k == kind);
-            tokens.map(move |(text, _)| AddedToken::from(text, special).normalized(false))
+            let tokens = (0..self.tokens.len()).filter(move |&id| self.kinds[id] == kind);
+            tokens.map(move |id| AddedToken::from(self.text(id), special).normalized(false))
         };
         let added = of_kind(Kind::Control, true).chain(of_kind(Kind::UserDefined, false));
         inner.add_tokens(added).map_err(|error| error.to_string())?;
@@ -173,15 +234,30 @@ impl<'a> Vocabulary<'a> {
                 Spelling::SentencePiece { strips_first_space: adds_space }
             }
             Model::MergedSentencePiece => Spelling::SentencePiece { strips_first_space: false },
+            Model::WordPiece { .. } => Spelling::Words { prefix: GOES_ON },
+            Model::Unigram { .. } => Spelling::SentencePiece { strips_first_space: true },
         };
-        let pieces = self.tokens.iter().zip(&self.kinds).map(|(token, kind)| match kind {
-            Kind::Normal | Kind::Byte => (spelling.bytes(token), false),
-            Kind::UserDefined => (token.clone().into_bytes(), false),
-            Kind::Control | Kind::Unknown => (token.clone().into_bytes(), true),
+        let pieces = self.kinds.iter().enumerate().map(|(id, kind)| match kind {
+            Kind::Normal | Kind::Byte => (spelling.bytes(&self.text(id)), false),
+            Kind::UserDefined => (self.text(id).into_owned().into_bytes(), false),
+            Kind::Control | Kind::Unknown => (self.text(id).into_owned().into_bytes(), true),
             Kind::Unused => (Vec::new(), false),
         });
         let pieces = Pieces::new(pieces, spelling.strips_first_space());
         Ok(Tokenizer::new(inner, pieces).surrounded(self.before.clone(), self.after.clone()))
+    }
+
+    /// How Hugging Face's vocabularies write a token. In a GGUF file BERT's beginnings of words are marked, and not the
+    /// pieces that go on.
+    fn text(&self, id: usize) -> Cow<'_, str> {
+        let token = &self.tokens[id];
+        match (&self.model, token.strip_prefix('▁')) {
+            (Model::WordPiece { .. }, Some(beginning)) => beginning.into(),
+            (Model::WordPiece { .. }, None) if self.kinds[id] != Kind::Control => {
+                format!("{GOES_ON}{token}").into()
+            }
+            _ => token.into(),
+        }
     }
 
     /// Without the added tokens.
@@ -227,7 +303,55 @@ impl<'a> Vocabulary<'a> {
                 inner.with_pre_tokenizer(Some(split(r"[^\n]+|[\n]+")?));
                 Ok(inner)
             }
+            Model::WordPiece { lowercase, strips_accents, around } => {
+                let named = |id: TokenId| (self.text(id as usize).into_owned(), id);
+                let ids: Vocab = (0..self.tokens.len() as TokenId).map(named).collect();
+                let words = WordPiece::builder()
+                    .vocab(ids)
+                    .unk_token(named(around.unknown).0)
+                    .continuing_subword_prefix(GOES_ON.to_owned())
+                    .build()?;
+                let mut inner = tokenizers::Tokenizer::new(words);
+                let normalizer = BertNormalizer::new(true, true, Some(strips_accents), lowercase);
+                inner.with_normalizer(Some(normalizer))?;
+                inner.with_pre_tokenizer(Some(BertPreTokenizer));
+                let (last, first) = (named(around.last), named(around.first));
+                inner.with_post_processor(Some(BertProcessing::new(last, first)));
+                Ok(inner)
+            }
+            Model::Unigram { around } => {
+                let named = |id: TokenId| (self.tokens[id as usize].clone(), id);
+                let unknown = Some(around.unknown as usize);
+                let pieces = Unigram::from(self.weighed()?, unknown, false)?;
+                let mut inner = tokenizers::Tokenizer::new(pieces);
+                if !self.charsmap.is_empty() {
+                    charsmap::check(&self.charsmap)?;
+                    inner.with_normalizer(Some(Precompiled::from(&self.charsmap)?))?;
+                }
+                let metaspace = Metaspace::new('▁', PrependScheme::Always, true);
+                let steps = vec![WhitespaceSplit.into(), metaspace.into()];
+                inner.with_pre_tokenizer(Some(PreTokenizers::new(steps)));
+                let (last, first) = (named(around.last), named(around.first));
+                inner.with_post_processor(Some(RobertaProcessing::new(last, first)));
+                Ok(inner)
+            }
         }
+    }
+
+    /// Tokens with their scores. Converters give what fills a gap the lowest score by far, which would make everything
+    /// unknown as unlikely. It is given a name with a space in it: texts are cut at spaces first, so that none is found.
+    fn weighed(&self) -> Result<Vec<(String, f64)>, String> {
+        if let Some(id) = self.scores.iter().position(|score| !score.is_finite()) {
+            return Err(format!("the score of token {id} is {}", self.scores[id]));
+        }
+        let normal = self.scores.iter().zip(&self.kinds).filter(|(_, kind)| **kind == Kind::Normal);
+        let least = normal.map(|(score, _)| *score).fold(0.0, f32::min);
+        let tokens = self.tokens.iter().zip(&self.kinds).zip(self.scores);
+        let weighed = tokens.map(|((token, kind), score)| match kind {
+            Kind::Unused => (format!(" {token}"), f64::from(least)),
+            _ => (token.clone(), f64::from(*score)),
+        });
+        Ok(weighed.collect())
     }
 
     /// Merging with bytes for the characters that the vocabulary lacks.
@@ -282,6 +406,26 @@ impl<'a> Vocabulary<'a> {
     }
 }
 
+impl Around {
+    /// By their roles, or as most models of the kind name them.
+    fn read(metadata: &Metadata, names: [&str; 3]) -> Result<Self, String> {
+        let tokens = metadata.array("tokenizer.ggml.tokens").and_then(|tokens| tokens.strings());
+        let tokens = tokens.unwrap_or_default();
+        // The third spelling is the one that files have.
+        let roles = [&["cls", "bos"][..], &["sep", "separator", "seperator", "eos"], &["unknown"]];
+        let [first, last, unknown] = [0, 1, 2].map(|which| {
+            let of_role = |role: &&str| metadata.u64(&format!("tokenizer.ggml.{role}_token_id"));
+            let id = roles[which].iter().find_map(of_role).map(|id| id as usize);
+            let id = id.or_else(|| tokens.iter().position(|token| token == names[which]));
+            let id = id.filter(|&id| id < tokens.len()).map(|id| id as TokenId);
+            id.ok_or_else(|| {
+                format!("it has no `{}`, and names no token in its place", names[which])
+            })
+        });
+        Ok(Self { first: first?, last: last?, unknown: unknown? })
+    }
+}
+
 impl Kind {
     fn of(number: i64) -> Self {
         match number {
@@ -294,6 +438,9 @@ impl Kind {
         }
     }
 }
+
+/// What stands before pieces that go on with a word.
+const GOES_ON: &str = "##";
 
 /// SentencePiece's own limit is far below; without one, cutting takes quadratic time.
 const MAX_TOKEN_BYTES: usize = 1024;

@@ -2,6 +2,7 @@
 //!
 //! May import `weights` (for GGUF metadata and errors) and nothing else of this crate.
 
+mod charsmap;
 mod decoder;
 mod end;
 mod folder;

@@ -11,7 +11,8 @@ use safetensors::SafeTensors;
 
 use super::golden::relative_error;
 
-pub(crate) const VARIANTS: [&str; 9] = [
+/// Folders, and GGUF files in them.
+pub(crate) const VARIANTS: [&str; 16] = [
     "bert",
     "bert_tanh",
     "bert_ranks",
@@ -21,6 +22,13 @@ pub(crate) const VARIANTS: [&str; 9] = [
     "nomic_bert_transformers",
     "qwen3",
     "qwen3_untied",
+    "bert/twin.gguf",
+    "bert_q8/twin.gguf",
+    "bert_ranks/twin.gguf",
+    "xlm_roberta/twin.gguf",
+    "xlm_roberta_ranks/twin.gguf",
+    "nomic_bert/twin.gguf",
+    "qwen3/twin.gguf",
 ];
 
 pub(crate) fn golden() -> PathBuf {
@@ -38,6 +46,7 @@ pub(crate) struct Golden {
 
 impl Golden {
     pub(crate) fn read(name: &str) -> Self {
+        let name = name.split('/').next().unwrap();
         let bytes = std::fs::read(golden().join(format!("{name}.safetensors"))).unwrap();
         let file = SafeTensors::deserialize(&bytes).unwrap();
         let whole = |name: &str| {
@@ -91,14 +100,17 @@ pub(crate) fn compute<B: Backend>(
     (backend.download(states.array()).unwrap().to_f32(), scores)
 }
 
-/// Fails if a variant is farther from transformers than that part of the largest value.
-pub(crate) fn agree_with_transformers<B: Backend>(backend: &B, tolerance: f32) {
+/// Fails if a variant is farther from transformers than that part of the largest value, or one of quantised weights farther
+/// than the other.
+pub(crate) fn agree_with_transformers<B: Backend>(backend: &B, [of_plain, of_quantised]: [f32; 2]) {
     for name in VARIANTS {
+        let tolerance = if name.contains("_q8") { of_quantised } else { of_plain };
         let golden = Golden::read(name);
         let encoder = encoder(name, backend);
         let texts: Vec<&[TokenId]> = golden.texts.iter().map(Vec::as_slice).collect();
         let (states, scores) = compute(backend, &encoder, &texts, &golden.types);
         let error = relative_error(&states, &golden.states);
+        println!("{name:24} {error:.1e}");
         assert!(error <= tolerance, "{name}: {error:e}");
         assert_eq!(scores.is_some(), golden.scores.is_some(), "{name}");
         if let (Some(scores), Some(expected)) = (scores, golden.scores) {

@@ -64,18 +64,18 @@ fn load<B: Backend>(
     Place { path, name, device, options }: Place,
     queue: Queue,
 ) -> Result<Loaded, LoadError> {
-    let purpose = Purpose::of(path)?;
+    let checkpoint = Checkpoint::open(path)?;
+    let purpose = Purpose::of_checkpoint(&checkpoint)?;
     let sentence = match purpose {
         Purpose::Generate => {
             let is = "it writes texts, and makes no vectors of them";
             return Err(LoadError::WrongPurpose { path: path.to_owned(), is });
         }
-        Purpose::Embed => Sentence::read(path)?.unwrap_or_default(),
+        Purpose::Embed => Sentence::told(path, checkpoint.gguf())?.unwrap_or_default(),
         Purpose::Rank => {
             Sentence { pooling: Pooling::First, normalize: false, ..Sentence::default() }
         }
     };
-    let checkpoint = Checkpoint::open(path)?;
     let backend = backend.for_model(checkpoint.dtype(), None)?;
     let config = checkpoint.config();
     let of_family = models::longest_text(config)?;
@@ -84,8 +84,9 @@ fn load<B: Backend>(
     let layers = match of_family {
         Some(_) => Vec::new(),
         None => {
+            let layers = models::layers(&checkpoint)?;
             is_causal(config)?;
-            models::layers(&checkpoint)?
+            layers
         }
     };
     // What can be computed in pieces lets others have their turns between them.

@@ -22,7 +22,8 @@ use super::device::{Device, Port};
 use crate::TokenId;
 use crate::models::{ENCODERS, scores_pairs};
 use crate::text::{AddSpecial, Text};
-use crate::weights::{Config, LoadError};
+use crate::weights::gguf::Metadata;
+use crate::weights::{Checkpoint, Config, LoadError};
 
 /// What a model is for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -36,18 +37,25 @@ pub enum Purpose {
 }
 
 impl Purpose {
-    /// Of the model at `path`, by the JSON files in its folder. A GGUF file is taken for a model that writes.
+    /// Of the model at `path`, by the JSON files in its folder, or by a GGUF file's header.
     pub fn of(path: &Path) -> Result<Self, LoadError> {
-        if !path.is_dir() {
-            return Ok(Self::Generate);
+        if path.is_dir() {
+            return Self::told(path, &Config::read(&path.join("config.json"))?, None);
         }
-        let config = Config::read(&path.join("config.json"))?;
+        Self::of_checkpoint(&Checkpoint::open(path)?)
+    }
+
+    /// The same of one that is open.
+    pub fn of_checkpoint(checkpoint: &Checkpoint) -> Result<Self, LoadError> {
+        Self::told(checkpoint.path(), checkpoint.config(), checkpoint.gguf())
+    }
+
+    fn told(path: &Path, config: &Config, metadata: Option<&Metadata>) -> Result<Self, LoadError> {
         let is_encoder = ENCODERS.contains(&config.model_type()?);
-        Ok(match is_encoder {
-            true if scores_pairs(&config) => Self::Rank,
-            true => Self::Embed,
-            false if Sentence::read(path)?.is_some() => Self::Embed,
-            false => Self::Generate,
+        Ok(match scores_pairs(config) {
+            true if is_encoder => Self::Rank,
+            _ if is_encoder || Sentence::told(path, metadata)?.is_some() => Self::Embed,
+            _ => Self::Generate,
         })
     }
 }
@@ -161,7 +169,7 @@ pub enum EncodeError {
 }
 
 impl Encoder {
-    /// Loads the model at `path` (a folder) for `device`. Blocks while it reads. Of `options` only `context` and
+    /// Loads the model at `path` (a folder or a GGUF file) for `device`. Blocks while it reads. Of `options` only `context` and
     /// `step_tokens` mean something to an encoder.
     pub fn start(
         path: &Path,

@@ -1,4 +1,5 @@
-//! What a model's own files say about making one vector of a text: those that sentence-transformers writes beside the weights.
+//! What a model's own files say about making one vector of a text: those that sentence-transformers writes beside the weights,
+//! or a GGUF file's metadata.
 
 use std::collections::BTreeMap;
 use std::path::{Component, Path};
@@ -8,6 +9,7 @@ use serde::de::DeserializeOwned;
 use serde_json::{Map, Value};
 
 use super::pooling::Pooling;
+use crate::weights::gguf::Metadata;
 use crate::weights::{LoadError, read_json};
 
 /// How a text becomes a vector. Their `max_seq_length` is left alone: it is where they cut texts by themselves, and what a
@@ -39,6 +41,35 @@ impl Default for Sentence {
 }
 
 impl Sentence {
+    /// By the metadata of a GGUF file, or by the files in a folder. `None` if they say nothing of it.
+    pub(super) fn told(
+        path: &Path,
+        metadata: Option<&Metadata>,
+    ) -> Result<Option<Self>, LoadError> {
+        metadata.map_or_else(|| Self::read(path), |metadata| Self::of_gguf(path, metadata))
+    }
+
+    /// A GGUF file names the pooling alone. Whoever else reads such files brings vectors to length 1, so that is what they
+    /// are compared at.
+    fn of_gguf(path: &Path, metadata: &Metadata) -> Result<Option<Self>, LoadError> {
+        let architecture = metadata.str("general.architecture").unwrap_or_default();
+        let key = format!("{architecture}.pooling_type");
+        let pooling = match (metadata.get(&key), metadata.u64(&key)) {
+            (None, _) | (_, Some(0)) => return Ok(None),
+            (_, Some(1)) => Pooling::Mean,
+            (_, Some(2)) => Pooling::First,
+            (_, Some(3)) => Pooling::Last,
+            (Some(value), _) => {
+                return Err(LoadError::Unsupported {
+                    path: path.to_owned(),
+                    what: format!("`{key}` {value:?}"),
+                    hint: "supported are 1 (mean), 2 (first) and 3 (last)".to_owned(),
+                });
+            }
+        };
+        Ok(Some(Self { pooling, ..Self::default() }))
+    }
+
     /// `None` if the folder has no modules.json. What is not known there is an error.
     pub(super) fn read(folder: &Path) -> Result<Option<Self>, LoadError> {
         let path = folder.join("modules.json");

@@ -4,46 +4,114 @@ use super::{Gguf, Metadata, Value};
 use crate::weights::entry::{ParseError, damaged};
 
 /// How a GGUF architecture differs from the Hugging Face checkpoint it was made from. An architecture that is not in
-/// [`ARCHITECTURES`] still opens, under the common names; whether its family is known is for `models` to say.
+/// [`ARCHITECTURES`] still opens, under the decoders' names; whether its family is known is for `models` to say.
 #[derive(Debug)]
 pub struct Architecture {
     /// What `general.architecture` says.
     name: &'static str,
     /// What config.json calls the family.
     model_type: &'static str,
+    /// The MLP's function where the family has several: a file does not name it, and llama.cpp has one for each.
+    hidden_act: Option<&'static str>,
     /// The rows of q and k are reordered so that the pairs of a rotation are neighbours.
     pub(super) interleaved_rope: bool,
-    /// Names that differ from [`LAYER_NAMES`].
-    layer_names: &'static [(&'static str, &'static str)],
+    names: &'static Names,
 }
 
-/// Mistral's files, and those of many others, say `llama`.
+/// Mistral's files, and those of many others, say `llama`; XLM-RoBERTa's say `bert`, and have lost the rows of places that
+/// no token is at, which makes them one.
 static ARCHITECTURES: &[Architecture] = &[
-    Architecture { name: "llama", model_type: "llama", interleaved_rope: true, layer_names: &[] },
-    Architecture { name: "qwen2", model_type: "qwen2", interleaved_rope: false, layer_names: &[] },
-    Architecture { name: "qwen3", model_type: "qwen3", interleaved_rope: false, layer_names: &[] },
+    Architecture { name: "llama", model_type: "llama", interleaved_rope: true, ..UNKNOWN },
+    Architecture { name: "qwen2", model_type: "qwen2", ..UNKNOWN },
+    Architecture { name: "qwen3", model_type: "qwen3", ..UNKNOWN },
+    Architecture {
+        name: "bert",
+        model_type: "bert",
+        hidden_act: Some("gelu"),
+        names: &BERT,
+        ..UNKNOWN
+    },
+    Architecture { name: "nomic-bert", model_type: "nomic_bert", names: &NOMIC_BERT, ..UNKNOWN },
 ];
 
-static UNKNOWN: Architecture =
-    Architecture { name: "", model_type: "", interleaved_rope: false, layer_names: &[] };
+const UNKNOWN: Architecture = Architecture {
+    name: "",
+    model_type: "",
+    hidden_act: None,
+    interleaved_rope: false,
+    names: &DECODERS,
+};
 
-/// GGUF's names and those of `model.layers.N`, without `.weight` and `.bias`.
-const LAYER_NAMES: &[(&str, &str)] = &[
-    ("attn_norm", "input_layernorm"),
-    ("attn_q", "self_attn.q_proj"),
-    ("attn_k", "self_attn.k_proj"),
-    ("attn_v", "self_attn.v_proj"),
-    ("attn_output", "self_attn.o_proj"),
-    ("attn_q_norm", "self_attn.q_norm"),
-    ("attn_k_norm", "self_attn.k_norm"),
-    ("ffn_norm", "post_attention_layernorm"),
-    ("ffn_gate", "mlp.gate_proj"),
-    ("ffn_up", "mlp.up_proj"),
-    ("ffn_down", "mlp.down_proj"),
-];
+/// GGUF's names and those of the Hugging Face layout, without `.weight` and `.bias`.
+#[derive(Debug)]
+struct Names {
+    model: &'static [(&'static str, &'static str)],
+    /// What stands before a layer's number.
+    layers: &'static str,
+    layer: &'static [(&'static str, &'static str)],
+}
 
-const MODEL_NAMES: &[(&str, &str)] =
-    &[("token_embd", "model.embed_tokens"), ("output_norm", "model.norm"), ("output", "lm_head")];
+static DECODERS: Names = Names {
+    model: &[
+        ("token_embd", "model.embed_tokens"),
+        ("output_norm", "model.norm"),
+        ("output", "lm_head"),
+    ],
+    layers: "model.layers",
+    layer: &[
+        ("attn_norm", "input_layernorm"),
+        ("attn_q", "self_attn.q_proj"),
+        ("attn_k", "self_attn.k_proj"),
+        ("attn_v", "self_attn.v_proj"),
+        ("attn_output", "self_attn.o_proj"),
+        ("attn_q_norm", "self_attn.q_norm"),
+        ("attn_k_norm", "self_attn.k_norm"),
+        ("ffn_norm", "post_attention_layernorm"),
+        ("ffn_gate", "mlp.gate_proj"),
+        ("ffn_up", "mlp.up_proj"),
+        ("ffn_down", "mlp.down_proj"),
+    ],
+};
+
+static BERT: Names = Names {
+    model: &[
+        ("token_embd", "embeddings.word_embeddings"),
+        ("position_embd", "embeddings.position_embeddings"),
+        ("token_types", "embeddings.token_type_embeddings"),
+        ("token_embd_norm", "embeddings.LayerNorm"),
+        ("cls", "pooler.dense"),
+        ("cls.output", "classifier"),
+    ],
+    layers: "encoder.layer",
+    layer: &[
+        ("attn_q", "attention.self.query"),
+        ("attn_k", "attention.self.key"),
+        ("attn_v", "attention.self.value"),
+        ("attn_output", "attention.output.dense"),
+        ("attn_output_norm", "attention.output.LayerNorm"),
+        ("ffn_up", "intermediate.dense"),
+        ("ffn_down", "output.dense"),
+        ("layer_output_norm", "output.LayerNorm"),
+    ],
+};
+
+static NOMIC_BERT: Names = Names {
+    model: &[
+        ("token_embd", "embeddings.word_embeddings"),
+        ("token_types", "embeddings.token_type_embeddings"),
+        ("token_embd_norm", "emb_ln"),
+    ],
+    layers: "encoder.layers",
+    layer: &[
+        ("attn_qkv", "attn.Wqkv"),
+        ("attn_output", "attn.out_proj"),
+        ("attn_output_norm", "norm1"),
+        ("ffn_up", "mlp.fc11"),
+        ("ffn_gate", "mlp.fc12"),
+        ("ffn_down", "mlp.fc2"),
+        ("layer_output_norm", "norm2"),
+    ],
+};
 
 impl Architecture {
     pub fn of(metadata: &Metadata) -> &'static Self {
@@ -59,11 +127,11 @@ impl Architecture {
     fn translate(&self, name: &str) -> Option<String> {
         let (stem, kind) = name.rsplit_once('.')?;
         let Some(layer) = stem.strip_prefix("blk.") else {
-            return Some(format!("{}.{kind}", lookup(MODEL_NAMES, stem)?));
+            return Some(format!("{}.{kind}", lookup(self.names.model, stem)?));
         };
         let (layer, part) = layer.split_once('.')?;
-        let part = lookup(self.layer_names, part).or_else(|| lookup(LAYER_NAMES, part))?;
-        Some(format!("model.layers.{layer}.{part}.{kind}"))
+        let part = lookup(self.names.layer, part)?;
+        Some(format!("{}.{layer}.{part}.{kind}", self.names.layers))
     }
 }
 
@@ -89,7 +157,14 @@ pub fn config(gguf: &Gguf) -> Result<Map<String, Json>, ParseError> {
         }
     }
 
+    if let Some(causal) = metadata.bool(&format!("{name}.attention.causal")) {
+        config.insert("is_causal".into(), causal.into());
+    }
+
     // What GGUF leaves out when it is the usual value.
+    if let Some(hidden_act) = known.hidden_act {
+        config.insert("hidden_act".into(), hidden_act.into());
+    }
     let count = |config: &Map<String, Json>, key| config.get(key).and_then(Json::as_u64);
     let heads = count(&config, "num_attention_heads");
     if let (None, Some(heads)) = (config.get("num_key_value_heads"), heads) {
@@ -117,11 +192,44 @@ pub fn config(gguf: &Gguf) -> Result<Map<String, Json>, ParseError> {
     if let Some(table) = tensor("token_embd.weight") {
         config.insert("vocab_size".into(), table.shape[0].into());
     }
+    if let Some(table) = tensor("token_types.weight") {
+        config.insert("type_vocab_size".into(), table.shape[0].into());
+    }
+    if let Some(labels) = labels(gguf, name)? {
+        config.insert("architectures".into(), json!([format!("{model_type}{SCORES}")]));
+        config.insert("num_labels".into(), labels.into());
+    }
     config.insert("tie_word_embeddings".into(), tensor("output.weight").is_none().into());
     config.insert("attention_bias".into(), tensor("blk.0.attn_q.bias").is_some().into());
     config.insert("mlp_bias".into(), tensor("blk.0.ffn_up.bias").is_some().into());
     Ok(config)
 }
+
+/// How many scores a cross-encoder gives; `None` if it is none. Not every file that has a head says what it is for.
+fn labels(gguf: &Gguf, name: &str) -> Result<Option<usize>, ParseError> {
+    let tensor = |name: &str| gguf.tensors.iter().find(|entry| entry.name == name);
+    let pooling = gguf.metadata.u64(&format!("{name}.pooling_type"));
+    let (dense, out) = (tensor("cls.weight"), tensor("cls.output.weight"));
+    match (pooling, dense, out) {
+        (Some(RANK), Some(_), Some(out)) | (None, Some(_), Some(out)) => Ok(Some(out.shape[0])),
+        (Some(RANK), ..) | (None, Some(_), None) | (None, None, Some(_)) => {
+            Err(ParseError::Unsupported {
+                what: "a cross-encoder without both layers of a head, `cls` and `cls.output`,"
+                    .into(),
+                hint: "converters leave the first out of BERT's, and Qwen3-Reranker has none; \
+                       take a folder of safetensors"
+                    .into(),
+            })
+        }
+        _ => Ok(None),
+    }
+}
+
+/// `pooling_type` of what scores pairs of texts.
+const RANK: u64 = 4;
+
+/// How config.json ends the name of such a class.
+const SCORES: &str = "ForSequenceClassification";
 
 /// Keys below the architecture's name (but for the tokenizer's), and config.json's words for them.
 const KEYS: &[(&str, &str)] = &[
@@ -132,6 +240,7 @@ const KEYS: &[(&str, &str)] = &[
     ("attention.key_length", "head_dim"),
     ("attention.sliding_window", "sliding_window"),
     ("attention.layer_norm_rms_epsilon", "rms_norm_eps"),
+    ("attention.layer_norm_epsilon", "layer_norm_eps"),
     ("feed_forward_length", "intermediate_size"),
     ("context_length", "max_position_embeddings"),
     ("rope.freq_base", "rope_theta"),
