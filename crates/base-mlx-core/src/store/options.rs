@@ -3,7 +3,7 @@ use std::fs;
 use std::io;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use super::Catalogue;
 
@@ -149,8 +149,8 @@ fn downloads_folder(settings: &Path) -> Option<PathBuf> {
 pub trait Host: Send + Sync {
     /// Free bytes for this user where `folder` lies, which exists.
     fn free_bytes(&self, folder: &Path) -> io::Result<u64>;
-    /// Waits before another try.
-    fn pause(&self, time: Duration);
+    /// Waits before another try, and no longer when that has become needless.
+    fn pause(&self, time: Duration, is_needless: &dyn Fn() -> bool);
 }
 
 /// The real machine.
@@ -162,10 +162,18 @@ impl Host for System {
         fs4::available_space(folder)
     }
 
-    fn pause(&self, time: Duration) {
-        std::thread::sleep(time);
+    fn pause(&self, time: Duration, is_needless: &dyn Fn() -> bool) {
+        let end = Instant::now() + time;
+        while !is_needless()
+            && let Some(rest) = end.checked_duration_since(Instant::now())
+        {
+            std::thread::sleep(rest.min(GLANCE));
+        }
     }
 }
+
+/// How often one who waits looks whether there is still a reason to.
+pub(super) const GLANCE: Duration = Duration::from_millis(50);
 
 /// `~/x` within the user's home.
 pub(super) fn expand(path: PathBuf, user_home: &Option<PathBuf>) -> PathBuf {

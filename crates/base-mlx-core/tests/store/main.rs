@@ -16,6 +16,7 @@ mod ollama;
 mod pip;
 mod ranges;
 mod server;
+mod waits;
 
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -97,7 +98,7 @@ impl Host for Machine {
         Ok(self.free.load(Ordering::SeqCst))
     }
 
-    fn pause(&self, time: Duration) {
+    fn pause(&self, time: Duration, _: &dyn Fn() -> bool) {
         self.pauses.lock().unwrap().push(time);
         std::thread::yield_now();
     }
