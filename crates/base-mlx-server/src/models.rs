@@ -6,7 +6,9 @@ use std::time::{Duration, Instant, SystemTime};
 
 use base_mlx_core::engine::{Device, Draft, Encoder, EngineOptions, Purpose};
 use base_mlx_core::models;
-use base_mlx_core::store::{DEFAULT_ENCODER, Extras, ModelDir, OwnTemplate, Store, StoreError};
+use base_mlx_core::store::{
+    DEFAULT_ENCODER, Extras, Fault, ModelDir, OwnTemplate, Store, StoreError,
+};
 use base_mlx_core::weights::{Checkpoint, LoadError};
 use tokio::sync::{Notify, watch};
 
@@ -442,7 +444,8 @@ impl Models {
 
     /// What `base-mlx list` calls usable, and what the server was started with.
     fn list_now(&self) -> Vec<Listed> {
-        let read = |path: &Path| self.header(path).map(|_| ()).ok_or_else(String::new);
+        let read =
+            |path: &Path| self.header(path).map(|_| ()).ok_or_else(|| Fault::broken("damaged"));
         let on_disk = self.store.survey(|entry| read(&entry.path)).models;
         let mut models: Vec<Listed> = on_disk
             .into_iter()

@@ -3,6 +3,7 @@
 #![allow(clippy::unwrap_used, reason = "all of it is test code, its helpers too")]
 
 mod adopted;
+mod asked;
 mod child;
 mod disk;
 mod faults;
@@ -12,6 +13,7 @@ mod gguf;
 mod hub;
 mod kill;
 mod network;
+mod odd;
 mod ollama;
 mod pip;
 mod ranges;

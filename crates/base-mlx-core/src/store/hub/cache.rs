@@ -91,7 +91,7 @@ impl RepoCache {
     pub(in super::super) fn commit(&self, revision: &str) -> Option<String> {
         let mut text = String::new();
         let path = self.folder().join("refs").join(revision);
-        match File::open(path) {
+        match folders::open(&path) {
             Ok(file) => file.take(256).read_to_string(&mut text).ok().map(|_| ())?,
             Err(_) => text.push_str(revision),
         }
