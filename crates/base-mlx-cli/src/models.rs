@@ -1,12 +1,13 @@
 //! From a name to a model on disk, pulled if it must be.
 
+use std::io::ErrorKind;
 use std::path::Path;
 
 use anyhow::{Context, Result};
 use base_mlx_core::engine::Purpose;
 use base_mlx_core::models::FAMILIES;
-use base_mlx_core::store::{ModelDir, Store, StoreError, StoreOptions};
-use base_mlx_core::weights::Checkpoint;
+use base_mlx_core::store::{Fault, Folder, ModelDir, Source, Store, StoreError, StoreOptions};
+use base_mlx_core::weights::{Checkpoint, LoadError};
 
 use crate::config::{ConfigFile, Place};
 use crate::progress::Bars;
@@ -38,6 +39,44 @@ pub(crate) fn pull(store: &Store, name: &str) -> Result<ModelDir> {
     let pulled = store.pull(name, &bars);
     bars.clear();
     Ok(pulled?)
+}
+
+/// Why a model's files are of no use, as their headers say.
+pub(crate) fn fault(error: &LoadError) -> Fault {
+    match error {
+        LoadError::Unsupported { .. } | LoadError::UnknownFamily { .. } => {
+            Fault::foreign(error.to_string())
+        }
+        _ => Fault::broken(error.to_string()),
+    }
+}
+
+/// Why nothing is found in a folder.
+pub(crate) struct Unread {
+    pub(crate) told: String,
+    /// Its tool may never have been here, or its service has it for itself.
+    pub(crate) is_usual: bool,
+}
+
+impl Unread {
+    pub(crate) fn of(folder: &Folder) -> Option<Self> {
+        let Folder { source, path, named_by, trouble } = folder;
+        let (error, path) = (trouble.as_ref()?, path.display());
+        let told = match (error.kind(), named_by) {
+            (ErrorKind::NotFound, Some(by)) => {
+                format!("{source}: {by} names {path}, which is not there")
+            }
+            (ErrorKind::NotFound, None) => format!("{source}: {path} is not there"),
+            _ => format!("{source}: cannot read {path}: {error}"),
+        };
+        let is_usual = named_by.is_none()
+            && match error.kind() {
+                ErrorKind::NotFound => true,
+                ErrorKind::PermissionDenied => *source == Source::Ollama,
+                _ => false,
+            };
+        Some(Self { told, is_usual })
+    }
 }
 
 /// Whether the model can write, as far as its files' headers say: some on the disk are of other families, are for

@@ -1,5 +1,6 @@
 //! A model in memory: what it does, and how long it stays.
 
+use std::collections::HashMap;
 use std::fmt;
 use std::path::PathBuf;
 use std::sync::atomic::{AtomicUsize, Ordering};
@@ -19,6 +20,8 @@ use crate::request::Defaults;
 pub(crate) struct Model {
     pub door: Door,
     pub directory: ModelDir,
+    /// The same under other names by which it was asked for.
+    others: Mutex<HashMap<String, ModelDir>>,
     /// Requests that need it.
     uses: AtomicUsize,
     stay: Mutex<Stay>,
@@ -35,7 +38,8 @@ pub(crate) enum Door {
 /// A model that writes, as a request asked for it.
 pub(crate) struct Writer {
     pub engine: Engine,
-    pub path: PathBuf,
+    /// Where its files really lie.
+    pub real: PathBuf,
     /// What answers call it.
     pub called: String,
     /// Models that share their weights may differ in it.
@@ -124,7 +128,27 @@ impl Model {
         changed: Arc<Notify>,
     ) -> Self {
         let stay = Stay { last_used: Instant::now(), after, pinned: false };
-        Self { door, directory, uses: AtomicUsize::new(0), stay: Mutex::new(stay), changed }
+        let (others, uses) = (Mutex::default(), AtomicUsize::new(0));
+        Self { door, directory, others, uses, stay: Mutex::new(stay), changed }
+    }
+
+    /// What a name means if it has meant this model before, so that nobody has to look for it again.
+    pub(crate) fn called(&self, name: &str) -> Option<ModelDir> {
+        if self.directory.name == name {
+            return Some(self.directory.clone());
+        }
+        lock(&self.others).get(name).cloned()
+    }
+
+    pub(crate) fn remember(&self, directory: ModelDir) {
+        if self.directory.name == directory.name {
+            return;
+        }
+        let mut others = lock(&self.others);
+        if others.len() >= MOST_NAMES {
+            others.clear();
+        }
+        others.insert(directory.name.clone(), directory);
     }
 
     /// From now on it stays so long after its last use; `None` is until another needs the room.
@@ -184,3 +208,6 @@ impl fmt::Debug for InUse {
 pub(crate) fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
+
+/// More than one model has, unless somebody tries out how a tag may be spelled.
+const MOST_NAMES: usize = 64;

@@ -6,7 +6,9 @@ use std::time::{Duration, Instant, SystemTime};
 
 use base_mlx_core::engine::{Device, Draft, Encoder, EngineOptions, Purpose};
 use base_mlx_core::models;
-use base_mlx_core::store::{DEFAULT_ENCODER, Extras, ModelDir, OwnTemplate, Store, StoreError};
+use base_mlx_core::store::{
+    DEFAULT_ENCODER, Extras, Fault, ModelDir, OwnTemplate, Store, StoreError,
+};
 use base_mlx_core::weights::{Checkpoint, LoadError};
 use tokio::sync::{Notify, watch};
 
@@ -31,6 +33,7 @@ pub(crate) struct Models {
     draft: DraftName,
     /// How long models stay after their last use, if requests do not say.
     keep_for: Option<Duration>,
+    /// By where their files really lie.
     slots: Mutex<HashMap<PathBuf, Slot>>,
     changed: Arc<Notify>,
     /// What the headers of sound models on disk said, and when those files were written.
@@ -78,7 +81,7 @@ pub(crate) struct Listed {
     pub pinned: bool,
     /// Unknown of files that cannot be read.
     pub context: Option<usize>,
-    path: PathBuf,
+    real: PathBuf,
 }
 
 impl Models {
@@ -111,8 +114,8 @@ impl Models {
             Door::Writes(engine) => {
                 let preset = Preset::new(&extras, &engine.info().sampling);
                 let foreign_template = extras.template == OwnTemplate::Go;
-                let (engine, path) = (engine.clone(), model.directory.path.clone());
-                Ok(Arc::new(Writer { engine, path, called, preset, foreign_template }))
+                let (engine, real) = (engine.clone(), model.directory.real.clone());
+                Ok(Arc::new(Writer { engine, real, called, preset, foreign_template }))
             }
             Door::Encodes(_) => Err(unsuitable(model.door.purpose(), &called)),
         }
@@ -170,7 +173,7 @@ impl Models {
 
     /// `None` if its files do not say.
     async fn purpose(&self, directory: &ModelDir) -> Result<Option<Purpose>, ApiError> {
-        if let Some(Slot::Ready(model)) = self.slots().get(&directory.path) {
+        if let Some(Slot::Ready(model)) = self.slots().get(&directory.real) {
             return Ok(Some(model.door.purpose()));
         }
         let path = directory.path.clone();
@@ -192,7 +195,7 @@ impl Models {
             DraftName::Model(name) => name,
         };
         let directory = self.find("draft_model", &name).await?;
-        if own && directory.path == writer.path {
+        if own && directory.real == writer.real {
             return Ok(Draft::Nobody);
         }
         let no_writer = |its| match own {
@@ -227,8 +230,7 @@ impl Models {
     pub(crate) async fn show(self: &Arc<Self>, name: &str) -> Result<Listed, ApiError> {
         let directory = self.find("model", name).await?;
         let models = Arc::clone(self);
-        let name = name.to_owned();
-        blocking(move || models.listed(name, directory.path, directory.bytes)).await
+        blocking(move || models.listed(directory, &models.own_by_file())).await
     }
 
     /// Loads the model of that name; perhaps it is to stay, or to be loaded in another way than otherwise. Fails if it is loaded
@@ -292,8 +294,9 @@ impl Models {
         if let Some(default) = self.default.as_ref().filter(|default| default.name == name) {
             return Ok(default.clone());
         }
-        if let Some(model) = self.ready().into_iter().find(|model| model.directory.name == name) {
-            return Ok(model.directory.clone());
+        // While it is in memory, a name goes on meaning what it meant.
+        if let Some(directory) = self.ready().iter().find_map(|model| model.called(name)) {
+            return Ok(directory);
         }
         let store = self.store.clone();
         let asked = name.to_owned();
@@ -318,21 +321,24 @@ impl Models {
     async fn load(self: &Arc<Self>, directory: ModelDir, asked: ModelOptions) -> Loaded {
         let mut outcome = {
             let mut slots = self.slots();
-            match slots.get(&directory.path) {
-                Some(Slot::Ready(model)) => return Ok(Arc::clone(model)),
+            match slots.get(&directory.real) {
+                Some(Slot::Ready(model)) => {
+                    model.remember(directory);
+                    return Ok(Arc::clone(model));
+                }
                 Some(Slot::Loading(outcome)) => outcome.clone(),
                 None => {
                     let (sender, outcome) = watch::channel(None);
-                    slots.insert(directory.path.clone(), Slot::Loading(outcome.clone()));
+                    slots.insert(directory.real.clone(), Slot::Loading(outcome.clone()));
                     // A task of its own: it goes on if the client that caused it goes.
-                    tokio::spawn(Arc::clone(self).start(directory, asked, sender));
+                    tokio::spawn(Arc::clone(self).start(directory.clone(), asked, sender));
                     outcome
                 }
             }
         };
         let loaded = outcome.wait_for(Option::is_some).await;
         match loaded.as_deref() {
-            Ok(Some(loaded)) => loaded.clone(),
+            Ok(Some(loaded)) => loaded.clone().inspect(|model| model.remember(directory)),
             _ => Err(ApiError::internal("the model's load was given up")),
         }
     }
@@ -343,10 +349,11 @@ impl Models {
         asked: ModelOptions,
         sender: watch::Sender<Option<Loaded>>,
     ) {
-        let path = directory.path.clone();
+        let real = directory.real.clone();
         let mut options = self.engine.clone();
-        let own = self.own.get(&directory.name).cloned().unwrap_or_default();
-        own.change(&mut options);
+        let (models, of) = (Arc::clone(&self), directory.clone());
+        let own = blocking(move || models.own(&of, &models.own_by_file()).cloned()).await;
+        own.ok().flatten().unwrap_or_default().change(&mut options);
         asked.change(&mut options);
         let started = loop {
             let starting = {
@@ -376,10 +383,10 @@ impl Models {
         };
         match &loaded {
             Ok(model) => {
-                self.slots().insert(path, Slot::Ready(Arc::clone(model)));
+                self.slots().insert(real, Slot::Ready(Arc::clone(model)));
             }
             Err(_) => {
-                self.slots().remove(&path);
+                self.slots().remove(&real);
             }
         }
         sender.send_replace(Some(loaded));
@@ -389,9 +396,9 @@ impl Models {
     pub(crate) async fn unload(self: &Arc<Self>, name: &str) -> Result<bool, ApiError> {
         let directory = self.find("model", name).await?;
         let mut slots = self.slots();
-        let there = matches!(slots.get(&directory.path), Some(Slot::Ready(_)));
+        let there = matches!(slots.get(&directory.real), Some(Slot::Ready(_)));
         if there {
-            slots.remove(&directory.path);
+            slots.remove(&directory.real);
             tracing::info!(model = directory.name, "model unloaded, as was asked");
         }
         Ok(there)
@@ -400,12 +407,12 @@ impl Models {
     /// Takes the model out of memory that nobody has asked for longest; false if all are in use or pinned.
     fn unload_idle(&self) -> bool {
         let mut slots = self.slots();
-        let idle = slots.iter().filter_map(|(path, slot)| match slot {
-            Slot::Ready(model) => Some((model.idle_since()?, path.clone())),
+        let idle = slots.iter().filter_map(|(real, slot)| match slot {
+            Slot::Ready(model) => Some((model.idle_since()?, real.clone())),
             Slot::Loading(_) => None,
         });
-        let Some((_, path)) = idle.min_by_key(|(last_used, _)| *last_used) else { return false };
-        if let Some(Slot::Ready(model)) = slots.remove(&path) {
+        let Some((_, real)) = idle.min_by_key(|(last_used, _)| *last_used) else { return false };
+        if let Some(Slot::Ready(model)) = slots.remove(&real) {
             tracing::info!(model = model.directory.name, "model unloaded, another needs the room");
         }
         true
@@ -442,41 +449,66 @@ impl Models {
 
     /// What `base-mlx list` calls usable, and what the server was started with.
     fn list_now(&self) -> Vec<Listed> {
-        let read = |path: &Path| self.header(path).map(|_| ()).ok_or_else(String::new);
-        let on_disk = self.store.survey(|entry| read(&entry.path)).models;
-        let mut models: Vec<Listed> = on_disk
-            .into_iter()
-            .map(|entry| self.listed(entry.name, entry.path, entry.bytes))
-            .collect();
+        let read =
+            |path: &Path| self.header(path).map(|_| ()).ok_or_else(|| Fault::broken("damaged"));
+        let own = self.own_by_file();
         let ready = self.ready();
-        let others = self.default.iter().chain(ready.iter().map(|model| &model.directory));
-        for ModelDir { name, path, bytes, .. } in others {
-            let known = models.iter().any(|model| model.name == *name || model.path == *path);
-            let loaded = ready.iter().any(|model| model.directory.path == *path);
+        let loaded = ready.iter().map(|model| &model.directory);
+        let others: Vec<&ModelDir> = self.default.iter().chain(loaded).collect();
+        let mut on_disk = self.store.survey(|entry| read(&entry.path)).models;
+        // Who asks for the name of one of these gets it, whatever else is called so.
+        on_disk.retain(|entry| {
+            others.iter().all(|other| other.name != entry.name || other.real == entry.real)
+        });
+        let mut models: Vec<Listed> =
+            on_disk.into_iter().map(|entry| self.listed(entry.into(), &own)).collect();
+        for other in others {
+            let ModelDir { name, path, real, .. } = other;
+            let known = models.iter().any(|model| model.name == *name || model.real == *real);
+            let loaded = ready.iter().any(|model| model.directory.real == *real);
             if !known && (loaded || read(path).is_ok()) {
-                models.push(self.listed(name.clone(), path.clone(), *bytes));
+                models.push(self.listed(other.clone(), &own));
             }
         }
         models.sort_by(|a, b| a.name.cmp(&b.name));
         models
     }
 
-    fn listed(&self, name: String, path: PathBuf, bytes: u64) -> Listed {
-        let created = std::fs::metadata(&path).and_then(|file| file.modified());
+    fn listed(&self, model: ModelDir, own: &HashMap<PathBuf, &ModelOptions>) -> Listed {
+        let created = std::fs::metadata(&model.path).and_then(|file| file.modified());
         let created = created.unwrap_or(SystemTime::UNIX_EPOCH);
-        let ready = match self.slots().get(&path) {
+        let ready = match self.slots().get(&model.real) {
             Some(Slot::Ready(model)) => Some(Arc::clone(model)),
             _ => None,
         };
         let context = match &ready {
             Some(model) => Some(model.door.context()),
-            None => self.header(&path).and_then(|header| header.trained).map(|trained| {
-                let limit = self.own.get(&name).and_then(|own| own.context).or(self.engine.context);
-                limit.map_or(trained, |limit| limit.min(trained))
+            None => self.header(&model.path).and_then(|header| header.trained).map(|trained| {
+                let limit = self.own(&model, own).and_then(|own| own.context);
+                limit.or(self.engine.context).map_or(trained, |limit| limit.min(trained))
             }),
         };
         let pinned = ready.as_ref().is_some_and(|model| model.is_pinned());
-        Listed { name, bytes, created, loaded: ready.is_some(), pinned, context, path }
+        let ModelDir { name, real, bytes, .. } = model;
+        Listed { name, bytes, created, loaded: ready.is_some(), pinned, context, real }
+    }
+
+    /// What a model has of its own: what was said of it by the name that is asked for, or else by any other.
+    fn own<'a>(
+        &'a self,
+        model: &ModelDir,
+        by_file: &HashMap<PathBuf, &'a ModelOptions>,
+    ) -> Option<&'a ModelOptions> {
+        self.own.get(&model.name).or_else(|| by_file.get(&model.real).copied())
+    }
+
+    /// The same by where the files lie now: a model may have come to the disk after its options were read.
+    fn own_by_file(&self) -> HashMap<PathBuf, &ModelOptions> {
+        let mut names: Vec<_> = self.own.keys().collect();
+        // Of several names of one model the last one inserted counts, which is the first in their order.
+        names.sort_by(|a, b| b.cmp(a));
+        let found = |name: &String| Some((self.store.find(name).ok()?.real, &self.own[name]));
+        names.into_iter().filter_map(found).collect()
     }
 
     /// `None` if the files are not what they should be. Those that are read once.

@@ -3,10 +3,12 @@ use std::io::{self, Write};
 
 use anyhow::Result;
 use base_mlx_core::engine::Purpose;
-use base_mlx_core::store::{Bytes, Store};
+use base_mlx_core::store::{Bytes, Entry, Nameless, Store};
 use base_mlx_core::weights::{Checkpoint, LoadError};
 use clap::Args;
-use serde_json::json;
+use serde_json::{Value, json};
+
+use crate::models::{self, Unread};
 
 /// List the models on disk
 #[derive(Args)]
@@ -19,16 +21,20 @@ pub(crate) struct Arguments {
 pub(crate) fn run(arguments: &Arguments, store: &Store) -> Result<()> {
     let mut kinds = HashMap::new();
     let survey = store.survey(|entry| {
-        let kind = Kind::read(&entry.path).map_err(|error| error.to_string())?;
+        let kind = Kind::read(&entry.path).map_err(|error| models::fault(&error))?;
         kinds.insert(entry.path.clone(), kind);
         Ok(())
     });
+    let mut stderr = io::stderr();
+    for unread in store.folders().iter().filter_map(Unread::of).filter(|it| !it.is_usual) {
+        writeln!(stderr, "warning: {}", unread.told)?;
+    }
     let mut stdout = io::stdout();
     if arguments.json {
-        let usable = survey.models.iter().map(|entry| {
+        let row = |name: Value, entry: &Entry, note: Option<&str>| {
             let kind = &kinds[&entry.path];
             json!({
-                "name": entry.name,
+                "name": name,
                 "family": kind.family,
                 "purpose": kind.purpose,
                 "bytes": entry.bytes,
@@ -36,8 +42,13 @@ pub(crate) fn run(arguments: &Arguments, store: &Store) -> Result<()> {
                 "path": entry.path,
                 "source": entry.source.to_string(),
                 "error": null,
+                "note": note,
             })
-        });
+        };
+        let usable = survey.models.iter().map(|entry| row(json!(entry.name), entry, None));
+        let nameless = survey.nameless.iter();
+        let nameless =
+            nameless.map(|Nameless { entry, why }| row(json!(entry.path), entry, Some(why)));
         let unusable = survey.unusable.iter().map(|one| {
             json!({
                 "name": one.name,
@@ -47,15 +58,16 @@ pub(crate) fn run(arguments: &Arguments, store: &Store) -> Result<()> {
                 "bits": null,
                 "path": one.path,
                 "source": one.source.to_string(),
-                "error": one.why,
+                "error": one.fault.why,
+                "note": null,
             })
         });
-        let rows = usable.chain(unusable);
+        let rows = usable.chain(nameless).chain(unusable);
         writeln!(stdout, "{:#}", serde_json::Value::from_iter(rows))?;
         return Ok(());
     }
     if survey.models.is_empty() {
-        writeln!(io::stderr(), "no model is on disk\nhint: `base-mlx pull smollm2` fetches one")?;
+        writeln!(stderr, "no model is on disk\nhint: `base-mlx pull smollm2` fetches one")?;
     } else {
         let heads = ["NAME", "FAMILY", "FOR", "SIZE", "BITS", "WHERE", "KEPT BY"];
         let mut table = vec![heads.map(str::to_owned)];
@@ -69,10 +81,19 @@ pub(crate) fn run(arguments: &Arguments, store: &Store) -> Result<()> {
         }
         write_aligned(&mut stdout, &table)?;
     }
+    if !survey.nameless.is_empty() {
+        let mut table = vec![["BY PATH ALONE", "KEPT BY", "WHY", "WHERE"].map(str::to_owned)];
+        for Nameless { entry, why } in survey.nameless {
+            let (source, place) = (entry.source.to_string(), entry.path.display().to_string());
+            table.push([entry.name, source, why, place]);
+        }
+        writeln!(stdout)?;
+        write_aligned(&mut stdout, &table)?;
+    }
     if !survey.unusable.is_empty() {
         let mut table = vec![["NOT USABLE", "KEPT BY", "WHY", "WHERE"].map(str::to_owned)];
         for one in survey.unusable {
-            let why = one.why.lines().next().unwrap_or_default().to_owned();
+            let why = one.fault.why.lines().next().unwrap_or_default().to_owned();
             table.push([one.name, one.source.to_string(), why, one.path.display().to_string()]);
         }
         writeln!(stdout)?;

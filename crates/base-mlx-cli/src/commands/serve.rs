@@ -7,12 +7,12 @@ use anyhow::{Context, Result, ensure};
 use base_mlx_core::engine::{Device, KvDisk};
 use base_mlx_core::store::{DEFAULT_MODEL, Entry, ModelDir, Store, StoreError};
 use base_mlx_core::text::output::OutputFormat;
-use base_mlx_server::{DraftName, ModelOptions, Server, ServerOptions};
+use base_mlx_server::{DraftName, Server, ServerOptions};
 use clap::Args;
 use tokio::signal::unix::{Signal, SignalKind, signal};
 
 use crate::config::{
-    Compute, ConfigFile, Count, Gigabytes, LogFormat, OfModel, ReasoningName, api_key, count,
+    Compute, ConfigFile, Count, Gigabytes, LogFormat, ReasoningName, api_key, count,
 };
 use crate::models;
 
@@ -84,8 +84,11 @@ pub(crate) fn run(arguments: Arguments, file: &ConfigFile, store: &Store) -> Res
     for (name, of) in &file.models {
         check_tool_format(of.tool_format.as_deref())
             .with_context(|| format!("[models.\"{name}\"] of the config file"))?;
-        let (name, own) = of_model(store, name, of.clone());
-        options.models.insert(name, own);
+        if let Err(error) = store.find(name) {
+            // It may be pulled later.
+            tracing::warn!("[models.\"{name}\"] of the config file: {error}");
+        }
+        options.models.insert(name.clone(), of.clone().options());
     }
     let key = arguments.key_word(file);
     let device = arguments.compute.start_device_quietly(file, store)?;
@@ -180,17 +183,6 @@ impl Arguments {
         let path = std::path::absolute(path).unwrap_or_else(|_| path.clone());
         Some(format!("$(head -1 {})", quoted(&path.to_string_lossy())))
     }
-}
-
-/// What the file says of a model, under the name by which the server knows it.
-fn of_model(store: &Store, name: &str, of: OfModel) -> (String, ModelOptions) {
-    let found = store.find(name).map(|model| model.name);
-    let found = found.unwrap_or_else(|error| {
-        // It may be pulled later.
-        tracing::warn!("[models.\"{name}\"] of the config file: {error}");
-        name.to_owned()
-    });
-    (found, of.options())
 }
 
 /// Better said now than when a model is loaded.

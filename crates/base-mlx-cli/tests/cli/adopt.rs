@@ -286,6 +286,66 @@ fn only_force_removes_what_another_tool_keeps() {
     assert!(test_model("smollm2.gguf").exists());
 }
 
+#[test]
+fn of_two_with_one_name_the_list_says_which_one_it_means() {
+    let user = full();
+    let second = user.home.path().join(".lmstudio/models/me/hub/hub-Q4_1.gguf");
+    // A copy: a link would be the same file.
+    write(second.clone(), fs::read(test_model("smollm2.gguf")).unwrap());
+    let third = user.home.path().join(".lmstudio/models/me/hub/hub-Q8_0.gguf");
+    link(&test_model("smollm2.gguf"), &third);
+    let (success, stdout, _) = output(&mut user.command(&["list"]));
+    assert!(success);
+    let lines: Vec<&str> = stdout.lines().filter(|line| line.starts_with("me/hub:Q4_1 ")).collect();
+    let hub = user.home.path().join("hub/hub/models--me--hub/snapshots/abc/hub-Q4_1.gguf");
+    assert!(lines[0].contains(hub.to_str().unwrap()), "{stdout}");
+    assert!(lines[0].ends_with("Hugging Face cache"), "{stdout}");
+    assert!(lines[1].ends_with(second.to_str().unwrap()), "{stdout}");
+    let why = format!("`me/hub:Q4_1` means the one of Hugging Face cache in {}", hub.display());
+    assert!(lines[1].contains(&why), "{stdout}");
+    // Of what is broken there another tool has a whole one.
+    let whole = stdout.lines().find(|line| line.starts_with("me/hub:Q8_0 ")).unwrap();
+    assert!(whole.ends_with("LM Studio"), "{stdout}");
+
+    let (_, stdout, _) = output(&mut user.command(&["list", "--json"]));
+    let rows: Vec<Value> = serde_json::from_str(&stdout).unwrap();
+    let row = rows.iter().find(|row| row["note"].is_string()).unwrap();
+    assert_eq!((&row["note"], &row["error"]), (&json!(why), &Value::Null));
+    assert_eq!((&row["name"], &row["path"]), (&json!(second), &json!(second)));
+    // The name in every row without an error can be asked for, and is that copy.
+    for row in rows.iter().filter(|row| row["error"].is_null()) {
+        let name = row["name"].as_str().unwrap();
+        let (success, shown, stderr) = output(&mut user.command(&["show", name, "--json"]));
+        assert!(success, "{stderr}");
+        let shown: Value = serde_json::from_str(&shown).unwrap();
+        let path = |value: &Value| fs::canonicalize(value.as_str().unwrap()).unwrap();
+        assert_eq!(path(&shown["path"]), path(&row["path"]), "{name}");
+    }
+}
+
+#[test]
+fn a_folder_that_a_variable_names_in_vain_is_told() {
+    let user = User::new();
+    let file = user.home.path().join("file");
+    write(file.clone(), "no folder");
+    let list = |name: &str, value: &Path| {
+        let (success, _, stderr) = output(user.command(&["list"]).env(name, value));
+        assert!(success, "{stderr}");
+        stderr.lines().next().unwrap_or_default().to_owned()
+    };
+    let gone = Path::new("/nowhere/ollama");
+    let told = "warning: Ollama: OLLAMA_MODELS names /nowhere/ollama, which is not there";
+    assert_eq!(list("OLLAMA_MODELS", gone), told);
+    let told = list("OLLAMA_MODELS", &file);
+    let start = format!("warning: Ollama: cannot read {}: ", file.display());
+    assert!(told.starts_with(&start), "{told}");
+    fs::create_dir_all(ollama(&user)).unwrap();
+    assert!(list("LLAMA_CACHE", gone).starts_with("warning: llama.cpp: LLAMA_CACHE names "));
+    assert!(list("HF_HUB_CACHE", gone).contains("HF_HUB_CACHE names"));
+    // Where nobody has said that there is one, none is missed.
+    assert_eq!(list("NOTHING", gone), "no model is on disk");
+}
+
 fn ask(serving: &Serving, model: &str, fields: Value) -> Value {
     let mut body = json!({ "model": model, "messages": [{ "role": "user", "content": QUESTION }] });
     for (key, value) in fields.as_object().unwrap() {

@@ -105,6 +105,68 @@ fn what_is_wrong_is_told_with_what_to_do_and_fails() {
 }
 
 #[test]
+fn what_is_whole_but_not_read_is_not_wrong() {
+    let user = User::new();
+    let layer = |kind: &str| {
+        let media_type = format!("application/vnd.ollama.image.{kind}");
+        json!({ "mediaType": media_type, "digest": format!("sha256:{}", "cd".repeat(32)), "size": 5 })
+    };
+    manifest(&user, "lora/latest", &[layer("model"), layer("adapter")]);
+    let studio = user.home.path().join(".lmstudio/models/me/Odd");
+    link(&test_model("smollm2.gguf"), &studio.join("Odd-Q4_1.gguf"));
+    let odd = std::fs::read(test_model("smollm2.gguf")).unwrap();
+    let at = odd.windows(5).position(|window| window == b"llama").unwrap();
+    let odd = [&odd[..at], b"wombt", &odd[at + 5..]].concat();
+    write(studio.join("Odd-F16.gguf"), odd);
+    let mut command = user.command(&["doctor"]);
+    let (success, stdout, stderr) = output(command.env("BASE_MLX_PORT", free_port().to_string()));
+    if cfg!(not(feature = "cuda")) {
+        assert!(success, "{stdout}{stderr}");
+    }
+    let notes = lines(&stdout, "note");
+    let noted = |part: &str| {
+        assert!(notes.iter().any(|line| line.starts_with(part)), "no `{part}` in {stdout}")
+    };
+    noted("`lora:latest` is whole, but not read: it has a LoRA adapter, which is not read");
+    noted("`me/Odd:F16` is whole, but not read: ");
+    let ok = lines(&stdout, "ok");
+    let counted =
+        |part: &str| assert!(ok.iter().any(|line| line.contains(part)), "no `{part}` in {stdout}");
+    counted("no model; of kinds that are not read: 1");
+    counted("1 model, 98.4 MB; of kinds that are not read: 1");
+    assert!(!stdout.contains("rm --force"), "{stdout}");
+}
+
+#[test]
+fn our_own_folder_must_be_writable_and_is_left_as_it_was() {
+    let user = User::new();
+    let home = user.home.path();
+    write(home.join("file"), "no folder");
+    let here = || {
+        let mut names: Vec<_> =
+            std::fs::read_dir(home).unwrap().map(|entry| entry.unwrap().file_name()).collect();
+        names.sort();
+        names
+    };
+    let doctor = |ours: &std::path::Path| {
+        let mut command = user.command(&["doctor"]);
+        command.env("BASE_MLX_PORT", free_port().to_string()).env("BASE_MLX_HOME", ours);
+        output(&mut command).1
+    };
+    // `command` itself writes a file.
+    let _ = user.command(&["doctor"]);
+    let before = here();
+    let stdout = doctor(&home.join("new/folder"));
+    assert!(!stdout.contains("nothing can be written"), "{stdout}");
+    assert_eq!(here(), before);
+    let ours = home.join("file/base-mlx");
+    let stdout = doctor(&ours);
+    let told = format!("nothing can be written to {}: ", ours.display());
+    assert!(lines(&stdout, "wrong").iter().any(|line| line.starts_with(&told)), "{stdout}");
+    assert_eq!(here(), before);
+}
+
+#[test]
 fn a_server_that_runs_is_recognised() {
     let user = User::new();
     let serving = Serving::start(

@@ -24,6 +24,8 @@ fn list_names_family_purpose_size_bits_and_place() {
 #[test]
 fn an_empty_list_says_what_to_do() {
     let user = User::new();
+    // Where a variable says that Ollama keeps its models.
+    std::fs::create_dir_all(user.home.path().join(".ollama/models")).unwrap();
     let (success, stdout, stderr) = output(&mut user.command(&["list"]));
     assert!(success);
     assert_eq!(stdout, "");

@@ -172,6 +172,13 @@ pub fn layers(checkpoint: &Checkpoint) -> Result<Vec<LayerSpec>, LoadError> {
     Ok(Sizes::read(checkpoint.config())?.layers())
 }
 
+/// The checkpoint's family, which must be a known one: known before any of it is loaded.
+pub fn family(checkpoint: &Checkpoint) -> Result<&str, LoadError> {
+    let family = checkpoint.config().model_type()?;
+    let is_known = FAMILIES.contains(&family) || ENCODERS.contains(&family);
+    if is_known { Ok(family) } else { Err(unknown(checkpoint, family)) }
+}
+
 fn unknown(checkpoint: &Checkpoint, family: &str) -> LoadError {
     LoadError::UnknownFamily {
         path: checkpoint.path().to_owned(),

@@ -3,13 +3,14 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs::{self, File};
-use std::io::Read;
+use std::io::{self, Read};
 use std::path::{Path, PathBuf};
 
 use serde::Deserialize;
 
 use super::name::is_relative;
-use super::places::Look;
+use super::places::{Found, Look};
+use super::{Bytes, Fault};
 
 /// How much must be there for a folder to count.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -27,9 +28,12 @@ pub(super) fn look(root: &Path, demand: Demand) -> Look {
     for (name, path) in children(root) {
         if look_at("", &name, &path, demand, &mut look) == Seen::Folder {
             let owner = format!("{name}/");
-            for (name, path) in children(&path) {
+            for (name, path) in look.children(&name, &path) {
                 if look_at(&owner, &name, &path, demand, &mut look) == Seen::Folder {
-                    look.extend(ggufs_named(&format!("{owner}{name}"), &path));
+                    let name = format!("{owner}{name}");
+                    if !look.children(&name, &path).is_empty() {
+                        look.extend(ggufs_named(&name, &path));
+                    }
                 }
             }
         }
@@ -60,37 +64,143 @@ fn look_at(owner: &str, name: &str, path: &Path, demand: Demand, look: &mut Look
             None => look.model(format!("{owner}{name}"), path.to_owned()),
             // It is about the GGUF files beside it.
             Some(_) if !ggufs_in(path).is_empty() => return Seen::Folder,
-            Some(why) => look.broken(format!("{owner}{name}"), path.to_owned(), why),
+            Some(fault) => look.broken(format!("{owner}{name}"), path.to_owned(), fault),
         },
     }
     Seen::Settled
 }
 
-/// What a file is, or was to be, by its name without `.gguf`.
+/// What a file is, or was to be, by its name without `.gguf` and without the number of a part.
 pub(super) enum Gguf<'a> {
     Whole(&'a str),
-    Broken(&'a str, &'static str),
+    Broken(&'a str, String),
 }
 
 /// `None` if it is no model: a folder, something else, a vision projector, a later part of a split model.
 pub(super) fn gguf_at<'a>(name: &'a str, path: &Path) -> Option<Gguf<'a>> {
     if let Some(file) = unfinished(name) {
-        let stem = gguf_stem(file).filter(|_| path.is_file())?;
-        let done = path.with_file_name(file).exists();
-        return (!done && !is_projector(stem)).then_some(Gguf::Broken(stem, HALF));
+        let stem = gguf_stem(file).filter(|stem| !is_projector(stem) && path.is_file())?;
+        let goes_on = match Part::of(stem) {
+            Some(part) => part.is_told_by_another(path),
+            None => path.with_file_name(file).exists(),
+        };
+        return (!goes_on).then(|| Gguf::Broken(whole(stem), HALF.to_owned()));
     }
     let stem = gguf_stem(name).filter(|stem| !is_projector(stem) && !path.is_dir())?;
+    let why = match Part::of(stem) {
+        Some(part) if part.is_told_by_another(path) => return None,
+        Some(part) => part.fault(path),
+        None => fault_of_file(path),
+    };
+    match why {
+        Some(why) => Some(Gguf::Broken(whole(stem), why)),
+        // The first of several parts may have nothing but what is said of all.
+        None if Part::of(stem).is_some() => Some(Gguf::Whole(whole(stem))),
+        None => has_tensors(path).then_some(Gguf::Whole(stem)),
+    }
+}
+
+/// What keeps a file that has a name of its own from being whole, as far as is to be seen from outside.
+fn fault_of_file(path: &Path) -> Option<String> {
     if is_dangling(path) {
-        return Some(Gguf::Broken(stem, DANGLING));
+        Some(DANGLING.to_owned())
+    } else if !path.is_file() {
+        Some("it is neither a file nor a folder".to_owned())
+    } else if with_end(path, ".aria2").exists() {
+        // A download that fills a file of the full size says so beside it.
+        Some(HALF.to_owned())
+    } else {
+        None
     }
-    if let Some((whole, number)) = split_of(stem) {
-        return (number == "00001").then_some(Gguf::Broken(whole, SPLIT));
+}
+
+/// One of the files that a model is split into, as its name has it: `x-00002-of-00003`.
+#[derive(Clone, Copy)]
+struct Part<'a> {
+    whole: &'a str,
+    number: usize,
+    count: usize,
+}
+
+impl<'a> Part<'a> {
+    fn of(stem: &'a str) -> Option<Self> {
+        let number = |text: &str| {
+            let digits = text.len() == 5 && text.bytes().all(|byte| byte.is_ascii_digit());
+            digits.then(|| text.parse().ok()).flatten()
+        };
+        let (rest, count) = stem.rsplit_once("-of-")?;
+        let (whole, own) = rest.rsplit_once('-')?;
+        let (number, count) = (number(own)?, number(count)?);
+        (1..=count).contains(&number).then_some(Self { whole, number, count })
     }
-    // A download that fills a file of the full size says so beside it.
-    if with_end(path, ".aria2").exists() {
-        return Some(Gguf::Broken(stem, HALF));
+
+    fn at(path: &'a Path) -> Option<Self> {
+        gguf_stem(path.file_name()?.to_str()?).and_then(Part::of).filter(|_| !path.is_dir())
     }
-    has_tensors(path).then_some(Gguf::Whole(stem))
+
+    /// Where all parts lie if this one lies at `path`.
+    fn all(self, path: &Path) -> impl Iterator<Item = PathBuf> {
+        let end = path.extension().unwrap_or_default().to_string_lossy().into_owned();
+        (1..=self.count).map(move |number| {
+            path.with_file_name(format!("{}-{number:05}-of-{:05}.{end}", self.whole, self.count))
+        })
+    }
+
+    /// Of those that are there or on their way, the first stands for all.
+    fn is_told_by_another(self, path: &Path) -> bool {
+        let beside = path.parent().map(children).unwrap_or_default();
+        beside.iter().any(|(name, other)| {
+            let file = unfinished(name).unwrap_or(name);
+            let earlier = gguf_stem(file).and_then(Part::of).is_some_and(|other| {
+                (other.whole, other.count) == (self.whole, self.count) && other.number < self.number
+            });
+            // A second download of a part that is there.
+            let same = other != path && Some(file) == own_name(path) && unfinished(name).is_none();
+            earlier || same
+        })
+    }
+
+    fn fault(self, path: &Path) -> Option<String> {
+        self.all(path).zip(1..).find_map(|(path, number)| {
+            let there = path.exists() || path.is_symlink();
+            let missing = || match is_coming(&path) {
+                true => HALF.to_owned(),
+                false => format!("its part {number} of {} is missing", self.count),
+            };
+            if there { fault_of_file(&path) } else { Some(missing()) }
+        })
+    }
+}
+
+/// The name of the file at `path`, or that of the one which a download there will become.
+fn own_name(path: &Path) -> Option<&str> {
+    let name = path.file_name()?.to_str()?;
+    Some(unfinished(name).unwrap_or(name))
+}
+
+/// The name of a whole file, or of the model that a part is of.
+fn whole(stem: &str) -> &str {
+    Part::of(stem).map_or(stem, |part| part.whole)
+}
+
+/// The files of a GGUF model: itself, or of one in several parts all of them, there or not.
+pub(super) fn files_of(path: &Path) -> Vec<PathBuf> {
+    match Part::at(path) {
+        Some(part) => part.all(path).collect(),
+        None => vec![path.to_owned()],
+    }
+}
+
+/// A model's path without links. Parts of one model are found beside each other by their names, so the links of these
+/// stay.
+pub(super) fn real(path: &Path) -> PathBuf {
+    let real = match (Part::at(path), path.parent(), path.file_name()) {
+        (Some(_), Some(folder), Some(name)) => {
+            folder.canonicalize().map(|folder| folder.join(name))
+        }
+        _ => path.canonicalize(),
+    };
+    real.unwrap_or_else(|_| path.to_owned())
 }
 
 pub(super) fn is_model_folder(path: &Path, demand: Demand) -> bool {
@@ -101,19 +211,19 @@ pub(super) fn has_config(path: &Path) -> bool {
     path.join("config.json").is_file()
 }
 
-/// What keeps a folder with a config.json from being a whole model: half a sentence about the first thing.
-pub(super) fn lacks(path: &Path) -> Option<String> {
+/// What keeps a folder with a config.json from being a whole model: the first thing.
+pub(super) fn lacks(path: &Path) -> Option<Fault> {
     lacks_weights(path).or_else(|| {
         let tokenizer = TOKENIZERS.iter().any(|file| path.join(file).is_file());
-        (!tokenizer).then(|| "it has no tokenizer".to_owned())
+        (!tokenizer).then(|| "it has no tokenizer".into())
     })
 }
 
-fn lacks_weights(path: &Path) -> Option<String> {
+fn lacks_weights(path: &Path) -> Option<Fault> {
     let weights = match shards(&path.join(INDEX)) {
         Some(shards) => shards,
         None if path.join(INDEX).exists() => {
-            return Some(format!("its {INDEX} names no files that could be read"));
+            return Some(format!("its {INDEX} names no files that could be read").into());
         }
         None => children(path)
             .into_iter()
@@ -130,7 +240,7 @@ fn lacks_weights(path: &Path) -> Option<String> {
         };
         let more = missing.len() - 1;
         let more = if more > 0 { format!(", and so are {more} more") } else { String::new() };
-        return Some(format!("its `{file}` {what}{more}"));
+        return Some(format!("its `{file}` {what}{more}").into());
     }
     if !weights.is_empty() {
         return None;
@@ -142,11 +252,11 @@ fn lacks_weights(path: &Path) -> Option<String> {
         [".bin", ".pt", ".pth"].iter().any(|end| name.ends_with(end))
     };
     Some(match children(path) {
-        files if files.iter().any(downloads) => HALF.to_owned(),
+        files if files.iter().any(downloads) => HALF.into(),
         files if files.iter().any(others) => {
-            "its weights are not safetensors, which alone are read".to_owned()
+            Fault::foreign("its weights are not safetensors, which alone are read")
         }
-        _ => "it has no weights".to_owned(),
+        _ => "it has no weights".into(),
     })
 }
 
@@ -181,9 +291,7 @@ pub(super) fn shards(index: &Path) -> Option<BTreeSet<String>> {
         weight_map: BTreeMap<String, String>,
     }
     const MAX_BYTES: u64 = 64 << 20;
-    let mut text = Vec::new();
-    File::open(index).ok()?.take(MAX_BYTES).read_to_end(&mut text).ok()?;
-    let index: Index = serde_json::from_slice(&text).ok()?;
+    let index: Index = serde_json::from_slice(&read_small(index, MAX_BYTES).ok()?).ok()?;
     let shards: BTreeSet<String> = index.weight_map.into_values().collect();
     (!shards.is_empty() && shards.iter().all(|shard| is_relative(shard))).then_some(shards)
 }
@@ -192,7 +300,10 @@ pub(super) fn shards(index: &Path) -> Option<BTreeSet<String>> {
 fn ggufs_named(base: &str, folder: &Path) -> Look {
     let mut look = tagged_ggufs(base, folder);
     match (look.models.as_mut_slice(), look.broken.as_mut_slice()) {
-        ([model], _) => base.clone_into(&mut model.name),
+        ([model], _) => {
+            let tagged = std::mem::replace(&mut model.name, base.to_owned());
+            model.aliases.push(tagged);
+        }
         ([], [broken]) => base.clone_into(&mut broken.name),
         _ => {}
     }
@@ -210,7 +321,8 @@ pub(super) fn tagged_ggufs(base: &str, folder: &Path) -> Look {
                 let alike =
                     with_tag(whole.iter().map(|(file, _)| file.as_str()), tag(stem)).count();
                 let tag = if alike == 1 { tag(stem) } else { name };
-                look.model(format!("{base}:{tag}"), path);
+                let named = Found::new(format!("{base}:{tag}"), path);
+                look.models.push(Found { base: Some(base.to_owned()), ..named });
             }
             Some(Gguf::Broken(stem, why)) => {
                 look.broken(format!("{base}:{}", tag(stem)), path, why)
@@ -248,32 +360,42 @@ fn files_in(folder: &Path) -> Vec<(String, PathBuf)> {
 fn has_tensors(path: &Path) -> bool {
     // The magic, the version, the number of tensors.
     let mut head = [0; 16];
-    let read = File::open(path).and_then(|mut file| file.read_exact(&mut head));
+    let read = open(path).and_then(|mut file| file.read_exact(&mut head));
     read.is_err() || !head.starts_with(b"GGUF") || head[8..] != [0; 8]
+}
+
+/// Opens a regular file: to open a pipe would wait for its writer, and a device may never end.
+pub(super) fn open(path: &Path) -> io::Result<File> {
+    match fs::metadata(path)?.is_file() {
+        true => File::open(path),
+        false => Err(io::Error::other("it is not a file")),
+    }
+}
+
+/// What a file holds that is to be small. Who has written it is not known.
+pub(super) fn read_small(path: &Path, most_bytes: u64) -> io::Result<Vec<u8>> {
+    let mut content = Vec::new();
+    open(path)?.take(most_bytes + 1).read_to_end(&mut content)?;
+    match content.len() as u64 > most_bytes {
+        true => Err(io::Error::other(format!("it has more than {}", Bytes(most_bytes)))),
+        false => Ok(content),
+    }
 }
 
 /// Whether a file's name is that of a whole model: not of a vision projector, not of a part of a split model.
 pub(super) fn is_gguf_model(file: &str) -> bool {
     let name = file.rsplit('/').next().unwrap_or(file);
-    gguf_stem(name).is_some_and(|stem| !is_projector(stem) && split_of(stem).is_none())
+    gguf_stem(name).is_some_and(|stem| !is_projector(stem) && Part::of(stem).is_none())
 }
 
 fn is_projector(stem: &str) -> bool {
     stem.to_lowercase().starts_with("mmproj")
 }
 
-/// `x` and `00001` of `x-00001-of-00003`.
-fn split_of(stem: &str) -> Option<(&str, &str)> {
-    let digits = |part: &str| part.len() == 5 && part.bytes().all(|byte| byte.is_ascii_digit());
-    let (rest, count) = stem.rsplit_once("-of-")?;
-    let (whole, number) = rest.rsplit_once('-')?;
-    (digits(count) && digits(number)).then_some((whole, number))
-}
-
 /// What tells a GGUF file from its siblings: `Q4_K_M` of `Qwen3-8B-Q4_K_M.gguf`, or its whole name.
 pub(super) fn tag(file: &str) -> &str {
     let name = file.rsplit('/').next().unwrap_or(file);
-    let stem = gguf_stem(name).unwrap_or(name);
+    let stem = whole(gguf_stem(name).unwrap_or(name));
     let last = stem.rsplit(['-', '.']).next().unwrap_or(stem);
     let upper = last.to_uppercase();
     let kind = upper.trim_start_matches('I');
@@ -288,10 +410,13 @@ pub(super) fn with_tag<'a>(
     files: impl Iterator<Item = &'a str>,
     wanted: &str,
 ) -> impl Iterator<Item = &'a str> {
-    files.filter(move |file| {
-        let name = file.rsplit('/').next().unwrap_or(file);
-        name == wanted || gguf_stem(name) == Some(wanted) || tag(file).eq_ignore_ascii_case(wanted)
-    })
+    files.filter(move |file| is_tagged(file, wanted))
+}
+
+pub(super) fn is_tagged(file: &str, wanted: &str) -> bool {
+    let name = file.rsplit('/').next().unwrap_or(file);
+    let stem = gguf_stem(name).map(whole);
+    name == wanted || stem == Some(wanted) || tag(file).eq_ignore_ascii_case(wanted)
 }
 
 fn gguf_stem(name: &str) -> Option<&str> {
@@ -301,6 +426,10 @@ fn gguf_stem(name: &str) -> Option<&str> {
 
 /// The sizes of a model's own files.
 pub(super) fn bytes(path: &Path) -> u64 {
+    files_of(path).iter().map(|file| bytes_at(file)).sum()
+}
+
+fn bytes_at(path: &Path) -> u64 {
     match fs::metadata(path) {
         Ok(meta) if meta.is_dir() => children(path)
             .iter()
@@ -316,14 +445,18 @@ pub(super) fn bytes(path: &Path) -> u64 {
 /// What a folder holds, in the order of names. Hidden things and names that are not text are left out, and so
 /// is everything if the folder cannot be read.
 pub(super) fn children(folder: &Path) -> Vec<(String, PathBuf)> {
-    let Ok(entries) = fs::read_dir(folder) else { return Vec::new() };
-    let mut children: Vec<_> = entries
+    try_children(folder).unwrap_or_default()
+}
+
+pub(super) fn try_children(folder: &Path) -> io::Result<Vec<(String, PathBuf)>> {
+    let mut children: Vec<_> = fs::read_dir(folder)?
         .flatten()
         .filter_map(|entry| Some((entry.file_name().into_string().ok()?, entry.path())))
-        .filter(|(name, _)| !name.starts_with('.'))
+        // The second is the file system's own, and nobody else may read it.
+        .filter(|(name, _)| !name.starts_with('.') && name != "lost+found")
         .collect();
     children.sort();
-    children
+    Ok(children)
 }
 
 pub(super) const TOKENIZERS: [&str; 4] =
@@ -331,7 +464,6 @@ pub(super) const TOKENIZERS: [&str; 4] =
 pub(super) const INDEX: &str = "model.safetensors.index.json";
 pub(super) const DANGLING: &str = "it is a link to a file that is not there";
 pub(super) const HALF: &str = "its download is not finished";
-const SPLIT: &str = "it is split into several files: name the first by its path, or join them with llama-gguf-split --merge";
 /// What tools put behind the name of a file that they are still fetching.
 const ENDS_OF_HALVES: [&str; 7] =
     [".part", ".partial", ".incomplete", ".downloadInProgress", ".download", ".crdownload", ".tmp"];

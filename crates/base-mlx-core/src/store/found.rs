@@ -1,4 +1,5 @@
 use std::fmt;
+use std::io;
 use std::path::PathBuf;
 
 use super::folders;
@@ -8,8 +9,10 @@ use super::folders;
 pub struct ModelDir {
     /// What the user calls it, and the API's id of it.
     pub name: String,
-    /// A folder with a config.json, or a GGUF file, whatever that is called.
+    /// A folder with a config.json, or a GGUF file, whatever that is called: of several parts the first.
     pub path: PathBuf,
+    /// The same without links: what all names of one model have in common.
+    pub real: PathBuf,
     pub bytes: u64,
     pub source: Source,
     pub extras: Extras,
@@ -17,16 +20,17 @@ pub struct ModelDir {
 
 impl ModelDir {
     pub(super) fn new(name: &str, path: PathBuf, source: Source) -> Self {
-        let bytes = folders::bytes(&path);
-        Self { name: name.to_owned(), path, bytes, source, extras: Extras::default() }
+        let (real, bytes) = (folders::real(&path), folders::bytes(&path));
+        Self { name: name.to_owned(), path, real, bytes, source, extras: Extras::default() }
     }
 }
 
 /// Everything on disk that is, or was to be, a model.
 #[derive(Clone, Debug, Default, PartialEq)]
 pub struct Survey {
-    /// In the order of names; of several with one name the one that it means.
+    /// In the order of names, each of which means that very model.
     pub models: Vec<Entry>,
+    pub nameless: Vec<Nameless>,
     pub unusable: Vec<Unusable>,
 }
 
@@ -37,9 +41,27 @@ pub struct Entry {
     /// Other names that `Store::find` knows it by.
     pub aliases: Vec<String>,
     pub path: PathBuf,
+    /// The same without links.
+    pub real: PathBuf,
     pub bytes: u64,
     pub source: Source,
     pub extras: Extras,
+}
+
+impl From<Entry> for ModelDir {
+    fn from(entry: Entry) -> Self {
+        let Entry { name, aliases: _, path, real, bytes, source, extras } = entry;
+        Self { name, path, real, bytes, source, extras }
+    }
+}
+
+/// A whole model that no name means, so that only its path does.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Nameless {
+    /// Under the name that it would have.
+    pub entry: Entry,
+    /// What the name means instead: half a sentence, for people of this machine.
+    pub why: String,
 }
 
 /// What would be a model if it were whole, or in a form that is read here.
@@ -48,8 +70,49 @@ pub struct Unusable {
     pub name: String,
     pub path: PathBuf,
     pub source: Source,
+    pub fault: Fault,
+}
+
+/// Why files are of no use as a model.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Fault {
     /// Half a sentence.
     pub why: String,
+    /// Whether they are whole, and only of a kind that is not read here.
+    pub is_foreign: bool,
+}
+
+impl Fault {
+    pub fn broken(why: impl Into<String>) -> Self {
+        Self { why: why.into(), is_foreign: false }
+    }
+
+    pub fn foreign(why: impl Into<String>) -> Self {
+        Self { why: why.into(), is_foreign: true }
+    }
+}
+
+impl From<String> for Fault {
+    fn from(why: String) -> Self {
+        Self::broken(why)
+    }
+}
+
+impl From<&str> for Fault {
+    fn from(why: &str) -> Self {
+        Self::broken(why)
+    }
+}
+
+/// A folder in which models are looked for.
+#[derive(Debug)]
+pub struct Folder {
+    pub source: Source,
+    pub path: PathBuf,
+    /// The variable or the setting that names it, if it is not the usual one.
+    pub named_by: Option<&'static str>,
+    /// Why it cannot be read.
+    pub trouble: Option<io::Error>,
 }
 
 /// What a tool keeps beside a model about how it is to be used: of Ollama's Modelfile what concerns us.

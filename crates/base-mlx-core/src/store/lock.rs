@@ -2,6 +2,8 @@ use std::fs::{self, File, TryLockError};
 use std::io;
 use std::path::Path;
 
+use super::options::GLANCE;
+
 /// A lock between processes, held until dropped, or until the process dies. It is `flock` on a file that stays
 /// behind: what Hugging Face's tools take around a download.
 #[derive(Debug)]
@@ -21,6 +23,25 @@ impl Lock {
                 return Ok(Lock(file));
             }
         }
+    }
+
+    /// The same until it is in vain, for which `None` stands.
+    pub(super) fn acquire_unless(
+        path: &Path,
+        is_in_vain: impl Fn() -> bool,
+        on_wait: impl FnOnce(),
+    ) -> io::Result<Option<Lock>> {
+        let mut on_wait = Some(on_wait);
+        while !is_in_vain() {
+            if let Some(lock) = Self::try_acquire(path)? {
+                return Ok(Some(lock));
+            }
+            if let Some(on_wait) = on_wait.take() {
+                on_wait();
+            }
+            std::thread::sleep(GLANCE);
+        }
+        Ok(None)
     }
 
     pub(super) fn try_acquire(path: &Path) -> io::Result<Option<Lock>> {

@@ -19,18 +19,21 @@ mod progress;
 mod remove;
 mod space;
 
-use std::path::{Path, PathBuf};
+use std::path::Path;
 
 pub use catalogue::{Catalogue, CatalogueEntry, Fixed, ModelSource, PipSource, WheelFile};
 pub use error::{Bytes, StoreError};
-pub use found::{Entry, Extras, ModelDir, OwnTemplate, Parameters, Source, Survey, Unusable};
+pub use found::{
+    Entry, Extras, Fault, Folder, ModelDir, Nameless, OwnTemplate, Parameters, Source, Survey,
+    Unusable,
+};
 pub use options::{Host, StoreOptions, System};
 pub use progress::{Progress, Silent};
 pub use remove::Removed;
 
 use folders::Demand;
 use name::{HubName, Name};
-use places::Found;
+use places::{Broken, Found, Looked};
 
 /// What is run if nobody names a model.
 pub const DEFAULT_MODEL: &str = "smollm2";
@@ -58,17 +61,22 @@ impl Store {
     /// A model on disk: by alias, hub id, `pip:PACKAGE==VERSION`, Ollama's name, its name in the models folder, or a
     /// path.
     pub fn find(&self, name: &str) -> Result<ModelDir, StoreError> {
-        if let Name::Path(path) = Name::parse(name)? {
-            return self.at_path(&path);
+        let parsed = Name::parse(name)?;
+        if name::says_where(name) {
+            return self.at_path(name.as_ref());
         }
-        match self.installed(name) {
-            Some(found) => Ok(found),
+        match (self.installed(name), parsed) {
+            (Some(found), _) => Ok(found),
+            (None, Name::Path(path)) => {
+                let found = self.at_path(&path);
+                found.map_err(|error| self.broken(name).unwrap_or(error))
+            }
             // A folder below the current one may have a name of the form `owner/name`.
-            None if folders::is_model_folder(name.as_ref(), Demand::Config) => {
+            (None, _) if folders::is_model_folder(name.as_ref(), Demand::Config) => {
                 self.at_path(name.as_ref())
             }
             // What a pull may mend counts as not there.
-            None => match self.broken(name).filter(|_| !self.is_pullable(name)) {
+            (None, _) => match self.broken(name).filter(|_| !self.is_pullable(name)) {
                 Some(broken) => Err(broken),
                 None => Err(self.not_found(name)),
             },
@@ -151,53 +159,91 @@ impl Store {
 
     /// Everything on disk, with what cannot be used and why. `read` looks into a model's files; what it refuses is
     /// unusable.
-    pub fn survey(&self, mut read: impl FnMut(&Entry) -> Result<(), String>) -> Survey {
-        let Survey { models, mut unusable } = self.look();
-        let mut usable = Vec::new();
-        for entry in models {
-            match read(&entry) {
-                Ok(()) => usable.push(entry),
-                Err(why) => {
-                    let Entry { name, path, source, .. } = entry;
-                    unusable.push(Unusable { name, path, source, why });
-                }
-            }
-        }
+    pub fn survey(&self, mut read: impl FnMut(&Entry) -> Result<(), Fault>) -> Survey {
+        let Survey { mut models, mut nameless, mut unusable } = self.look();
+        let mut is_usable = |entry: &Entry| {
+            let Err(fault) = read(entry) else { return true };
+            let Entry { name, path, source, .. } = entry.clone();
+            unusable.push(Unusable { name, path, source, fault });
+            false
+        };
+        models.retain(&mut is_usable);
+        nameless.retain(|one| is_usable(&one.entry));
         unusable.sort_by(|a, b| a.name.cmp(&b.name));
-        Survey { models: usable, unusable }
+        Survey { models, nameless, unusable }
     }
 
     /// The folders that are looked into, in the order in which names are looked for.
-    pub fn folders(&self) -> Vec<(Source, PathBuf)> {
-        let places = places::all(&self.options);
-        places.iter().map(|place| (place.source(), place.folder().to_owned())).collect()
+    pub fn folders(&self) -> Vec<Folder> {
+        let folder = |place: Looked| {
+            let (source, path) = (place.place.source(), place.place.folder().to_owned());
+            let named_by = self.options.named.get(&path).copied();
+            Folder { trouble: std::fs::read_dir(&path).err(), source, path, named_by }
+        };
+        places::all(&self.options).into_iter().map(folder).collect()
     }
 
     fn look(&self) -> Survey {
+        let places = places::all(&self.options);
         let mut survey = Survey::default();
-        for place in places::all(&self.options) {
-            let source = place.source();
-            let look = place.look();
-            for Found { name, mut aliases, path, extras } in look.models {
-                aliases.extend(self.aliases(source, &name));
-                let bytes = folders::bytes(&path);
-                survey.models.push(Entry { name, aliases, path, bytes, source, extras });
+        for looked in &places {
+            let source = looked.place.source();
+            for found in &looked.look().models {
+                self.enter(self.entry(found, source), &places, &mut survey);
             }
-            let unusable = look.broken.into_iter().map(|broken| Unusable {
-                name: broken.name,
-                path: broken.path,
+            let broken = looked.look().broken.iter();
+            survey.unusable.extend(broken.map(|Broken { name, path, fault }| Unusable {
+                name: name.clone(),
+                path: path.clone(),
                 source,
-                why: broken.why,
-            });
-            survey.unusable.extend(unusable);
+                fault: fault.clone(),
+            }));
         }
-        // Of two with one name, `find` takes the first; the sort is stable.
         survey.models.sort_by(|a, b| a.name.cmp(&b.name));
-        survey.models.dedup_by(|later, earlier| later.name == earlier.name);
+        survey.nameless.sort_by(|a, b| a.entry.name.cmp(&b.entry.name));
         survey.unusable.sort_by(|a, b| a.name.cmp(&b.name));
         // Two places may be one folder.
+        survey.models.dedup_by(|later, earlier| later.name == earlier.name);
         survey.unusable.dedup_by(|later, earlier| later.path == earlier.path);
         survey
+    }
+
+    fn entry(&self, found: &Found, source: Source) -> Entry {
+        let Found { name, aliases, path, extras, .. } = found.clone();
+        let aliases = aliases.into_iter().chain(self.aliases(source, &name)).collect();
+        let (real, bytes) = (folders::real(&path), folders::bytes(&path));
+        Entry { name, aliases, path, real, bytes, source, extras }
+    }
+
+    /// Lists a model under only those names that mean it, of which the first is its name.
+    fn enter(&self, entry: Entry, places: &[Looked], survey: &mut Survey) {
+        let means_it = |name: &String| {
+            let found = self.look_up(places, name);
+            found.is_ok_and(|(found, _)| {
+                let same = found.path == entry.path || folders::real(&found.path) == entry.real;
+                same && found.extras == entry.extras
+            })
+        };
+        let names = std::iter::once(&entry.name).chain(&entry.aliases);
+        let mut names = names.filter(|name| means_it(name)).cloned();
+        if let Some(name) = names.next() {
+            let aliases = names.collect();
+            survey.models.push(Entry { name, aliases, ..entry });
+            return;
+        }
+        let name = &entry.name;
+        let why = match self.look_up(places, name) {
+            Ok((other, source)) => {
+                format!("`{name}` means the one of {source} in {}", other.path.display())
+            }
+            Err(StoreError::NotFound { in_catalogue: true, .. }) => {
+                format!("`{name}` means a model of the catalogue")
+            }
+            Err(StoreError::Name { why, .. }) => format!("its name cannot be asked for: {why}"),
+            Err(_) => "its name cannot be asked for: it reads as a path".to_owned(),
+        };
+        drop(names);
+        survey.nameless.push(Nameless { entry, why });
     }
 
     fn aliases(&self, source: Source, name: &str) -> Vec<String> {
@@ -217,27 +263,38 @@ impl Store {
     }
 
     fn installed(&self, name: &str) -> Option<ModelDir> {
-        let (found, source) = match Name::parse(name) {
-            Ok(Name::Path(_)) | Err(_) => None,
-            Ok(parsed) => self.look_up(name, &parsed),
-        }?;
+        let (found, source) = self.look_up(&places::all(&self.options), name).ok()?;
         Some(ModelDir { extras: found.extras, ..ModelDir::new(name, found.path, source) })
     }
 
-    fn look_up(&self, text: &str, name: &Name) -> Option<(Found, Source)> {
-        let places = places::all(&self.options);
-        let first = |text: &str, name: &Name, skipped: Option<Source>| {
-            let places = places.iter().filter(|place| Some(place.source()) != skipped);
-            let mut found = places.map(|place| Some((place.find(text, name)?, place.source())));
-            found.find_map(|found| found)
+    /// What a name means, among what the places hold. What says where it lies is no name.
+    fn look_up(&self, places: &[Looked], text: &str) -> Result<(Found, Source), StoreError> {
+        let name = Name::parse(text)?;
+        let missing = |in_catalogue| StoreError::NotFound {
+            name: text.to_owned(),
+            in_catalogue,
+            closest: Vec::new(),
         };
-        let Name::Word(word) = name else { return first(text, name, None) };
-        let Some(entry) = self.options.catalogue.get(word) else { return first(text, name, None) };
-        let own = places.iter().find(|place| place.source() == Source::ModelsDir);
-        if let Some(found) = own.and_then(|place| place.find(text, name)) {
-            return Some((found, Source::ModelsDir));
+        if name::says_where(text) {
+            return Err(missing(false));
         }
-        entry.sources.iter().find_map(|source| match source {
+        let first = |text: &str, name: &Name, skipped: Option<Source>| {
+            let all = places.iter().map(|looked| (looked, looked.place.source()));
+            let mut asked = all.filter(|(_, source)| Some(*source) != skipped);
+            asked.find_map(|(looked, source)| Some((looked.find(text, name)?, source)))
+        };
+        let entry = match &name {
+            Name::Word(word) => self.options.catalogue.get(word),
+            _ => None,
+        };
+        let Some(entry) = entry else {
+            return first(text, &name, None).ok_or_else(|| missing(false));
+        };
+        let own = places.iter().find(|looked| looked.place.source() == Source::ModelsDir);
+        if let Some(found) = own.and_then(|looked| looked.find(text, &name)) {
+            return Ok((found, Source::ModelsDir));
+        }
+        let found = entry.sources.iter().find_map(|source| match source {
             ModelSource::Hub(text) => {
                 first(text, &Name::Hub(source.hub()?), Some(Source::ModelsDir))
             }
@@ -245,7 +302,8 @@ impl Store {
                 let name = pip.name();
                 first(&format!("pip:{name}"), &Name::Pip(name.clone()), Some(Source::ModelsDir))
             }
-        })
+        });
+        found.ok_or_else(|| missing(true))
     }
 
     /// Why the model of that name cannot be used, if it is there at all.
@@ -260,8 +318,8 @@ impl Store {
         let unusable = self.look().unusable.into_iter();
         let mut unusable =
             unusable.filter(|broken| broken.name == name || by_meaning && means(broken));
-        let Unusable { name: _, path, source: place, why } = unusable.next()?;
-        Some(StoreError::Broken { name: name.to_owned(), path, place, why })
+        let Unusable { name: _, path, source: place, fault } = unusable.next()?;
+        Some(StoreError::Broken { name: name.to_owned(), path, place, why: fault.why })
     }
 
     fn is_pullable(&self, name: &str) -> bool {
@@ -274,10 +332,11 @@ impl Store {
 
     fn at_path(&self, path: &Path) -> Result<ModelDir, StoreError> {
         let path = options::expand(path.to_owned(), &self.options.user_home);
-        let path = path.canonicalize().map_err(|source| StoreError::NoModel {
+        std::fs::metadata(&path).map_err(|source| StoreError::NoModel {
             path: path.clone(),
             why: source.to_string(),
         })?;
+        let path = folders::real(&path);
         let path = if !path.is_dir() || folders::is_model_folder(&path, Demand::Config) {
             path
         } else {

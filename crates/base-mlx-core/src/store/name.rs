@@ -61,9 +61,13 @@ impl Name {
 }
 
 fn looks_like_path(text: &str) -> bool {
+    says_where(text) || text.to_lowercase().ends_with(".gguf") && !text.contains(':')
+}
+
+/// Whether the text can be nothing but a path. Others may be names all the same, such as `my models/x`.
+pub(super) fn says_where(text: &str) -> bool {
     let starts = ["/", "./", "../", "~/"].iter().any(|start| text.starts_with(start));
-    let is_file = text.to_lowercase().ends_with(".gguf") && !text.contains(':');
-    starts || is_file || text == "." || text == ".." || std::path::Path::new(text).is_absolute()
+    starts || text == "." || text == ".." || std::path::Path::new(text).is_absolute()
 }
 
 /// `owner/name`, perhaps with `:TAG` for one of several GGUF files and `@revision`.
@@ -101,6 +105,13 @@ impl HubName {
             file_tag: file_tag.map(str::to_owned),
             revision: revision.map(str::to_owned),
         })
+    }
+
+    /// Of a repository in the cache that has a name which the hub would not give, or none of an owner's.
+    pub(super) fn in_cache(text: &str) -> Self {
+        let (repo, file_tag) = text.split_once(':').unzip();
+        let (repo, file_tag) = (repo.unwrap_or(text).to_owned(), file_tag.map(str::to_owned));
+        Self { repo, file_tag, revision: None }
     }
 
     pub(super) fn revision(&self) -> &str {

@@ -1,11 +1,12 @@
+use std::collections::BTreeMap;
 use std::ffi::OsString;
 use std::fs;
 use std::io;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
-use super::Catalogue;
+use super::{Catalogue, folders};
 
 /// Everything a store uses from the world around it. Nothing below reads the environment.
 #[derive(Clone)]
@@ -33,6 +34,8 @@ pub struct StoreOptions {
     pub llama_cpp: Option<PathBuf>,
     /// Folders of Ollama's, with `manifests` and `blobs` in them.
     pub ollama: Vec<PathBuf>,
+    /// Folders of other tools that a variable or a setting names, and what names them: these should be there.
+    pub named: BTreeMap<PathBuf, &'static str>,
     /// What `~/` stands for in a name.
     pub user_home: Option<PathBuf>,
     /// The Python whose pip fetches packages.
@@ -72,10 +75,20 @@ impl StoreOptions {
             .or_else(|| fs::read_to_string(token_file).ok())
             .map(|token| token.trim().to_owned())
             .filter(|token| !token.is_empty());
-        let (lm_studio, lm_studio_others) = match &user_home {
+        let (lm_studio, lm_studio_others, lm_studio_named) = match &user_home {
             Some(home) => lm_studio(home),
-            None => (None, Vec::new()),
+            None => (None, Vec::new(), Vec::new()),
         };
+        let hub_named = path("HF_HUB_CACHE").map(|folder| (folder, "HF_HUB_CACHE"));
+        let hub_named = hub_named.or_else(|| {
+            path("HUGGINGFACE_HUB_CACHE").map(|folder| (folder, "HUGGINGFACE_HUB_CACHE"))
+        });
+        let named = ["OLLAMA_MODELS", "LLAMA_CACHE"]
+            .into_iter()
+            .filter_map(|name| Some((path(name)?, name)))
+            .chain(lm_studio_named.into_iter().map(|folder| (folder, "LM Studio's settings.json")))
+            .chain(hub_named.clone())
+            .collect();
         let ollama = path("OLLAMA_MODELS")
             .or_else(|| user_home.as_ref().map(|home| home.join(".ollama").join("models")));
         let llama_cpp = path("LLAMA_CACHE").or_else(|| {
@@ -89,9 +102,7 @@ impl StoreOptions {
         Self {
             models_dir: path("BASE_MLX_MODELS_DIR"),
             home: path("BASE_MLX_HOME").unwrap_or_else(|| caches.join("base-mlx")),
-            hub_cache: path("HF_HUB_CACHE")
-                .or_else(|| path("HUGGINGFACE_HUB_CACHE"))
-                .unwrap_or_else(|| hf_home.join("hub")),
+            hub_cache: hub_named.map_or_else(|| hf_home.join("hub"), |(folder, _)| folder),
             hub_endpoint: endpoint.trim_end_matches('/').to_owned(),
             hub_token,
             hub_offline: text("HF_HUB_OFFLINE").is_some_and(|value| is_true(&value)),
@@ -104,6 +115,7 @@ impl StoreOptions {
             lm_studio_others,
             llama_cpp,
             ollama: ollama.into_iter().collect(),
+            named,
             python: path("BASE_MLX_PYTHON").unwrap_or_else(|| PathBuf::from("python3")),
             user_home,
             system_proxy: true,
@@ -115,10 +127,11 @@ impl StoreOptions {
     }
 }
 
-/// Where LM Studio keeps models: its usual folder, and others. A file in the user's home may name another home of its,
-/// and the settings there another folder for models.
-fn lm_studio(user_home: &Path) -> (Option<PathBuf>, Vec<PathBuf>) {
-    let pointer = fs::read_to_string(user_home.join(".lmstudio-home-pointer")).unwrap_or_default();
+/// Where LM Studio keeps models: its usual folder, and others, and which of these its settings name. A file in the user's
+/// home may name another home of its, and the settings there another folder for models.
+fn lm_studio(user_home: &Path) -> (Option<PathBuf>, Vec<PathBuf>, Vec<PathBuf>) {
+    let pointer = folders::read_small(&user_home.join(".lmstudio-home-pointer"), MOST_BYTES);
+    let pointer = String::from_utf8(pointer.unwrap_or_default()).unwrap_or_default();
     let pointer = pointer.lines().next().map(str::trim).filter(|line| !line.is_empty());
     let user = Some(user_home.to_owned());
     let pointed =
@@ -126,21 +139,24 @@ fn lm_studio(user_home: &Path) -> (Option<PathBuf>, Vec<PathBuf>) {
     let home = pointed.unwrap_or_else(|| user_home.join(".lmstudio"));
     let old = user_home.join(".cache/lm-studio");
     let usual = home.join("models");
-    let named = [home, old.clone(), user_home.join(".config/LM Studio")]
+    let named: Vec<PathBuf> = [home, old.clone(), user_home.join(".config/LM Studio")]
         .into_iter()
-        .filter_map(|home| downloads_folder(&home.join("settings.json")));
+        .filter_map(|home| downloads_folder(&home.join("settings.json")))
+        .map(|named| expand(named, &user))
+        .collect();
     let mut others: Vec<PathBuf> = Vec::new();
     let former = [user_home.join(".lmstudio/models"), old.join("models")];
-    for folder in named.map(|named| expand(named, &user)).chain(former) {
+    for folder in named.iter().cloned().chain(former) {
         if folder != usual && !others.contains(&folder) {
             others.push(folder);
         }
     }
-    (Some(usual), others)
+    (Some(usual), others, named)
 }
 
 fn downloads_folder(settings: &Path) -> Option<PathBuf> {
-    let settings: serde_json::Value = serde_json::from_slice(&fs::read(settings).ok()?).ok()?;
+    let settings = folders::read_small(settings, MOST_BYTES).ok()?;
+    let settings: serde_json::Value = serde_json::from_slice(&settings).ok()?;
     let folder = settings.get("downloadsFolder")?.as_str().filter(|folder| !folder.is_empty())?;
     Some(PathBuf::from(folder))
 }
@@ -149,8 +165,8 @@ fn downloads_folder(settings: &Path) -> Option<PathBuf> {
 pub trait Host: Send + Sync {
     /// Free bytes for this user where `folder` lies, which exists.
     fn free_bytes(&self, folder: &Path) -> io::Result<u64>;
-    /// Waits before another try.
-    fn pause(&self, time: Duration);
+    /// Waits before another try, and no longer when that has become needless.
+    fn pause(&self, time: Duration, is_needless: &dyn Fn() -> bool);
 }
 
 /// The real machine.
@@ -162,10 +178,18 @@ impl Host for System {
         fs4::available_space(folder)
     }
 
-    fn pause(&self, time: Duration) {
-        std::thread::sleep(time);
+    fn pause(&self, time: Duration, is_needless: &dyn Fn() -> bool) {
+        let end = Instant::now() + time;
+        while !is_needless()
+            && let Some(rest) = end.checked_duration_since(Instant::now())
+        {
+            std::thread::sleep(rest.min(GLANCE));
+        }
     }
 }
+
+/// How often one who waits looks whether there is still a reason to.
+pub(super) const GLANCE: Duration = Duration::from_millis(50);
 
 /// `~/x` within the user's home.
 pub(super) fn expand(path: PathBuf, user_home: &Option<PathBuf>) -> PathBuf {
@@ -180,6 +204,8 @@ fn is_true(value: &str) -> bool {
 }
 
 const HUB: &str = "https://huggingface.co";
+/// Of a tool's settings.
+const MOST_BYTES: u64 = 4 << 20;
 
 #[cfg(test)]
 mod tests {

@@ -65,6 +65,9 @@ impl Store {
         match &parsed {
             Name::Pip(pip) => self.remove_pip(name, pip),
             Name::Hub(hub) => self.remove_hub(name, hub),
+            _ if wanted == Some(Source::HubCache) && self.options.catalogue.get(name).is_none() => {
+                self.remove_hub(name, &HubName::in_cache(name))
+            }
             Name::Path(_) | Name::Ollama(_) => Err(self.not_found(name)),
             Name::Word(word) => {
                 let sources = self.options.catalogue.get(word).map(|entry| &entry.sources);
@@ -113,7 +116,7 @@ impl Store {
         source: Source,
     ) -> Result<Removed, StoreError> {
         let all = places::all(&self.options);
-        let mut places = all.iter().filter(|place| place.source() == source);
+        let mut places = all.iter().map(|looked| &looked.place).filter(|it| it.source() == source);
         let place = places.find(|place| path.starts_with(place.folder()));
         let place = place.ok_or_else(|| self.not_found(text))?;
         let bytes = place.remove(name, path)?;
@@ -156,19 +159,23 @@ impl Store {
             _ => None,
         });
         let file = file.ok_or_else(|| self.not_found(name))?;
-        let bytes = folders::bytes(&file);
         // The blob goes, and with it every commit's view of it. A broken link has none, and what a link leads to elsewhere
         // is not the hub's.
         let within = path.canonicalize().ok();
-        let blob = file.canonicalize().ok();
-        let blob = blob.filter(|blob| within.as_ref().is_some_and(|root| blob.starts_with(root)));
-        let bytes = if blob.is_some() { bytes } else { 0 };
-        for path in [Some(&file), blob.as_ref()].into_iter().flatten() {
-            match fs::remove_file(path) {
-                Err(error) if error.kind() != std::io::ErrorKind::NotFound => {
-                    return Err(StoreError::io("remove", path)(error));
+        let mut bytes = 0;
+        for file in folders::files_of(&file) {
+            let blob = file.canonicalize().ok();
+            let blob =
+                blob.filter(|blob| within.as_ref().is_some_and(|root| blob.starts_with(root)));
+            bytes +=
+                blob.as_ref().map_or(0, |blob| fs::metadata(blob).map_or(0, |meta| meta.len()));
+            for path in [Some(&file), blob.as_ref()].into_iter().flatten() {
+                match fs::remove_file(path) {
+                    Err(error) if error.kind() != std::io::ErrorKind::NotFound => {
+                        return Err(StoreError::io("remove", path)(error));
+                    }
+                    _ => {}
                 }
-                _ => {}
             }
         }
         Ok(Removed { name: name.to_owned(), path: file, bytes })

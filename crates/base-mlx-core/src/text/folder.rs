@@ -169,6 +169,8 @@ fn text(path: &Path) -> Result<Option<String>, LoadError> {
 fn read(path: &Path, max_bytes: u64) -> Result<Option<Vec<u8>>, LoadError> {
     let io = |source| LoadError::Io { path: path.to_owned(), source };
     match std::fs::metadata(path) {
+        // To open a pipe would wait for its writer.
+        Ok(metadata) if !metadata.is_file() => Err(io(std::io::Error::other("it is not a file"))),
         Ok(metadata) if metadata.len() > max_bytes => Err(LoadError::Tokenizer {
             path: path.to_owned(),
             what: format!("it has {} bytes, expected at most {max_bytes}", metadata.len()),

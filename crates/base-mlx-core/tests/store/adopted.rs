@@ -6,32 +6,32 @@ use std::fs;
 use std::os::unix::fs::symlink;
 use std::path::{Path, PathBuf};
 
-use base_mlx_core::store::{Source, StoreError, Survey, Unusable};
+use base_mlx_core::store::{Fault, Source, StoreError, Survey, Unusable};
 use base_mlx_core::weights::Checkpoint;
 
 use crate::World;
 use crate::gguf::GgufFile;
 
-fn gguf() -> Vec<u8> {
+pub(crate) fn gguf() -> Vec<u8> {
     GgufFile::new("llama").f32_tensor("a.weight", &[64], &[0.5; 64]).bytes()
 }
 
-fn link(world: &World, target: &str, path: &str) {
+pub(crate) fn link(world: &World, target: &str, path: &str) {
     let path = world.path(path);
     fs::create_dir_all(path.parent().unwrap()).unwrap();
     symlink(target, path).unwrap();
 }
 
-fn survey(world: &World) -> Survey {
+pub(crate) fn survey(world: &World) -> Survey {
     world.store().survey(|_| Ok(()))
 }
 
-fn names(survey: &Survey) -> Vec<&str> {
+pub(crate) fn names(survey: &Survey) -> Vec<&str> {
     survey.models.iter().map(|entry| entry.name.as_str()).collect()
 }
 
-fn reasons(survey: &Survey) -> Vec<(&str, &str)> {
-    survey.unusable.iter().map(|one| (one.name.as_str(), one.why.as_str())).collect()
+pub(crate) fn reasons(survey: &Survey) -> Vec<(&str, &str)> {
+    survey.unusable.iter().map(|one| (one.name.as_str(), one.fault.why.as_str())).collect()
 }
 
 /// Every file, link and folder with what is in it.
@@ -54,7 +54,7 @@ fn everything(folder: &Path) -> BTreeMap<PathBuf, Vec<u8>> {
 }
 
 /// A repository in the hub's cache: each file a link to a blob, as Hugging Face's tools make them.
-fn repository(world: &World, repo: &str, files: &[(&str, &str)]) -> String {
+pub(crate) fn repository(world: &World, repo: &str, files: &[(&str, &str)]) -> String {
     let folder = format!(".cache/huggingface/hub/models--{}", repo.replace('/', "--"));
     let commit = "6e3f1d2c";
     world.write(&format!("{folder}/refs/main"), commit);
@@ -69,7 +69,7 @@ fn repository(world: &World, repo: &str, files: &[(&str, &str)]) -> String {
     folder
 }
 
-const WHOLE: [(&str, &str); 3] =
+pub(crate) const WHOLE: [(&str, &str); 3] =
     [("config.json", "{}"), ("tokenizer.json", "{}"), ("model.safetensors", "w")];
 const SHARDED: &str = r#"{"weight_map":{"a":"model-00001-of-00002.safetensors","b":"model-00002-of-00002.safetensors"}}"#;
 
@@ -103,11 +103,7 @@ fn of_the_hubs_cache_whole_models_are_offered_and_broken_ones_told() {
     world.write(&format!("{first}/blobs/9f.incomplete"), "w");
     world.write(".cache/huggingface/hub/models--me--pruned/refs/main", "0123abcd");
     repository(&world, "me/pickled", &[WHOLE[0], WHOLE[1], ("pytorch_model.bin", "w")]);
-    repository(
-        &world,
-        "me/split",
-        &[("big-Q4_0-00001-of-00002.gguf", "x"), ("big-Q4_0-00002-of-00002.gguf", "x")],
-    );
+    repository(&world, "me/split", &[("big-Q4_0-00001-of-00002.gguf", "x")]);
     // No models: a tokenizer that someone needed, models of images, a data set.
     repository(&world, "me/tokenizer", &WHOLE[..2]);
     repository(&world, "me/vision", &[WHOLE[0], WHOLE[2], ("preprocessor_config.json", "{}")]);
@@ -129,10 +125,7 @@ fn of_the_hubs_cache_whole_models_are_offered_and_broken_ones_told() {
             ("me/pickled", "its weights are not safetensors, which alone are read"),
             ("me/pruned", "its branch `main` leads to a version that is not there"),
             ("me/shards", "its `model-00002-of-00002.safetensors` is missing"),
-            (
-                "me/split:Q4_0",
-                "it is split into several files: name the first by its path, or join them with llama-gguf-split --merge"
-            ),
+            ("me/split:Q4_0", "its part 2 of 2 is missing"),
         ]
     );
     for Unusable { name, source, .. } in &found.unusable {
@@ -299,9 +292,8 @@ fn in_the_models_folder_links_are_followed_and_halves_are_told() {
     world.write("models/cut.gguf", &whole[..whole.len() - 64]);
 
     let found = survey(&world);
-    assert_eq!(names(&found), ["c", "cut", "folder", "linked"]);
+    assert_eq!(names(&found), ["c", "cut", "folder", "linked", "me/d"]);
     let dangling = "it is a link to a file that is not there";
-    let split = "it is split into several files: name the first by its path, or join them with llama-gguf-split --merge";
     let half = "its download is not finished";
     assert_eq!(
         reasons(&found),
@@ -310,16 +302,17 @@ fn in_the_models_folder_links_are_followed_and_halves_are_told() {
             ("b", half),
             ("gone", dangling),
             ("itself", dangling),
-            ("me/d", split),
             ("me/nowhere", dangling),
         ]
     );
     // What only a look into the file tells.
-    let read = |path: &Path| Checkpoint::open(path).map(|_| ()).map_err(|error| error.to_string());
+    let read = |path: &Path| {
+        Checkpoint::open(path).map(|_| ()).map_err(|error| Fault::broken(error.to_string()))
+    };
     let found = world.store().survey(|entry| read(&entry.path));
     assert_eq!(names(&found), ["c", "linked"]);
     let cut = found.unusable.iter().find(|one| one.name == "cut").unwrap();
-    assert!(cut.why.contains("cut.gguf is damaged"), "{}", cut.why);
+    assert!(cut.fault.why.contains("cut.gguf is damaged"), "{}", cut.fault.why);
 
     let store = world.store();
     for name in ["gone", "a", "linked", "folder"] {

@@ -3,6 +3,7 @@
 #![allow(clippy::unwrap_used, reason = "all of it is test code, its helpers too")]
 
 mod adopted;
+mod asked;
 mod child;
 mod disk;
 mod faults;
@@ -12,10 +13,12 @@ mod gguf;
 mod hub;
 mod kill;
 mod network;
+mod odd;
 mod ollama;
 mod pip;
 mod ranges;
 mod server;
+mod waits;
 
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -97,7 +100,7 @@ impl Host for Machine {
         Ok(self.free.load(Ordering::SeqCst))
     }
 
-    fn pause(&self, time: Duration) {
+    fn pause(&self, time: Duration, _: &dyn Fn() -> bool) {
         self.pauses.lock().unwrap().push(time);
         std::thread::yield_now();
     }

@@ -180,7 +180,7 @@ fn what_is_broken_is_listed_with_the_reason_and_not_offered() {
     let survey = world.store().survey(|_| Ok(()));
     assert_eq!(survey.models, []);
     let why: Vec<_> =
-        survey.unusable.iter().map(|one| (one.name.as_str(), one.why.as_str())).collect();
+        survey.unusable.iter().map(|one| (one.name.as_str(), one.fault.why.as_str())).collect();
     assert_eq!(
         why,
         [
@@ -238,4 +238,46 @@ fn only_force_removes_and_what_others_need_stays() {
     assert_eq!(blobs(), before);
     store.remove_forced("torn").unwrap();
     assert_eq!(store.survey(|_| Ok(())).unusable, []);
+}
+
+#[test]
+fn a_download_without_a_manifest_is_told_and_can_be_cleared_away() {
+    let world = used();
+    let before = names_in(&world.path(&format!("{ROOT}/blobs")));
+    // `ollama pull` was stopped: the pieces lie beside the blob-to-be, and the manifest comes last.
+    let blob = format!("sha256-{}", "ab12".repeat(16));
+    for end in ["-partial", "-partial-0", "-partial-1"] {
+        world.write(&format!("{ROOT}/blobs/{blob}{end}"), "GGU");
+    }
+    // This one is told by its manifest.
+    let coming = model(&world, "coming");
+    let path = self::blob(&world, &coming);
+    fs::rename(&path, format!("{}-partial", path.display())).unwrap();
+    manifest(&world, "registry.ollama.ai/library/coming/latest", &[coming]);
+
+    let store = world.store();
+    let found = store.survey(|_| Ok(()));
+    let why: Vec<_> =
+        found.unusable.iter().map(|one| (&one.name[..], &one.fault.why[..])).collect();
+    let half = "its download is not finished";
+    assert_eq!(why, [("coming:latest", half), ("sha256-ab12ab12ab12", half)]);
+    assert_eq!(store.list().len(), 5);
+
+    assert!(matches!(store.remove("sha256-ab12ab12ab12"), Err(StoreError::NotOurs { .. })));
+    let removed = store.remove_forced("sha256-ab12ab12ab12").unwrap();
+    assert_eq!(removed.bytes, 9);
+    store.remove_forced("coming").unwrap();
+    let after = names_in(&world.path(&format!("{ROOT}/blobs")));
+    let partial = |name: &&String| name.starts_with(&blob);
+    assert_eq!(after.iter().find(partial), None);
+    assert!(before.iter().all(|name| after.contains(name)));
+}
+
+#[test]
+fn a_text_without_an_end_is_refused() {
+    let world = World::new();
+    let system = layer(&world, "system", &vec![b'a'; (4 << 20) + 1]);
+    manifest(&world, "registry.ollama.ai/library/long/latest", &[model(&world, "long"), system]);
+    let error = world.store().find("long").unwrap_err().to_string();
+    assert!(error.contains("its system text cannot be read: it has more than 4.2 MB"), "{error}");
 }

@@ -15,6 +15,7 @@ mod logprobs;
 mod memory;
 mod messages;
 mod metrics;
+mod names;
 mod prefix;
 mod reasoning;
 mod sampling;

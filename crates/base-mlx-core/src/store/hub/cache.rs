@@ -74,17 +74,24 @@ impl RepoCache {
         self.folder().join("blobs").join(format!("{etag}.ranges"))
     }
 
-    /// Two pulls must not write one blob at once; Hugging Face's tools take the same lock.
-    pub(super) fn lock(&self, etag: &str, on_wait: impl FnOnce()) -> Result<Lock, StoreError> {
+    /// Two pulls must not write one blob at once; Hugging Face's tools take the same lock. `None` if it was in vain
+    /// before the other one was done.
+    pub(super) fn lock(
+        &self,
+        etag: &str,
+        is_in_vain: impl Fn() -> bool,
+        on_wait: impl FnOnce(),
+    ) -> Result<Option<Lock>, StoreError> {
         let path = self.locks().join(format!("{etag}.lock"));
-        Lock::acquire(&path, on_wait).map_err(StoreError::io("lock", &path))
+        let lock = Lock::acquire_unless(&path, is_in_vain, on_wait);
+        lock.map_err(StoreError::io("lock", &path))
     }
 
     /// What a revision was when it was pulled last.
     pub(in super::super) fn commit(&self, revision: &str) -> Option<String> {
         let mut text = String::new();
         let path = self.folder().join("refs").join(revision);
-        match File::open(path) {
+        match folders::open(&path) {
             Ok(file) => file.take(256).read_to_string(&mut text).ok().map(|_| ())?,
             Err(_) => text.push_str(revision),
         }
@@ -96,7 +103,7 @@ impl RepoCache {
         if revision == commit {
             return Ok(());
         }
-        let _lock = self.lock("refs", || {})?;
+        let _lock = self.lock("refs", || false, || {})?;
         let path = self.folder().join("refs").join(revision);
         let write = || {
             let parent = path.parent().expect("a ref lies in a folder");

@@ -16,9 +16,9 @@ pub(super) fn fetch(pull: &Pull, file: &RemoteFile) -> Result<(), StoreError> {
     let mut metadata = hub.metadata(commit, file)?;
     let mut is_first = true;
     loop {
-        let _lock = cache.lock(&metadata.etag, || {
-            share.message(&format!("waiting for another pull of {}", file.path));
-        })?;
+        let on_wait = || share.message(&format!("waiting for another pull of {}", file.path));
+        let lock = cache.lock(&metadata.etag, || hub.lanes.has_failed(), on_wait)?;
+        let Some(_lock) = lock else { return Err(hub.in_vain().error) };
         let blob = cache.blob(&metadata.etag);
         if blob.is_file() {
             share.set(metadata.size);

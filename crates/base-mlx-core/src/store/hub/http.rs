@@ -8,7 +8,7 @@ use serde::Deserialize;
 
 use super::super::digest::Digest;
 use super::super::name::{HubName, is_relative};
-use super::super::{StoreError, StoreOptions};
+use super::super::{Host, StoreError, StoreOptions};
 use super::client;
 use super::lanes::{Lane, Lanes};
 
@@ -67,7 +67,7 @@ impl<'a> Hub<'a> {
         let mut url = self.url(&["api", "models"], &self.name.repo);
         push(&mut url, &["revision", self.name.revision()]);
         url.set_query(Some("blobs=true"));
-        let mut patience = Patience::new(self.options);
+        let mut patience = self.patience();
         let text = loop {
             let text = self.get(&url, &[]).and_then(|mut answer| {
                 let (mut text, mut buffer) = (Vec::new(), vec![0; 1 << 16]);
@@ -81,7 +81,7 @@ impl<'a> Hub<'a> {
             });
             match text {
                 Ok(text) => break text,
-                Err(failure) => patience.wait(failure)?,
+                Err(failure) => patience.wait(failure, || false)?,
             }
         };
         let listing: ListingJson = serde_json::from_slice(&text)
@@ -107,11 +107,11 @@ impl<'a> Hub<'a> {
     /// What the hub says of a file at a commit, without its content.
     pub(super) fn metadata(&self, commit: &str, file: &RemoteFile) -> Result<Metadata, StoreError> {
         let url = self.file_url(commit, &file.path);
-        let mut patience = Patience::new(self.options);
+        let mut patience = self.patience();
         let answer = loop {
             match self.send(Method::HEAD, &url, &[], Redirects::WithinOrigin) {
                 Ok(answer) => break answer,
-                Err(failure) => patience.wait(failure)?,
+                Err(failure) => patience.wait(failure, || false)?,
             }
         };
         let headers = answer.response.headers();
@@ -159,8 +159,8 @@ impl<'a> Hub<'a> {
         self.send(Method::GET, url, headers, Redirects::Anywhere)
     }
 
-    pub(super) fn patience(&self) -> Patience<'a> {
-        Patience::new(self.options)
+    pub(super) fn patience(&self) -> Patience<'_> {
+        Patience { host: &*self.options.host, lanes: &self.lanes, failures: 0 }
     }
 
     /// The next bytes of an answer, or 0 at its end.
@@ -385,17 +385,19 @@ pub(super) enum Retry {
 
 /// Counts failures in a row, and waits longer after each.
 pub(super) struct Patience<'a> {
-    options: &'a StoreOptions,
+    host: &'a dyn Host,
+    lanes: &'a Lanes,
     failures: u32,
 }
 
-impl<'a> Patience<'a> {
-    fn new(options: &'a StoreOptions) -> Self {
-        Self { options, failures: 0 }
-    }
-
-    /// Waits before the next attempt, or gives the error back when there should be none.
-    pub(super) fn wait(&mut self, failure: Failure) -> Result<(), StoreError> {
+impl Patience<'_> {
+    /// Waits before the next attempt, or gives the error back when there should be none: also when the pull has failed
+    /// elsewhere, or `is_over` says so.
+    pub(super) fn wait(
+        &mut self,
+        failure: Failure,
+        is_over: impl Fn() -> bool,
+    ) -> Result<(), StoreError> {
         self.failures += 1;
         let backoff = Duration::from_millis(500) * 2_u32.saturating_pow(self.failures - 1);
         let time = match failure.retry {
@@ -406,8 +408,9 @@ impl<'a> Patience<'a> {
             Retry::After(time) => time.max(backoff.min(MAX_PAUSE)),
             Retry::Once | Retry::Soon => backoff.min(MAX_PAUSE),
         };
-        self.options.host.pause(time);
-        Ok(())
+        let is_needless = || self.lanes.has_failed() || is_over();
+        self.host.pause(time, &is_needless);
+        if is_needless() { Err(failure.error) } else { Ok(()) }
     }
 
     /// Enough arrived to call the next failure the first one.

@@ -134,6 +134,7 @@ impl<'a> Transfer<'a> {
         let mut writer =
             writer.map_err(|error| End::Failed(StoreError::io("write", self.path)(error)))?;
         let hub = self.download.pull.hub;
+        let has_ended = || self.state().end.is_some();
         let mut patience = hub.patience();
         let mut renewed_at = writer.done();
         while !writer.rest().is_empty() {
@@ -144,13 +145,18 @@ impl<'a> Transfer<'a> {
             }
             match came {
                 Ok(Came::Part) => {}
-                Err(failure) => patience.wait(failure).map_err(End::Failed)?,
+                Err(failure) => patience.wait(failure, has_ended).map_err(End::Failed)?,
                 Ok(Came::OnlyWhole) => {
                     // Where others knew parts, this one may be an exception.
                     let error = hub.nonsense("it gives no parts of a file".to_owned());
                     let again = Failure { error, retry: Retry::Soon };
-                    if self.download.share.here() == 0 || patience.wait(again).is_err() {
+                    if self.download.share.here() == 0 {
                         return Err(End::OnlyWhole);
+                    }
+                    if let Err(error) = patience.wait(again, has_ended) {
+                        // What has been fetched is only given up where nothing else has failed.
+                        let is_in_vain = hub.lanes.has_failed() || has_ended();
+                        return Err(if is_in_vain { End::Failed(error) } else { End::OnlyWhole });
                     }
                 }
             }

@@ -26,7 +26,7 @@ pub(super) fn run(download: &Download, incomplete: &Path) -> Result<(), StoreErr
                 renewed_at = sink.len;
                 patience.renew();
             }
-            patience.wait(failure)?;
+            patience.wait(failure, || false)?;
         }
     }
     sink.file.sync_all().map_err(StoreError::io("write", incomplete))?;

@@ -56,7 +56,7 @@ pub(super) fn wheel(
         }
         match status {
             Some(status) => break status,
-            None => options.host.pause(Duration::from_millis(100)),
+            None => options.host.pause(Duration::from_millis(100), &|| false),
         }
     };
     if !status.success() {

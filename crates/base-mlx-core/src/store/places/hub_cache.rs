@@ -1,9 +1,9 @@
 use std::path::{Path, PathBuf};
 
-use super::super::StoreError;
 use super::super::folders::{self, Demand};
 use super::super::hub::cache::{self, RepoCache};
 use super::super::name::Name;
+use super::super::{Fault, StoreError};
 use super::{Found, Look, Place, Source, delete};
 
 /// The cache of Hugging Face's tools, which pulls go to as well.
@@ -44,27 +44,28 @@ pub(super) fn remove(repository: &Path, path: &Path) -> Result<u64, StoreError> 
     if path.is_dir() {
         return delete(repository);
     }
-    // Where there are no links the file is its own blob.
-    if !path.is_symlink() {
-        return delete(path);
-    }
-    let blob = path.canonicalize().ok();
     let within = repository.canonicalize().ok();
-    let bytes = delete(path)?;
-    match blob.zip(within).filter(|(blob, within)| blob.starts_with(within)) {
-        Some((blob, _)) => Ok(bytes + delete(&blob)?),
-        None => Ok(bytes),
+    // Where there are no links the file is its own blob.
+    let files = folders::files_of(path).into_iter().filter(|file| file.is_symlink());
+    let blobs: Vec<PathBuf> = files.filter_map(|file| file.canonicalize().ok()).collect();
+    let mut bytes = delete(path)?;
+    for blob in blobs {
+        // What a link leads to elsewhere is not the hub's.
+        if within.as_ref().is_some_and(|within| blob.starts_with(within)) {
+            bytes += delete(&blob)?;
+        }
     }
+    Ok(bytes)
 }
 
-/// Each repository at its `main`: `owner/name`, or `owner/name:TAG` for GGUF files. Data sets lie in other folders, and
-/// what is no language model has no config.json of its own.
+/// Each repository at its `main`: `owner/name`, or `owner/name:TAG` for GGUF files. The hub's oldest models have no owner.
+/// Data sets lie in other folders, and what is no language model has no config.json of its own.
 pub(super) fn look(hub_cache: &Path) -> Look {
     let mut look = Look::default();
     for (folder, path) in folders::children(hub_cache) {
-        let parts = folder.strip_prefix("models--").and_then(|rest| rest.split_once("--"));
-        if let Some((owner, name)) = parts {
-            let id = format!("{owner}/{name}");
+        let Some(rest) = folder.strip_prefix("models--") else { continue };
+        let id = rest.replacen("--", "/", 1);
+        if !look.children(&id, &path).is_empty() {
             look.extend(repository(&id, path, &RepoCache::new(hub_cache, &id)));
         }
     }
@@ -88,16 +89,16 @@ fn repository(id: &str, folder: PathBuf, repo: &RepoCache) -> Look {
     look.extend(folders::tagged_ggufs(id, &snapshot));
     if look.models.is_empty()
         && look.broken.is_empty()
-        && let Some(why) = fault(&snapshot, repo)
+        && let Some(fault) = fault(&snapshot, repo)
     {
-        look.broken(id, snapshot, why);
+        look.broken(id, snapshot, fault);
     }
     look
 }
 
 /// What is wrong with a commit that holds no model, if it was to hold one. Who fetched a config and a tokenizer alone
 /// wanted none, and what has no tokenizer is for images or sounds.
-fn fault(snapshot: &Path, repo: &RepoCache) -> Option<String> {
+fn fault(snapshot: &Path, repo: &RepoCache) -> Option<Fault> {
     let files = folders::children(snapshot);
     let has = |wanted: &str| files.iter().any(|(name, _)| name == wanted);
     let is_weights = |name: &str| {
@@ -110,12 +111,12 @@ fn fault(snapshot: &Path, repo: &RepoCache) -> Option<String> {
     let of_text = has("config.json") && folders::TOKENIZERS.iter().any(|file| has(file));
     let why = match of_text && files.iter().any(|(name, _)| is_weights(name)) {
         true if folders::has_config(snapshot) => folders::lacks(snapshot),
-        true => Some("its `config.json` is a link to a file that is not there".to_owned()),
+        true => Some("its `config.json` is a link to a file that is not there".into()),
         false => None,
     };
     match (repo.has_incomplete(), why) {
-        (true, Some(why)) => Some(format!("{}: {why}", folders::HALF)),
-        (true, None) => Some(folders::HALF.to_owned()),
-        (false, why) => why,
+        (true, Some(Fault { why, .. })) => Some(format!("{}: {why}", folders::HALF).into()),
+        (true, None) => Some(folders::HALF.into()),
+        (false, fault) => fault,
     }
 }

@@ -29,18 +29,7 @@ impl Place for LlamaCpp {
     }
 
     fn find(&self, text: &str, name: &Name) -> Option<Found> {
-        if let Some(found) = hub_cache::find(&self.0, text, name) {
-            return Some(found);
-        }
-        let models = self.files().models;
-        let of_repo = |model: &&Found| {
-            model.name.strip_prefix(text).is_some_and(|rest| rest.starts_with(':'))
-        };
-        let found = models.iter().find(|model| model.name == text).or_else(|| {
-            let mut of_repo = models.iter().filter(of_repo);
-            of_repo.next().filter(|_| of_repo.next().is_none())
-        })?;
-        Some(Found::new(text, found.path.clone()))
+        hub_cache::find(&self.0, text, name)
     }
 
     fn remove(&self, _: &Name, path: &Path) -> Result<u64, StoreError> {
@@ -50,13 +39,9 @@ impl Place for LlamaCpp {
         let file = path.file_name().map(|name| name.to_string_lossy().into_owned());
         let manifests = manifests(&self.0).into_iter();
         let of_it = manifests.filter(|(_, name, _)| Some(name) == file.as_ref());
+        let files = folders::files_of(path);
         let mut bytes = delete(path)?;
-        let beside = ["etag", "json"].map(|end| {
-            let mut beside = path.as_os_str().to_owned();
-            beside.push(".");
-            beside.push(end);
-            PathBuf::from(beside)
-        });
+        let beside = files.iter().flat_map(|file| ["etag", "json"].map(|end| note(file, end)));
         for note in of_it.map(|(path, ..)| path).chain(beside).filter(|note| note.is_file()) {
             bytes += delete(&note)?;
         }
@@ -83,11 +68,14 @@ impl LlamaCpp {
                 }
                 Some(Gguf::Whole(stem)) => {
                     let Note { name, bytes: expected } = note();
+                    let base = name.as_ref().and_then(|name| name.split_once(':'));
+                    let base = base.map(|(repo, _)| repo.to_owned());
                     let name = name.unwrap_or_else(|| stem.to_owned());
-                    let bytes = folders::bytes(&path);
+                    // Of several parts the note is about the first.
+                    let bytes = fs::metadata(&path).map_or(0, |meta| meta.len());
                     match expected.filter(|&expected| expected != bytes) {
                         Some(expected) => look.broken(name, path, wrong_size(bytes, expected)),
-                        None => look.model(name, path),
+                        None => look.models.push(Found { base, ..Found::new(name, path) }),
                     }
                 }
             }
@@ -111,10 +99,8 @@ impl Note {
         struct Beside {
             url: String,
         }
-        let mut note = path.as_os_str().to_owned();
-        note.push(".json");
-        let text = fs::read_to_string(note).unwrap_or_default();
-        let name = serde_json::from_str::<Beside>(&text).ok().and_then(|beside| {
+        let text = folders::read_small(&note(path, "json"), MOST_BYTES).unwrap_or_default();
+        let name = serde_json::from_slice::<Beside>(&text).ok().and_then(|beside| {
             // https://host/owner/name/resolve/revision/file.gguf
             let (_, path) = beside.url.split_once("://")?;
             let (repo, rest) = path.split_once('/')?.1.split_once("/resolve/")?;
@@ -124,6 +110,14 @@ impl Note {
         });
         Self { name, bytes: None }
     }
+}
+
+/// Where a note about a file lies beside it.
+fn note(file: &Path, end: &str) -> PathBuf {
+    let mut note = file.as_os_str().to_owned();
+    note.push(".");
+    note.push(end);
+    note.into()
 }
 
 /// What the manifests say of files, by their names here.
@@ -150,11 +144,14 @@ fn manifests(folder: &Path) -> Vec<(PathBuf, String, Note)> {
             continue;
         };
         let [owner, repo, _] = rest.split('=').collect::<Vec<_>>()[..] else { continue };
-        let text = fs::read_to_string(&path).unwrap_or_default();
-        let Ok(Manifest { gguf_file: file }) = serde_json::from_str(&text) else { continue };
+        let text = folders::read_small(&path, MOST_BYTES).unwrap_or_default();
+        let Ok(Manifest { gguf_file: file }) = serde_json::from_slice(&text) else { continue };
         let local = format!("{owner}_{repo}_{}", file.rfilename.replace('/', "_"));
         let name = Some(format!("{owner}/{repo}:{}", folders::tag(&file.rfilename)));
         manifests.push((path, local, Note { name, bytes: file.size }));
     }
     manifests
 }
+
+/// A note is a few lines, or the answer of the hub about one repository.
+const MOST_BYTES: u64 = 4 << 20;

@@ -10,12 +10,14 @@ mod models_dir;
 mod ollama;
 mod packages;
 
+use std::cell::OnceCell;
 use std::fs;
+use std::io::ErrorKind;
 use std::path::{Path, PathBuf};
 
-use super::found::{Extras, Source};
+use super::found::{Extras, Fault, Source};
 use super::name::Name;
-use super::{Bytes, StoreError, StoreOptions};
+use super::{Bytes, StoreError, StoreOptions, folders};
 
 /// A folder in which one tool keeps models.
 pub(super) trait Place {
@@ -26,10 +28,10 @@ pub(super) trait Place {
     /// Everything that is, or was to be, a model.
     fn look(&self) -> Look;
 
-    /// The model of exactly this name. `text` is the name as it was written.
-    fn find(&self, text: &str, _: &Name) -> Option<Found> {
-        let mut models = self.look().models.into_iter();
-        models.find(|model| model.name == text)
+    /// The model of exactly this name, if that can be told without looking at all of them. `text` is the name as it
+    /// was written.
+    fn find(&self, _text: &str, _: &Name) -> Option<Found> {
+        None
     }
 
     /// Deletes what lies at a path that `look` or `find` gave for the name; says how many bytes that frees.
@@ -40,6 +42,27 @@ pub(super) trait Place {
     }
 }
 
+/// A place that is looked at once.
+pub(super) struct Looked {
+    pub(super) place: Box<dyn Place>,
+    look: OnceCell<Look>,
+}
+
+impl Looked {
+    /// Of a place that cannot be read nothing is told but that, by `Store::folders`.
+    pub(super) fn look(&self) -> &Look {
+        self.look.get_or_init(|| match fs::read_dir(self.place.folder()) {
+            Ok(_) => self.place.look(),
+            Err(_) => Look::default(),
+        })
+    }
+
+    /// The model of exactly this name: whatever `look` calls so is found.
+    pub(super) fn find(&self, text: &str, name: &Name) -> Option<Found> {
+        self.place.find(text, name).or_else(|| self.look().named(text).cloned())
+    }
+}
+
 /// What a place holds.
 #[derive(Debug, Default)]
 pub(super) struct Look {
@@ -47,27 +70,29 @@ pub(super) struct Look {
     pub(super) broken: Vec<Broken>,
 }
 
-#[derive(Debug)]
+#[derive(Clone, Debug)]
 pub(super) struct Found {
     pub(super) name: String,
-    /// Other names, which `find` knows too.
+    /// Other names.
     pub(super) aliases: Vec<String>,
+    /// Of a GGUF file, the name of what holds it and perhaps others.
+    pub(super) base: Option<String>,
     pub(super) path: PathBuf,
     pub(super) extras: Extras,
 }
 
-/// What was to be a model.
+/// What was to be a model. Clients are told why it is none, so that has no paths in it.
 #[derive(Debug, PartialEq, Eq)]
 pub(super) struct Broken {
     pub(super) name: String,
     pub(super) path: PathBuf,
-    /// Half a sentence, without paths: clients are told, too.
-    pub(super) why: String,
+    pub(super) fault: Fault,
 }
 
 impl Found {
     pub(super) fn new(name: impl Into<String>, path: PathBuf) -> Self {
-        Self { name: name.into(), aliases: Vec::new(), path, extras: Extras::default() }
+        let (name, extras) = (name.into(), Extras::default());
+        Self { name, aliases: Vec::new(), base: None, path, extras }
     }
 }
 
@@ -80,9 +105,35 @@ impl Look {
         &mut self,
         name: impl Into<String>,
         path: PathBuf,
-        why: impl Into<String>,
+        fault: impl Into<Fault>,
     ) {
-        self.broken.push(Broken { name: name.into(), path, why: why.into() });
+        self.broken.push(Broken { name: name.into(), path, fault: fault.into() });
+    }
+
+    /// What is in a folder that may hold models. One that cannot be read is told under `name`.
+    pub(super) fn children(&mut self, name: &str, folder: &Path) -> Vec<(String, PathBuf)> {
+        folders::try_children(folder).unwrap_or_else(|error| {
+            // Files lie in between, and what is gone has nothing to tell.
+            if !matches!(error.kind(), ErrorKind::NotADirectory | ErrorKind::NotFound) {
+                self.broken(name, folder.to_owned(), format!("its folder cannot be read: {error}"));
+            }
+            Vec::new()
+        })
+    }
+
+    /// By its exact name, or else like a repository on the hub: with a file's tag in any case, and without one if there
+    /// is but one file.
+    fn named(&self, text: &str) -> Option<&Found> {
+        let exact = |model: &&Found| model.name == text || model.aliases.iter().any(|a| a == text);
+        self.models.iter().find(exact).or_else(|| {
+            let (base, tag) = text.split_once(':').unzip();
+            let mut files = self.models.iter().filter(|model| {
+                let file = model.path.file_name().and_then(|file| file.to_str());
+                let is_meant = |file| tag.is_none_or(|tag| folders::is_tagged(file, tag));
+                model.base.as_deref() == base.or(Some(text)) && file.is_some_and(is_meant)
+            });
+            files.next().filter(|_| files.next().is_none())
+        })
     }
 
     pub(super) fn extend(&mut self, other: Look) {
@@ -92,7 +143,7 @@ impl Look {
 }
 
 /// All of them, in the order in which a name is looked for: the user's own folder first.
-pub(super) fn all(options: &StoreOptions) -> Vec<Box<dyn Place>> {
+pub(super) fn all(options: &StoreOptions) -> Vec<Looked> {
     let mut places: Vec<Box<dyn Place>> = Vec::new();
     if let Some(folder) = &options.models_dir {
         places.push(Box::new(models_dir::ModelsDir(folder.clone())));
@@ -109,7 +160,7 @@ pub(super) fn all(options: &StoreOptions) -> Vec<Box<dyn Place>> {
     for folder in &options.ollama {
         places.push(Box::new(ollama::Ollama(folder.clone())));
     }
-    places
+    places.into_iter().map(|place| Looked { place, look: OnceCell::new() }).collect()
 }
 
 /// Half a sentence.
@@ -122,8 +173,18 @@ fn wrong_size(bytes: u64, expected: u64) -> String {
     }
 }
 
-/// Of a link the link alone.
+/// Deletes a file or a folder, of a model in several parts all of them; of a link the link alone.
 pub(super) fn delete(path: &Path) -> Result<u64, StoreError> {
+    let files = folders::files_of(path);
+    let there = |file: &&PathBuf| file.exists() || file.is_symlink();
+    // Of what is gone the error tells.
+    match files.iter().filter(there).collect::<Vec<_>>().as_slice() {
+        [] => delete_one(path),
+        files => files.iter().map(|file| delete_one(file)).sum(),
+    }
+}
+
+fn delete_one(path: &Path) -> Result<u64, StoreError> {
     let meta = fs::symlink_metadata(path).map_err(StoreError::io("read", path))?;
     let bytes = if meta.is_dir() { bytes_below(path) } else { meta.len() };
     let removed = if meta.is_dir() { fs::remove_dir_all(path) } else { fs::remove_file(path) };

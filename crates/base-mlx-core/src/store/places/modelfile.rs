@@ -1,15 +1,14 @@
 //! What one of Ollama's manifests says: the layers of a model, each a blob under its digest. Its Modelfile is the
 //! user's side of the same.
 
-use std::fs::{self, File};
-use std::io::Read;
+use std::fs;
 use std::path::{Path, PathBuf};
 
 use serde::Deserialize;
 use serde::de::DeserializeOwned;
 
 use super::super::folders;
-use super::super::found::{Extras, OwnTemplate, Parameters};
+use super::super::found::{Extras, Fault, OwnTemplate, Parameters};
 use super::wrong_size;
 
 #[derive(Deserialize)]
@@ -28,41 +27,39 @@ struct Layer {
 }
 
 impl Manifest {
-    pub(super) fn read(path: &Path) -> Result<Self, String> {
-        let text = read(path).map_err(|_| "its manifest cannot be read")?;
-        serde_json::from_slice(&text).map_err(|_| "its manifest is damaged".to_owned())
+    pub(super) fn read(path: &Path) -> Result<Self, Fault> {
+        let text = read(path, "manifest")?;
+        serde_json::from_slice(&text).map_err(|_| "its manifest is damaged".into())
     }
 
     /// The GGUF file, if all that a model needs is there.
-    pub(super) fn weights(&self, blobs: &Path) -> Result<PathBuf, String> {
+    pub(super) fn weights(&self, blobs: &Path) -> Result<PathBuf, Fault> {
         let models: Vec<_> = self.of_kind("model").collect();
         if self.of_kind("adapter").next().is_some() {
-            return Err("it has a LoRA adapter, which is not read".to_owned());
+            return Err(Fault::foreign("it has a LoRA adapter, which is not read"));
         }
         let [model] = models[..] else {
-            return Err(match models.len() {
+            return Err(Fault::foreign(match models.len() {
                 0 if self.of_kind("tensor").next().is_some() => {
                     "its weights are single tensors in Ollama's own layout, which is not read"
                         .to_owned()
                 }
                 0 => "there are no weights in it: Ollama runs it elsewhere".to_owned(),
                 count => format!("its weights are in {count} files, which are not read"),
-            });
+            }));
         };
         model.whole(blobs, "weights")
     }
 
-    pub(super) fn extras(&self, blobs: &Path) -> Result<Extras, String> {
+    pub(super) fn extras(&self, blobs: &Path) -> Result<Extras, Fault> {
         let mut extras = Extras::default();
         if let Some(layer) = self.of_kind("system").next() {
-            let text = read(&layer.whole(blobs, "system text")?);
-            let text = text.map_err(|_| "its system text cannot be read")?;
+            let text = read(&layer.whole(blobs, "system text")?, "system text")?;
             let text = String::from_utf8_lossy(&text).into_owned();
             extras.system = Some(text).filter(|text| !text.trim().is_empty());
         }
         if let Some(layer) = self.of_kind("params").next() {
-            let text = read(&layer.whole(blobs, "parameters")?);
-            let text = text.map_err(|_| "its parameters cannot be read")?;
+            let text = read(&layer.whole(blobs, "parameters")?, "parameters")?;
             extras.parameters = parameters(&text).ok_or("its parameters are damaged")?;
         }
         if self.of_kind("template").next().is_some() {
@@ -87,20 +84,21 @@ impl Manifest {
 
 impl Layer {
     /// Its blob, if that is there and of the size that was promised.
-    fn whole(&self, blobs: &Path, what: &str) -> Result<PathBuf, String> {
+    fn whole(&self, blobs: &Path, what: &str) -> Result<PathBuf, Fault> {
         let path = blob(blobs, &self.digest).ok_or("its manifest is damaged")?;
-        match fs::metadata(&path) {
-            Ok(meta) if meta.len() == self.size => Ok(path),
-            Ok(meta) => Err(format!(
-                "the blob of its {what} is damaged: {}",
-                wrong_size(meta.len(), self.size)
-            )),
-            Err(_) if is_coming(blobs, &path) => Err(folders::HALF.to_owned()),
-            Err(_) if folders::is_dangling(&path) => {
-                Err(format!("the blob of its {what} is a link to a file that is not there"))
+        Err(match fs::metadata(&path) {
+            Ok(meta) if !meta.is_file() => format!("the blob of its {what} is not a file").into(),
+            Ok(meta) if meta.len() == self.size => return Ok(path),
+            Ok(meta) => {
+                let why = wrong_size(meta.len(), self.size);
+                format!("the blob of its {what} is damaged: {why}").into()
             }
-            Err(_) => Err(format!("the blob of its {what} is missing")),
-        }
+            Err(_) if is_coming(blobs, &path) => folders::HALF.into(),
+            Err(_) if folders::is_dangling(&path) => {
+                format!("the blob of its {what} is a link to a file that is not there").into()
+            }
+            Err(_) => format!("the blob of its {what} is missing").into(),
+        })
     }
 }
 
@@ -114,10 +112,15 @@ pub(super) fn blob(blobs: &Path, digest: &str) -> Option<PathBuf> {
     Some(if old.exists() { old } else { blobs.join(format!("sha256-{hex}")) })
 }
 
-/// `sha256-…-partial`, and pieces with numbers behind it.
 fn is_coming(blobs: &Path, blob: &Path) -> bool {
-    let name = blob.file_name().unwrap_or_default().to_string_lossy().into_owned() + "-partial";
-    folders::children(blobs).iter().any(|(other, _)| other.starts_with(&name))
+    let name = blob.file_name().unwrap_or_default();
+    folders::children(blobs).iter().any(|(other, _)| half(other).is_some_and(|half| half == name))
+}
+
+/// The blob that a download with this name will become: `sha256-…-partial`, and pieces with numbers behind it.
+pub(super) fn half(name: &str) -> Option<&str> {
+    let (blob, rest) = name.rsplit_once("-partial")?;
+    (rest.is_empty() || rest.starts_with('-')).then_some(blob)
 }
 
 /// Every value that is of its right kind counts: none is worth refusing a model for.
@@ -145,10 +148,8 @@ fn parameters(text: &[u8]) -> Option<Parameters> {
     })
 }
 
-/// A small file.
-fn read(path: &Path) -> std::io::Result<Vec<u8>> {
+fn read(path: &Path, what: &str) -> Result<Vec<u8>, Fault> {
     const MOST_BYTES: u64 = 4 << 20;
-    let mut text = Vec::new();
-    File::open(path)?.take(MOST_BYTES).read_to_end(&mut text)?;
-    Ok(text)
+    let text = folders::read_small(path, MOST_BYTES);
+    text.map_err(|error| format!("its {what} cannot be read: {error}").into())
 }
