@@ -6,7 +6,7 @@
 use std::fs;
 use std::path::Path;
 
-use base_mlx_core::backend::{Backend, CpuBackend, Pool};
+use base_mlx_core::backend::{Backend, CpuBackend, Pool, Role};
 use base_mlx_core::tensor::{Dtype, HostWeight};
 use base_mlx_core::weights::gguf::{self, Blocks, FORMATS, Format};
 
@@ -74,7 +74,9 @@ fn the_cpu_keeps_each_format_in_so_many_bits() {
     let found = FORMATS.iter().map(|format| {
         let bytes = 16 * 256 / format.values * format.bytes;
         let blocks: Vec<u8> = golden(format).0.into_iter().cycle().take(bytes).collect();
-        let weight = backend.upload_weight(repack(format, &blocks, [16, 256], |row| row)).unwrap();
+        let weight = backend
+            .upload_weight(repack(format, &blocks, [16, 256], |row| row), Role::Factor)
+            .unwrap();
         (format.name, backend.weight_bytes(&weight) as f64 * 8.0 / (16.0 * 256.0))
     });
     let expected = [

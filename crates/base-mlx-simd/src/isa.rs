@@ -42,15 +42,14 @@ impl Isa {
         all
     }
 
+    /// Of what it computes floats with: whether there are tiles besides makes no difference to them.
     pub fn name(self) -> &'static str {
         match self {
             Self::Scalar => "scalar",
             #[cfg(target_arch = "x86_64")]
             Self::Avx2(_) => "avx2",
             #[cfg(target_arch = "x86_64")]
-            Self::Avx512(Avx512 { amx: None, .. }) => "avx512",
-            #[cfg(target_arch = "x86_64")]
-            Self::Avx512(Avx512 { amx: Some(_), .. }) => "avx512 and amx",
+            Self::Avx512(_) => "avx512",
             #[cfg(target_arch = "aarch64")]
             Self::Neon(_) => "neon",
         }
@@ -67,6 +66,11 @@ impl Isa {
             #[cfg(target_arch = "aarch64")]
             Self::Neon(_) => false,
         }
+    }
+
+    /// Whether it has AMX, with which [`Dense::rounded`](crate::Dense::rounded) splits values in two.
+    pub fn has_tiles(self) -> bool {
+        self.amx().is_some()
     }
 
     #[inline(always)]

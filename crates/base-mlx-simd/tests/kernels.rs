@@ -7,6 +7,7 @@ use base_mlx_simd::{
     Activation, Affine, Arena, AttentionShape, AttentionSpan, Dense, Floats, Isa, KEY_BLOCK,
     Kernel, KvBlock, KvBlocks, KvFormat, Lanes, LayerNorm, Packed, Pool, Product, RopeTable, Sees,
     activate, add, attention, layer_norm, linear, linear_packed, rms_norm, rope, swiglu,
+    write_blocks,
 };
 use half::f16;
 
@@ -45,7 +46,10 @@ fn rounded_products_are_near_the_exact_ones() {
         }
         let bias = dice.floats(plain.outputs).iter().map(|x| x * 1e-3).collect::<Vec<_>>();
         let bias = (seed % 3 != 0).then_some(&bias[..]);
-        near(&pool, &plain, &x, bias, 6e-4);
+        near(&pool, &plain, &x, bias, |x, w| {
+            let length = |values: &[f32]| squares(values).sqrt();
+            6e-4 * length(x) * length(w) / (plain.inner as f64).sqrt()
+        });
     }
 }
 
@@ -62,15 +66,20 @@ fn rounded_products_never_wrap_around() {
             &|place| if place < 17 { -1.0 } else { 0.0 },
             &|place| (place % 128) as f32,
         ];
-        for (row, x) in shapes.iter().enumerate() {
-            let x: Vec<f32> = (0..inner).map(|place| x(place)).collect();
+        for x in shapes {
+            let x: Vec<f32> = (0..inner).map(x).collect();
             for w in shapes {
+                // Weights are of ordinary size.
                 let values: Vec<f32> = (0..inner).map(w).collect();
-                let largest = values.iter().fold(0.0, |a: f32, b| a.max(b.abs()));
-                let largest = if row == 1 { largest } else { 1.0 };
+                let largest = values.iter().fold(f32::MIN_POSITIVE, |a, b| a.max(b.abs()));
                 let values: Vec<f32> = values.iter().map(|w| w / largest).collect();
                 let plain = Plain { outputs: 1, inner, dtype: 0, bytes: stored(&values, 0) };
-                near(&pool, &plain, &x, None, 6e-4);
+                // Values that are alike are rounded alike, so that what is off adds up; a sum that had wrapped around
+                // would be off by far more.
+                near(&pool, &plain, &x, None, |x, w| {
+                    let sizes = x.iter().zip(w).map(|(x, w)| (f64::from(*x) * f64::from(*w)).abs());
+                    sizes.sum::<f64>() / 2048.0 + squares(x).sqrt() * squares(w).sqrt() / 4096.0
+                });
             }
         }
     }
@@ -95,6 +104,15 @@ fn what_is_no_number_is_not_rounded_away() {
             assert_eq!(rows, [true, false, true], "{odd}, {}", isa.name());
             assert!(out[outputs..2 * outputs].iter().all(|x| !x.is_finite()), "{}", isa.name());
         }
+        // A weight that is none makes none of its output alone.
+        let mut values = plain.values();
+        values[7 * inner + 140] = f32::NAN;
+        let odd = Plain { outputs, inner, dtype: 0, bytes: stored(&values, 0) };
+        let (x, mut out) = (dice.floats(inner), vec![0.0; outputs]);
+        let weight = &odd.rounded(&pool, isa);
+        linear(&pool, isa, &x, vec![Product { weight, bias: None, out: &mut out }]);
+        let none: Vec<usize> = (0..outputs).filter(|&output| !out[output].is_finite()).collect();
+        assert_eq!(none, [7], "{}", isa.name());
         // Nothing but zeros, and what is too small to have a scale.
         let mut out = vec![1.0; 2 * outputs];
         let x: Vec<f32> = (0..2 * inner).map(|i| if i < inner { 0.0 } else { 1e-42 }).collect();
@@ -103,10 +121,14 @@ fn what_is_no_number_is_not_rounded_away() {
     }
 }
 
-/// Rounded, on every instruction set: at most `most` of the usual size away.
-fn near(pool: &Pool, plain: &Plain, x: &[f32], bias: Option<&[f32]>, most: f64) {
-    let length =
-        |values: &[f32]| values.iter().map(|x| f64::from(*x) * f64::from(*x)).sum::<f64>().sqrt();
+/// Rounded, on every instruction set: off by at most what is allowed for a row of x and one of weights.
+fn near(
+    pool: &Pool,
+    plain: &Plain,
+    x: &[f32],
+    bias: Option<&[f32]>,
+    allowed: impl Fn(&[f32], &[f32]) -> f64,
+) {
     let expected = plain.products(x, None);
     let values = plain.values();
     for isa in Isa::all() {
@@ -117,15 +139,50 @@ fn near(pool: &Pool, plain: &Plain, x: &[f32], bias: Option<&[f32]>, most: f64) 
             let (row, output) = (index / plain.outputs, index % plain.outputs);
             let x = &x[row * plain.inner..][..plain.inner];
             let w = &values[output * plain.inner..][..plain.inner];
-            let usual = length(x) * length(w) / (plain.inner as f64).sqrt();
             let bias = f64::from(bias.map_or(0.0, |bias| bias[output]));
             let off = (f64::from(*found) - (f64::from(*expected) + bias)).abs();
             let rounding = 1e-6 * (bias.abs() + f64::from(expected.abs()));
+            let allowed = allowed(x, w) + rounding;
             assert!(
-                off <= most * usual + rounding,
-                "{}: {found} for {expected} and {bias}, usual {usual}, at {index} of {plain:?}",
+                off <= allowed,
+                "{}, tiles {}: {found} for {expected} and {bias}, allowed {allowed}, at {index} of {plain:?}",
                 isa.name(),
+                isa.has_tiles(),
             );
+        }
+    }
+}
+
+fn squares(values: &[f32]) -> f64 {
+    values.iter().map(|x| f64::from(*x) * f64::from(*x)).sum()
+}
+
+#[test]
+fn blocks_written_together_are_those_written_alone() {
+    let (pool, mut dice) = (Pool::new(2), Dice(1));
+    let [kv_heads, head_dim] = [3, 20];
+    let width = kv_heads * head_dim;
+    let (keys, values) = (dice.floats(100 * width), dice.floats(100 * width));
+    for format in KvFormat::ALL {
+        let blocks = KvBlocks::new(format, kv_heads, head_dim);
+        let zeros = || {
+            let mut block = blocks.block().unwrap();
+            block.fill(&vec![0; blocks.bytes()]);
+            block
+        };
+        let rows = [0..KEY_BLOCK, 40..40, 50..51, 60..75];
+        let mut together: Vec<KvBlock> = rows.iter().map(|_| zeros()).collect();
+        write_blocks(&pool, &mut together, &rows, &keys, &values);
+        for (rows, together) in rows.iter().zip(&together) {
+            let floats = rows.start * width..rows.end * width;
+            let mut alone = zeros();
+            alone.write(0, &keys[floats.clone()], &values[floats]);
+            let saved = |block: &KvBlock| {
+                let mut bytes = Vec::new();
+                block.save(&mut bytes);
+                bytes
+            };
+            assert_eq!(saved(together), saved(&alone), "{format}, {rows:?}");
         }
     }
 }
@@ -234,6 +291,16 @@ fn a_product_has_the_same_bits_at_every_batch_size() {
     let dense = plain.dense(&pool);
     bits_are_the_same(&format!("{plain:?}"), &mut dice, 210, dense.shape(), |isa, x, out| {
         linear(&pool, isa, x, vec![Product { weight: &dense, bias: None, out }]);
+    });
+    let plain = Plain { dtype: 0, bytes: stored(&plain.values(), 0), ..plain };
+    let what = format!("{plain:?}, rounded");
+    bits_are_the_same(&what, &mut dice, 210, dense.shape(), |isa, x, out| {
+        let rounded = plain.rounded(&pool, isa);
+        linear(&pool, isa, x, vec![Product { weight: &rounded, bias: None, out }]);
+    });
+    let x = dice.floats(210 * inner);
+    near(&pool, &plain, &x, None, |x, w| {
+        6e-4 * squares(x).sqrt() * squares(w).sqrt() / (inner as f64).sqrt()
     });
 }
 

@@ -42,7 +42,7 @@ pub trait Backend: Clone + Send + Sync + 'static {
 
     fn upload(&self, data: HostArray) -> Result<Self::Array, DeviceError>;
     /// Lays a weight out the way this device's products read it.
-    fn upload_weight(&self, data: HostWeight) -> Result<Weight<Self>, DeviceError>;
+    fn upload_weight(&self, data: HostWeight, role: Role) -> Result<Weight<Self>, DeviceError>;
     /// Bytes of memory that such a weight takes, all of which a product by it reads.
     fn weight_bytes(&self, weight: &Weight<Self>) -> usize;
     fn download(&self, x: &Self::Array) -> Result<HostArray, DeviceError>;
@@ -218,6 +218,15 @@ pub struct Span<'a, B: Backend> {
     pub kv: &'a mut B::Kv,
     /// Which rows of the ragged batch are this sequence's; the first has position `kv.len()` at the step's start.
     pub rows: Range<usize>,
+}
+
+/// What a matrix is for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Role {
+    /// Products by it.
+    Factor,
+    /// Rows are looked up in it, and products by it are as exact as they get.
+    Table,
 }
 
 /// What one layer remembers of a token.

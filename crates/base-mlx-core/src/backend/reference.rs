@@ -5,7 +5,7 @@ use std::sync::Arc;
 
 use super::{
     Activation, Attend, Backend, Batch, DeviceError, KV_CHUNK, KvCache, KvFormat, LayerNorm,
-    LayerSpec, Qkv, Rope, Span, not_a_chunk,
+    LayerSpec, Qkv, Role, Rope, Span, not_a_chunk,
 };
 use crate::tensor::{Dtype, HostArray, HostWeight, Shape, Tensor, Weight};
 
@@ -139,7 +139,7 @@ impl Backend for ReferenceBackend {
         })
     }
 
-    fn upload_weight(&self, data: HostWeight) -> Result<Weight<Self>, DeviceError> {
+    fn upload_weight(&self, data: HostWeight, _: Role) -> Result<Weight<Self>, DeviceError> {
         let shape = Shape::new(&data.shape());
         Ok(match data {
             HostWeight::Dense(array) => Weight::Dense { array: self.upload(array)?, shape },

@@ -1,5 +1,5 @@
 use super::linear::product;
-use crate::backend::Backend;
+use crate::backend::{Backend, Role};
 use crate::step::Step;
 use crate::tensor::{Shape, Tensor, Weight};
 use crate::weights::{LoadError, Loader};
@@ -31,7 +31,7 @@ impl<B: Backend> Embedding<B> {
         skipped: usize,
         [rows, hidden_size]: [usize; 2],
     ) -> Result<Self, LoadError> {
-        Ok(Self { table: loader.rows(name, [rows, hidden_size], skipped..rows)? })
+        Ok(Self { table: loader.rows(name, [rows, hidden_size], skipped..rows, Role::Table)? })
     }
 
     /// The step's tokens → `[tokens, hidden_size]`.

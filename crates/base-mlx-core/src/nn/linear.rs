@@ -1,4 +1,4 @@
-use crate::backend::Backend;
+use crate::backend::{Backend, Role};
 use crate::step::Step;
 use crate::tensor::{HostArray, Shape, Tensor, Weight};
 use crate::weights::{LoadError, Loader};
@@ -46,7 +46,7 @@ impl<B: Backend> Linear<B> {
         let mut parts = Vec::with_capacity(N);
         for part in 0..N {
             let rows = part * out..(part + 1) * out;
-            let weight = loader.rows(name, [N * out, input], rows.clone())?;
+            let weight = loader.rows(name, [N * out, input], rows.clone(), Role::Factor)?;
             loader.count_for_step(loader.backend().weight_bytes(&weight));
             let bias = biases.as_ref().map(|all| {
                 let array = loader.backend().upload(HostArray::from_f32(&[out], &all[rows]))?;

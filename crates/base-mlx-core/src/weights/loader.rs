@@ -5,7 +5,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 
 use super::checkpoint::Stored;
 use super::{Checkpoint, Config, LoadError};
-use crate::backend::{Backend, DeviceError, Pool};
+use crate::backend::{Backend, DeviceError, Pool, Role};
 use crate::tensor::{HostArray, HostWeight, Shape, Tensor, Weight};
 
 /// Hands out a checkpoint's tensors by name, uploaded, and remembers which were asked for. A scope is a cheap copy
@@ -101,14 +101,14 @@ impl<B: Backend> Loader<B> {
 
     /// The matrix `name` + `.weight` of shape `[out, in]`, dense or quantised.
     pub fn weight(&self, name: &str, out_in: [usize; 2]) -> Result<Weight<B>, LoadError> {
-        let weight = self.table(name, out_in)?;
+        let weight = self.rows(name, out_in, 0..out_in[0], Role::Factor)?;
         self.count_for_step(self.backend.weight_bytes(&weight));
         Ok(weight)
     }
 
     /// The same of which a step reads single rows only.
     pub fn table(&self, name: &str, out_in: [usize; 2]) -> Result<Weight<B>, LoadError> {
-        self.rows(name, out_in, 0..out_in[0])
+        self.rows(name, out_in, 0..out_in[0], Role::Table)
     }
 
     /// Some rows of the matrix `name` + `.weight` of shape `[out, in]`; not counted among what a step reads.
@@ -117,6 +117,7 @@ impl<B: Backend> Loader<B> {
         name: &str,
         out_in: [usize; 2],
         rows: Range<usize>,
+        role: Role,
     ) -> Result<Weight<B>, LoadError> {
         let full = self.full(name);
         let mut weight = self.checkpoint.weight(&self.pool, &full, out_in)?;
@@ -127,7 +128,7 @@ impl<B: Backend> Loader<B> {
             HostWeight::Dense(_) => &["weight"][..],
             HostWeight::Affine { .. } => &["weight", "scales", "biases"],
         };
-        let uploaded = self.backend.upload_weight(weight);
+        let uploaded = self.backend.upload_weight(weight, role);
         let weight = uploaded.map_err(|error| self.refused(format!("{full}.weight"), error))?;
         for part in parts {
             let part = format!("{name}.{part}");

@@ -4,7 +4,7 @@ use std::ops::Range;
 
 use base_mlx_core::backend::{
     Activation, Attend, Backend, Batch, KV_CHUNK, KvCache, LayerNorm, LayerSpec, Qkv,
-    ReferenceBackend, Rope, Span,
+    ReferenceBackend, Role, Rope, Span,
 };
 use base_mlx_core::tensor::{Dtype, HostArray, HostWeight, Shape, Tensor, Weight};
 
@@ -322,7 +322,7 @@ impl Kind {
             }
         };
         assert_eq!(weight.shape(), [outputs, inner]);
-        backend.upload_weight(weight).unwrap()
+        backend.upload_weight(weight, Role::Factor).unwrap()
     }
 }
 

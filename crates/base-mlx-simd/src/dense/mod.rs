@@ -54,27 +54,24 @@ impl Dense {
         outputs: usize,
         inner: usize,
     ) -> io::Result<Self> {
-        assert!(inner > 0, "an empty matrix");
-        assert_eq!(floats.len(), outputs * inner, "a dense matrix [{outputs}, {inner}]");
         let kind = match floats {
             Floats::F32(_) => Kind::F32,
             Floats::F16(_) => Kind::F16,
             Floats::BF16(_) => Kind::BF16,
         };
-        let panel_lines = inner * PANEL * kind.size() / LINE;
-        let mut lines = arena.lines(outputs.div_ceil(PANEL) * panel_lines)?;
+        let mut matrix = Self::zeros(arena, kind, floats, [outputs, inner])?;
         match floats {
-            Floats::F32(bytes) => fill::<4>(pool, bytes.as_chunks().0, inner, &mut lines),
+            Floats::F32(bytes) => fill::<4>(pool, bytes.as_chunks().0, inner, &mut matrix.lines),
             Floats::F16(bytes) | Floats::BF16(bytes) => {
-                fill::<2>(pool, bytes.as_chunks().0, inner, &mut lines);
+                fill::<2>(pool, bytes.as_chunks().0, inner, &mut matrix.lines);
             }
         }
-        Ok(Self { outputs, inner, kind, lines })
+        Ok(matrix)
     }
 
     /// The same rounded to some 16 bits, whose products round x as well, in the form that is the fastest with `isa`, which
-    /// products must then be given. They are less exact, by some ten-thousandths of a result's usual size, and faster where
-    /// [`Isa::rounds_to_gain`].
+    /// products must then be given. They are less exact: each value is off by some ten-thousandth of the root mean square of
+    /// those around it. They are faster where [`Isa::rounds_to_gain`].
     pub fn rounded(
         pool: &Pool,
         isa: Isa,
@@ -83,31 +80,43 @@ impl Dense {
         outputs: usize,
         inner: usize,
     ) -> io::Result<Self> {
-        assert!(inner > 0, "an empty matrix");
-        assert_eq!(floats.len(), outputs * inner, "a dense matrix [{outputs}, {inner}]");
         // Split halves would take twice the memory that they were given in.
         let splits = isa.amx().is_some() && matches!(floats, Floats::F32(_));
         let kind = if splits { Kind::Split } else { Kind::Rounded };
-        let mut matrix = Self { outputs, inner, kind, lines: arena.lines(0)? };
+        let mut matrix = Self::zeros(arena, kind, floats, [outputs, inner])?;
         let (panels, panel_lines) = (matrix.panels(), matrix.panel_bytes() / LINE);
-        let (head_lines, mut lines) = (matrix.head_lines(), arena.lines(panels * panel_lines)?);
-        let all = SharedMut::new(&mut lines);
+        let head_lines = matrix.head_lines();
+        let all = SharedMut::new(&mut matrix.lines);
         pool.run(panels, |panel, _| {
             // SAFETY: each piece has its own panel.
             let lines = unsafe { all.part(panel * panel_lines..(panel + 1) * panel_lines) };
             let (head, cells) = lines.split_at_mut(head_lines);
             let outputs = panel * PANEL..outputs.min((panel + 1) * PANEL);
-            // SAFETY: lines are bytes without padding, and any are such values, which need no larger alignment.
+            // SAFETY: halves, pairs and floats are plain numbers.
             unsafe {
                 if splits {
-                    return split_panel(floats, outputs, inner, cells.align_to_mut().1);
+                    split_panel(floats, outputs, inner, values_of(cells));
+                } else {
+                    let (scales, cells) = (values_of(head), values_of(cells));
+                    isa.run(RoundPanel { floats, outputs, inner, cells, scales });
                 }
-                let (scales, cells) = (head.align_to_mut().1, cells.align_to_mut().1);
-                isa.run(RoundPanel { floats, outputs, inner, cells, scales });
             }
         });
-        matrix.lines = lines;
         Ok(matrix)
+    }
+
+    /// With room for `floats`, `[outputs, inner]`, in the form of `kind`.
+    fn zeros(
+        arena: &Arena,
+        kind: Kind,
+        floats: Floats,
+        [outputs, inner]: [usize; 2],
+    ) -> io::Result<Self> {
+        assert!(inner > 0, "an empty matrix");
+        assert_eq!(floats.len(), outputs * inner, "a dense matrix [{outputs}, {inner}]");
+        let empty = Self { outputs, inner, kind, lines: arena.lines(0)? };
+        let lines = arena.lines(empty.panels() * empty.panel_bytes() / LINE)?;
+        Ok(Self { lines, ..empty })
     }
 
     /// `[outputs, inner]`
@@ -205,6 +214,15 @@ impl Kind {
             Self::F16 | Self::BF16 => size_of::<f16>(),
         }
     }
+}
+
+/// # Safety
+/// Any bytes are a `T`, of which a line holds a whole number, or the other way round.
+unsafe fn values_of<T>(lines: &mut [Line]) -> &mut [T] {
+    // SAFETY: a line is bytes without padding, and the caller's word is that any are such values.
+    let (before, values, behind) = unsafe { lines.align_to_mut() };
+    assert!(before.is_empty() && behind.is_empty(), "lines are aligned, and hold whole values");
+    values
 }
 
 /// Lines of as many floats, or pairs, as there are outputs in a panel.

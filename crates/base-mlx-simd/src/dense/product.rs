@@ -138,7 +138,8 @@ impl Piece<'_> {
     #[inline(always)]
     fn split_panels<L: Lanes>(&self, lanes: L) {
         let (amx, x) = self.x.split.as_ref().expect("x was split for weights that are");
-        let (tiles, mut sums) = (amx.begin(), Sums([[0.0; SIDE]; SIDE]));
+        // SAFETY: this thread has no other tiles, as nothing is called below that would begin any.
+        let (tiles, mut sums) = (unsafe { amx.begin() }, Sums([[0.0; SIDE]; SIDE]));
         for panel in self.panels.clone() {
             let weights = self.weight.halves(panel);
             let block = Block { lanes, piece: self, panel, number: 0 };
@@ -231,7 +232,7 @@ impl Cell for Pair {
         let scales = &block.piece.weight.scales(block.panel)[block.number];
         let scales = block.lanes.load(&scales[column..]);
         let scale = block.lanes.splat(block.rounded().scale(row, block.number));
-        // The weights' first: what lies between is then no larger than the end, up to the largest sum.
+        // The weights' first, which are of ordinary size: those of x may be so large that sums times them are infinite.
         block.lanes.mul(block.lanes.mul(block.lanes.convert(sums), scales), scale)
     }
 }

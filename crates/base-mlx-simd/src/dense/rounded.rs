@@ -18,7 +18,8 @@ pub(super) const PAIRS: usize = RUN / 2;
 const RUN: usize = 128;
 
 /// The length of a rounded run, squared and multiplied by that of another, is less than 2^31: so is, by Cauchy and Schwarz,
-/// the size of their product. What rounding adds, half for each value, is taken off.
+/// the size of their product, and of any part of its sum. What rounding adds, half for each value, is taken off, and what is
+/// off in the length itself.
 const LONGEST: f32 = 46_340.0 - 6.0;
 
 /// Of a row of so many values.
@@ -139,7 +140,7 @@ pub(super) struct RoundPanel<'a> {
     /// The panel's outputs.
     pub(super) outputs: std::ops::Range<usize>,
     pub(super) inner: usize,
-    /// Zeros at first.
+    /// Zeros, which stay where there are no outputs.
     pub(super) cells: &'a mut [[Pair; PANEL]],
     /// Of the runs.
     pub(super) scales: &'a mut [[f32; PANEL]],

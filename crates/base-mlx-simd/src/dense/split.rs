@@ -70,18 +70,29 @@ impl Kernel for SplitRows<'_> {
     }
 }
 
-/// Plain Rust, which the compiler turns into the instruction set's. What is no number, or infinite, has such a high half.
+/// Plain Rust, which the compiler turns into the instruction set's.
 #[inline(always)]
 fn split(values: &[f32], high: &mut [u16], low: &mut [u16]) {
     for ((value, high), low) in values.iter().zip(high).zip(low) {
-        let bits = value.to_bits();
-        *high = (bits >> 16) as u16;
-        let rest = value - f32::from_bits(bits & 0xffff_0000);
-        *low = (rest.to_bits().wrapping_add(0x8000) >> 16) as u16;
+        *high = rounded_half(*value);
+        *low = rounded_half(value - widened(*high));
     }
 }
 
-/// Lays out a panel's `outputs` of a matrix, `floats`, `[outputs, inner]`, in `halves`, which are zeros.
+/// The nearest bfloat. What is no number, or infinite, stays so, and nothing finite becomes that.
+#[inline(always)]
+fn rounded_half(value: f32) -> u16 {
+    let bits = value.to_bits();
+    let half = if bits & 0x7fff_ffff < 0x7f7f_8000 { 0x8000 } else { 0 };
+    ((bits + half) >> 16) as u16
+}
+
+#[inline(always)]
+fn widened(half: u16) -> f32 {
+    f32::from_bits(u32::from(half) << 16)
+}
+
+/// Lays out a panel's `outputs` of a matrix, `floats`, `[outputs, inner]`. Where there are none, `halves` are left as they are.
 pub(super) fn split_panel(
     floats: Floats,
     outputs: Range<usize>,
@@ -94,9 +105,7 @@ pub(super) fn split_panel(
                 let value = floats.at(output * inner + step * STEP + place);
                 let (mut high, mut low) = ([0], [0]);
                 split(&[value], &mut high, &mut low);
-                let (pair, of_pair) = (place / 2, place % 2);
-                // A pair of all outputs is two rows of the tile's array.
-                let (row, column) = (2 * pair + lane / (SIDE / 2), lane % (SIDE / 2) * 2 + of_pair);
+                let (row, column) = of_weight(lane, place);
                 (halves.high[row][column], halves.low[row][column]) = (high[0], low[0]);
             }
         }
@@ -107,14 +116,83 @@ pub(super) fn split_panel(
 pub(super) fn unsplit(halves: &[Halves], lane: usize, to: &mut [f32]) {
     for (to, halves) in to.chunks_mut(STEP).zip(halves) {
         for (place, to) in to.iter_mut().enumerate() {
-            let (row, column) =
-                (2 * (place / 2) + lane / (SIDE / 2), lane % (SIDE / 2) * 2 + place % 2);
-            let float = |half: u16| f32::from_bits(u32::from(half) << 16);
-            *to = float(halves.high[row][column]) + float(halves.low[row][column]);
+            let (row, column) = of_weight(lane, place);
+            *to = widened(halves.high[row][column]) + widened(halves.low[row][column]);
         }
     }
+}
+
+/// Where in a tile an output's value at a place is: a pair of places of all outputs is two of the array's rows.
+fn of_weight(lane: usize, place: usize) -> (usize, usize) {
+    (place / 2 * 2 + lane / (SIDE / 2), lane % (SIDE / 2) * 2 + place % 2)
 }
 
 const ZEROS: Halves = Halves { high: [[0; STEP]; SIDE], low: [[0; STEP]; SIDE] };
 
 const _: () = assert!(SIDE == PANEL);
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// What tiles make of them, in f64.
+    fn products(x: &[Halves], weights: &[Halves], row: usize, lane: usize) -> f64 {
+        let mut sum = 0.0;
+        for (x, w) in x.iter().zip(weights) {
+            for place in 0..STEP {
+                let (at, column) = of_weight(lane, place);
+                let of = |half: u16| f64::from(widened(half));
+                let (x_high, x_low) = (of(x.high[row][place]), of(x.low[row][place]));
+                let (w_high, w_low) = (of(w.high[at][column]), of(w.low[at][column]));
+                sum += x_high * w_high + x_low * w_high + x_high * w_low;
+            }
+        }
+        sum
+    }
+
+    #[test]
+    fn halves_make_the_products_of_what_was_split() {
+        let pool = Pool::new(1);
+        let value = |i: usize| ((i * 2_654_435_761) % 1009) as f32 / 100.0 - 5.0;
+        for (rows, inner, outputs) in [(1, 1, 1), (3, 31, 32), (33, 64, 7), (70, 100, 20)] {
+            let x: Vec<f32> = (0..rows * inner).map(value).collect();
+            let w: Vec<f32> = (0..outputs * inner).map(|i| value(i + 7)).collect();
+            let bytes: Vec<u8> = w.iter().flat_map(|w| w.to_le_bytes()).collect();
+            let mut weights = vec![ZEROS; steps(inner)];
+            split_panel(Floats::F32(&bytes), 0..outputs, inner, &mut weights);
+            let split = Split::new(&pool, Isa::best(), &x, inner);
+            for (row, x) in x.chunks(inner).enumerate() {
+                for (lane, w) in w.chunks(inner).enumerate() {
+                    let terms = || x.iter().zip(w).map(|(x, w)| f64::from(*x) * f64::from(*w));
+                    let (expected, size) =
+                        (terms().sum::<f64>(), terms().map(f64::abs).sum::<f64>());
+                    let found =
+                        products(split.block(row / SIDE * SIDE), &weights, row % SIDE, lane);
+                    assert!((found - expected).abs() <= size / 32_768.0, "{row}, {lane}, {inner}");
+                }
+            }
+            let mut back = vec![0.0; inner];
+            for (lane, w) in w.chunks(inner).enumerate() {
+                unsplit(&weights, lane, &mut back);
+                let near = |(a, b): (&f32, &f32)| (a - b).abs() <= b.abs() / 65_536.0;
+                assert!(back.iter().zip(w).all(near), "{lane}, {inner}");
+            }
+        }
+    }
+
+    #[test]
+    fn what_is_no_number_stays_so_and_what_is_one_too() {
+        let nans = [0x7fff_ffff, 0x7f80_0001, 0xffff_ffff, 0x7fc0_0000].map(f32::from_bits);
+        for odd in nans.into_iter().chain([f32::INFINITY, f32::NEG_INFINITY]) {
+            let (mut high, mut low) = ([0], [0]);
+            split(&[odd], &mut high, &mut low);
+            assert!(!(widened(high[0]) + widened(low[0])).is_finite(), "{odd} {:x}", odd.to_bits());
+        }
+        for value in [f32::MAX, f32::MIN, f32::MIN_POSITIVE, 1.0, -0.0, 3.389e38] {
+            let (mut high, mut low) = ([0], [0]);
+            split(&[value], &mut high, &mut low);
+            let back = widened(high[0]) + widened(low[0]);
+            assert!((back - value).abs() <= value.abs() / 32_768.0, "{back} for {value}");
+        }
+    }
+}

@@ -22,7 +22,7 @@ use self::buffer::Spare;
 use self::kv::KvMemory;
 use self::rope::RopeTables;
 use super::{
-    Activation, Attend, Backend, Batch, DeviceError, LayerNorm, LayerSpec, Qkv, Rope, Span,
+    Activation, Attend, Backend, Batch, DeviceError, LayerNorm, LayerSpec, Qkv, Role, Rope, Span,
 };
 use crate::tensor::{Dtype, HostArray, HostWeight, Shape, Tensor, Weight};
 
@@ -38,7 +38,7 @@ pub struct CpuBackend {
     exact_kv: Arc<KvMemory>,
     /// Where its activations come from and go to.
     spare: Spare,
-    /// Whether weights in F32 are rounded to 16 bits, and what they are multiplied with.
+    /// Whether factors in F32 are rounded to 16 bits, and what they are multiplied with.
     rounds: bool,
 }
 
@@ -89,7 +89,8 @@ impl CpuBackend {
     pub fn describe(&self) -> String {
         let threads = self.device.pool.threads();
         let plural = if threads == 1 { "" } else { "s" };
-        format!("cpu, {threads} thread{plural}, {}", self.device.isa.name())
+        let tiles = if self.isa().has_tiles() { " and amx" } else { "" };
+        format!("cpu, {threads} thread{plural}, {}{tiles}", self.isa().name())
     }
 
     /// Bytes a second that its threads read together from so many bytes of memory.
@@ -119,7 +120,7 @@ impl Backend for CpuBackend {
         Ok(CpuArray::from_host(data))
     }
 
-    fn upload_weight(&self, data: HostWeight) -> Result<Weight<Self>, DeviceError> {
+    fn upload_weight(&self, data: HostWeight, role: Role) -> Result<Weight<Self>, DeviceError> {
         let shape = Shape::new(&data.shape());
         let [outputs, inner] = [shape.dim(0), shape.dim(1)];
         let bytes = match &data {
@@ -132,7 +133,7 @@ impl Backend for CpuBackend {
             HostWeight::Dense(array) => {
                 let (pool, arena, floats) = (self.pool(), &self.arena, floats(&array));
                 // Halves would be no smaller, and are few bits already.
-                let rounds = self.rounds && array.dtype == Dtype::F32;
+                let rounds = self.rounds && role == Role::Factor && array.dtype == Dtype::F32;
                 let dense = match rounds {
                     true => Dense::rounded(pool, self.isa(), arena, floats, outputs, inner),
                     false => Dense::new(pool, arena, floats, outputs, inner),

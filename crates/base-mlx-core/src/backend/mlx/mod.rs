@@ -33,7 +33,7 @@ use self::kv::{Growing, Store};
 use self::paged::{BLOCK, Paged, Pages};
 use super::{
     Activation, Attend, Backend, Batch, DeviceError, Draw, KvFormat, LayerNorm, LayerSpec, Qkv,
-    Rope, Span,
+    Role, Rope, Span,
 };
 use crate::tensor::{Dtype, HostArray, HostWeight, Shape, Tensor, Weight};
 
@@ -120,7 +120,7 @@ impl Backend for MlxBackend {
         Ok(MlxArray::later(Recipe::Host(data)))
     }
 
-    fn upload_weight(&self, data: HostWeight) -> Result<Weight<Self>, DeviceError> {
+    fn upload_weight(&self, data: HostWeight, _: Role) -> Result<Weight<Self>, DeviceError> {
         let shape = Shape::new(&data.shape());
         Ok(match data {
             HostWeight::Affine { packed, scales, biases, bits, group_size }
