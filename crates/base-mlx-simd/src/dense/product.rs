@@ -165,7 +165,8 @@ trait Cell: Copy {
 
     /// A row of x at the places of a block.
     fn row<'a, L: Lanes>(block: &Block<'a, L>, row: usize, places: usize) -> &'a [Self::X];
-    fn zero<L: Lanes>(lanes: L) -> Self::Sums<L>;
+    fn no_sums<L: Lanes>(lanes: L) -> Self::Sums<L>;
+    fn no_cells<L: Lanes>(lanes: L) -> Self::Cells<L>;
     fn load<L: Lanes>(lanes: L, from: &[Self]) -> Self::Cells<L>;
     /// Adds the products of x with some cells.
     fn add<L: Lanes>(
@@ -189,7 +190,11 @@ impl<T: Value> Cell for T {
         &block.piece.x.floats[row * inner + block.number * PLACES..][..places]
     }
     #[inline(always)]
-    fn zero<L: Lanes>(lanes: L) -> L::V {
+    fn no_sums<L: Lanes>(lanes: L) -> L::V {
+        lanes.splat(0.0)
+    }
+    #[inline(always)]
+    fn no_cells<L: Lanes>(lanes: L) -> L::V {
         lanes.splat(0.0)
     }
     #[inline(always)]
@@ -216,8 +221,12 @@ impl Cell for Pair {
         &block.rounded().row(row)[block.number * PAIRS..][..places]
     }
     #[inline(always)]
-    fn zero<L: Lanes>(lanes: L) -> L::Ints {
+    fn no_sums<L: Lanes>(lanes: L) -> L::Ints {
         lanes.splat_int(0)
+    }
+    #[inline(always)]
+    fn no_cells<L: Lanes>(lanes: L) -> L::Pairs {
+        lanes.splat_pair([0; 2])
     }
     #[inline(always)]
     fn load<L: Lanes>(lanes: L, from: &[Self]) -> L::Pairs {
@@ -330,14 +339,14 @@ impl<'a, L: Lanes> Block<'a, L> {
         for (r, x) in x.iter_mut().enumerate() {
             *x = T::row(self, row + r, weights.len());
         }
-        let mut sums = [[T::zero(lanes); C]; R];
+        let mut sums = [[T::no_sums(lanes); C]; R];
         for (place, weights) in weights.iter().enumerate() {
             if ASK {
                 for line in weights.chunks(LINE / size_of::<T>()) {
                     lanes.prefetch(line, AHEAD);
                 }
             }
-            let mut now = [T::load(lanes, &weights[column..]); C];
+            let mut now = [T::no_cells(lanes); C];
             for (c, now) in now.iter_mut().enumerate() {
                 *now = T::load(lanes, &weights[column + c * L::WIDTH..][..L::WIDTH]);
             }
