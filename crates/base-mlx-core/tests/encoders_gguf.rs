@@ -26,9 +26,13 @@ fn start(path: &Path) -> Encoder {
 }
 
 fn refusal(file: &GgufFile) -> String {
+    refusal_of(&file.bytes())
+}
+
+fn refusal_of(file: &[u8]) -> String {
     let folder = tempfile::tempdir().unwrap();
     let path = folder.path().join("x.gguf");
-    std::fs::write(&path, file.bytes()).unwrap();
+    std::fs::write(&path, file).unwrap();
     let error = Encoder::start(&path, "x", &DEVICE, &EngineOptions::default()).unwrap_err();
     error.to_string().replace(&path.display().to_string(), "x.gguf")
 }
@@ -111,6 +115,83 @@ fn the_tokens_around_a_text_are_the_familys() {
     };
     assert_eq!(pair("bert_ranks"), [2, 5, 3, 5, 3]);
     assert_eq!(pair("xlm_roberta_ranks"), [0, 12, 2, 2, 12, 2]);
+}
+
+/// The bytes behind the key or the tensor's name.
+fn behind(file: &[u8], name: &str) -> usize {
+    let written = [&(name.len() as u64).to_le_bytes(), name.as_bytes()].concat();
+    let mut places = file.windows(written.len()).enumerate().filter(|(_, at)| *at == written);
+    let (at, _) = places.next().unwrap();
+    assert!(places.next().is_none(), "{name} is there twice");
+    at + written.len()
+}
+
+/// The file as ggml writes it that counts no dimension beyond the last that is more than 1.
+fn flattened(file: &[u8]) -> Vec<u8> {
+    let tensors = gguf::parse(file).unwrap().tensors;
+    let last = tensors.last().unwrap();
+    let header = behind(file, &last.name) + 4 + 8 * last.shape.len() + 4 + 8;
+    let data = tensors.iter().map(|tensor| tensor.data.start).min().unwrap();
+    let mut flat = file[..header].to_vec();
+    for tensor in tensors.iter().filter(|tensor| tensor.shape.len() == 2 && tensor.shape[0] == 1) {
+        let dimensions = behind(&flat, &tensor.name);
+        flat[dimensions] = 1;
+        flat.drain(dimensions + 4 + 8..dimensions + 4 + 16);
+    }
+    flat.resize(flat.len().next_multiple_of(32), 0);
+    flat.extend(&file[data..]);
+    flat
+}
+
+#[test]
+fn a_matrix_of_one_row_may_have_lost_a_dimension() {
+    let folder = tempfile::tempdir().unwrap();
+    for (name, lost) in [
+        ("xlm_roberta", &["token_types.weight"][..]),
+        ("xlm_roberta_ranks", &["token_types.weight", "cls.output.weight"]),
+        ("bert_ranks", &["cls.output.weight"]),
+    ] {
+        let twin = golden().join(name).join("twin.gguf");
+        let path = folder.path().join("flat.gguf");
+        let flat = flattened(&std::fs::read(&twin).unwrap());
+        for tensor in gguf::parse(&flat).unwrap().tensors {
+            let is_lost = lost.contains(&tensor.name.as_str());
+            assert!(!is_lost || tensor.shape == [32], "{name}: {tensor:?}");
+        }
+        std::fs::write(&path, flat).unwrap();
+        let (twin, flat) = (start(&twin), start(&path));
+        assert_eq!(flat.info().knows_pairs, twin.info().knows_pairs);
+        let text = || vec![Encodable::new(vec![0, 12, 14, 2])];
+        assert_eq!(encode(&flat, text()), encode(&twin, text()), "{name}");
+    }
+}
+
+#[test]
+fn an_encoder_whose_tokens_see_only_those_before_them_is_refused() {
+    for (name, key) in
+        [("bert", "bert.attention.causal"), ("nomic_bert", "nomic-bert.attention.causal")]
+    {
+        let mut twin = std::fs::read(golden().join(name).join("twin.gguf")).unwrap();
+        let value = behind(&twin, key) + 4;
+        twin[value] = 1;
+        let expected = format!("`{key}` in x.gguf is true, only false is supported");
+        assert_eq!(refusal_of(&twin), expected);
+    }
+}
+
+#[test]
+fn what_a_file_lacks_has_the_files_name_for_it() {
+    let mut twin = std::fs::read(golden().join("bert/twin.gguf")).unwrap();
+    let name = behind(&twin, "token_types.weight");
+    twin[name - 1] = b'z';
+    assert_eq!(refusal_of(&twin), "`token_types.weight` in x.gguf is missing");
+    let mut twin = std::fs::read(golden().join("bert/twin.gguf")).unwrap();
+    let name = behind(&twin, "bert.feed_forward_length");
+    twin[name - 1] = b'z';
+    assert_eq!(refusal_of(&twin), "`bert.feed_forward_length` in x.gguf is missing");
+    let twin = open(&golden().join("bert_ranks/twin.gguf"));
+    let error = twin.config().error("id2label", "has 3 labels").to_string();
+    assert!(error.starts_with("`cls.output.weight` in "), "{error}");
 }
 
 #[test]
