@@ -26,9 +26,13 @@ fn start(path: &Path) -> Encoder {
 }
 
 fn refusal(file: &GgufFile) -> String {
+    refusal_of(&file.bytes())
+}
+
+fn refusal_of(file: &[u8]) -> String {
     let folder = tempfile::tempdir().unwrap();
     let path = folder.path().join("x.gguf");
-    std::fs::write(&path, file.bytes()).unwrap();
+    std::fs::write(&path, file).unwrap();
     let error = Encoder::start(&path, "x", &DEVICE, &EngineOptions::default()).unwrap_err();
     error.to_string().replace(&path.display().to_string(), "x.gguf")
 }
@@ -111,6 +115,83 @@ fn the_tokens_around_a_text_are_the_familys() {
     };
     assert_eq!(pair("bert_ranks"), [2, 5, 3, 5, 3]);
     assert_eq!(pair("xlm_roberta_ranks"), [0, 12, 2, 2, 12, 2]);
+}
+
+/// The bytes behind the key or the tensor's name.
+fn behind(file: &[u8], name: &str) -> usize {
+    let written = [&(name.len() as u64).to_le_bytes(), name.as_bytes()].concat();
+    let mut places = file.windows(written.len()).enumerate().filter(|(_, at)| *at == written);
+    let (at, _) = places.next().unwrap();
+    assert!(places.next().is_none(), "{name} is there twice");
+    at + written.len()
+}
+
+/// The file as ggml writes it that counts no dimension beyond the last that is more than 1.
+fn flattened(file: &[u8]) -> Vec<u8> {
+    let tensors = gguf::parse(file).unwrap().tensors;
+    let last = tensors.last().unwrap();
+    let header = behind(file, &last.name) + 4 + 8 * last.shape.len() + 4 + 8;
+    let data = tensors.iter().map(|tensor| tensor.data.start).min().unwrap();
+    let mut flat = file[..header].to_vec();
+    for tensor in tensors.iter().filter(|tensor| tensor.shape.len() == 2 && tensor.shape[0] == 1) {
+        let dimensions = behind(&flat, &tensor.name);
+        flat[dimensions] = 1;
+        flat.drain(dimensions + 4 + 8..dimensions + 4 + 16);
+    }
+    flat.resize(flat.len().next_multiple_of(32), 0);
+    flat.extend(&file[data..]);
+    flat
+}
+
+#[test]
+fn a_matrix_of_one_row_may_have_lost_a_dimension() {
+    let folder = tempfile::tempdir().unwrap();
+    for (name, lost) in [
+        ("xlm_roberta", &["token_types.weight"][..]),
+        ("xlm_roberta_ranks", &["token_types.weight", "cls.output.weight"]),
+        ("bert_ranks", &["cls.output.weight"]),
+    ] {
+        let twin = golden().join(name).join("twin.gguf");
+        let path = folder.path().join("flat.gguf");
+        let flat = flattened(&std::fs::read(&twin).unwrap());
+        for tensor in gguf::parse(&flat).unwrap().tensors {
+            let is_lost = lost.contains(&tensor.name.as_str());
+            assert!(!is_lost || tensor.shape == [32], "{name}: {tensor:?}");
+        }
+        std::fs::write(&path, flat).unwrap();
+        let (twin, flat) = (start(&twin), start(&path));
+        assert_eq!(flat.info().knows_pairs, twin.info().knows_pairs);
+        let text = || vec![Encodable::new(vec![0, 12, 14, 2])];
+        assert_eq!(encode(&flat, text()), encode(&twin, text()), "{name}");
+    }
+}
+
+#[test]
+fn an_encoder_whose_tokens_see_only_those_before_them_is_refused() {
+    for (name, key) in
+        [("bert", "bert.attention.causal"), ("nomic_bert", "nomic-bert.attention.causal")]
+    {
+        let mut twin = std::fs::read(golden().join(name).join("twin.gguf")).unwrap();
+        let value = behind(&twin, key) + 4;
+        twin[value] = 1;
+        let expected = format!("`{key}` in x.gguf is true, only false is supported");
+        assert_eq!(refusal_of(&twin), expected);
+    }
+}
+
+#[test]
+fn what_a_file_lacks_has_the_files_name_for_it() {
+    let mut twin = std::fs::read(golden().join("bert/twin.gguf")).unwrap();
+    let name = behind(&twin, "token_types.weight");
+    twin[name - 1] = b'z';
+    assert_eq!(refusal_of(&twin), "`token_types.weight` in x.gguf is missing");
+    let mut twin = std::fs::read(golden().join("bert/twin.gguf")).unwrap();
+    let name = behind(&twin, "bert.feed_forward_length");
+    twin[name - 1] = b'z';
+    assert_eq!(refusal_of(&twin), "`bert.feed_forward_length` in x.gguf is missing");
+    let twin = open(&golden().join("bert_ranks/twin.gguf"));
+    let error = twin.config().error("id2label", "has 3 labels").to_string();
+    assert!(error.starts_with("`cls.output.weight` in "), "{error}");
 }
 
 #[test]
@@ -321,13 +402,163 @@ fn what_cannot_be_used_is_told() {
     assert!(error.contains("without both layers of a head, `cls` and `cls.output`, is"), "{error}");
 }
 
+fn text(file: &GgufFile) -> Result<Text, String> {
+    let file = gguf::parse(&file.bytes()).unwrap();
+    Text::from_gguf(Path::new("x.gguf"), &file.metadata).map_err(|error| {
+        let error = error.to_string();
+        error.strip_prefix("x.gguf: the tokenizer cannot be read: ").unwrap().to_owned()
+    })
+}
+
+fn vocabulary(model: &str, tokens: &[&str]) -> GgufFile {
+    GgufFile::new("bert")
+        .str("tokenizer.ggml.model", model)
+        .strings("tokenizer.ggml.tokens", tokens)
+}
+
 #[test]
 fn a_vocabulary_without_its_names_is_refused() {
-    let file = GgufFile::new("bert")
-        .str("tokenizer.ggml.model", "bert")
-        .strings("tokenizer.ggml.tokens", &["[CLS]", "[UNK]", "▁a"])
-        .u32("tokenizer.ggml.seperator_token_id", 3);
-    let file = gguf::parse(&file.bytes()).unwrap();
-    let error = Text::from_gguf(Path::new("x.gguf"), &file.metadata).unwrap_err().to_string();
-    assert!(error.contains("it has no `[SEP]`, and names no token in its place"), "{error}");
+    let file = vocabulary("bert", &["[CLS]", "[UNK]", "▁a"]);
+    let error = text(&file).unwrap_err();
+    assert_eq!(error, "it has no `[SEP]`, and names no token in its place");
+    let beyond = file.u32("tokenizer.ggml.seperator_token_id", 3);
+    let expected = "`tokenizer.ggml.seperator_token_id` is 3, expected a number below that of its \
+                    tokens, 3, none of which is `[SEP]`";
+    assert_eq!(text(&beyond).unwrap_err(), expected);
+}
+
+#[test]
+fn a_role_of_no_token_leaves_the_next_its_turn() {
+    let tokens = |file: &GgufFile| text(file).unwrap().tokenizer.encode("a", AddSpecial::Yes);
+    let beyond = |tokens: &[&str]| {
+        vocabulary("bert", tokens)
+            .u32("tokenizer.ggml.cls_token_id", 9)
+            .u32("tokenizer.ggml.seperator_token_id", u32::MAX)
+    };
+    let file = beyond(&["[CLS]", "[UNK]", "▁a", "x", "[SEP]"]);
+    assert_eq!(tokens(&file), [0, 2, 4]);
+    let file = beyond(&["[CLS]", "[UNK]", "▁a", "x", "y"])
+        .u32("tokenizer.ggml.bos_token_id", 3)
+        .u32("tokenizer.ggml.eos_token_id", 4);
+    assert_eq!(tokens(&file), [3, 2, 4]);
+}
+
+/// Otherwise the file would be read as one without the key, and cut texts in another way.
+#[test]
+fn a_key_of_another_type_is_an_error() {
+    let words = || vocabulary("bert", &["[CLS]", "[SEP]", "[UNK]", "▁a"]);
+    let pieces = || {
+        vocabulary("t5", &["<s>", "</s>", "<unk>", "▁a"])
+            .f32s("tokenizer.ggml.scores", &[0.0, 0.0, 0.0, -1.0])
+    };
+    assert!(text(&words()).is_ok() && text(&pieces()).is_ok());
+    for (file, key, expected) in [
+        (
+            words().array("tokenizer.ggml.token_type", 7, 4, &[1; 4]),
+            "token_type",
+            "an array of 4 values of type Bool, expected an array of whole numbers",
+        ),
+        (
+            words().pair("tokenizer.ggml.normalizer.lowercase", 0, &[0]),
+            "normalizer.lowercase",
+            "U8(0), expected true or false",
+        ),
+        (
+            words().str("tokenizer.ggml.cls_token_id", "0"),
+            "cls_token_id",
+            "String(\"0\"), expected a whole number",
+        ),
+        (
+            words().bool("tokenizer.ggml.padding_token_id", true),
+            "padding_token_id",
+            "Bool(true), expected a whole number",
+        ),
+        (
+            pieces().i32s("tokenizer.ggml.precompiled_charsmap", &[0; 600]),
+            "precompiled_charsmap",
+            "an array of 600 values of type I32, expected an array of bytes",
+        ),
+        (
+            pieces().u32("tokenizer.ggml.add_space_prefix", 0),
+            "add_space_prefix",
+            "U32(0), expected true or false",
+        ),
+        (
+            GgufFile::new("bert")
+                .str("tokenizer.ggml.model", "bert")
+                .i32s("tokenizer.ggml.tokens", &[0]),
+            "tokens",
+            "an array of 1 values of type I32, expected an array of strings",
+        ),
+        (
+            GgufFile::new("bert").u32("tokenizer.ggml.model", 1),
+            "model",
+            "U32(1), expected a string",
+        ),
+    ] {
+        assert_eq!(text(&file).unwrap_err(), format!("`tokenizer.ggml.{key}` is {expected}"));
+    }
+
+    let table = |file: GgufFile| file.f32_tensor("token_embd.weight", &[8, 4], &[0.5; 32]);
+    let causal = table(GgufFile::new("bert").u32("bert.attention.causal", 1));
+    let expected = "x.gguf is damaged: `bert.attention.causal` is U32(1), expected true or false";
+    assert_eq!(refusal(&causal), expected);
+    let pooling = table(GgufFile::new("bert").str("bert.pooling_type", "mean"));
+    let expected = "x.gguf is damaged: `bert.pooling_type` is String(\"mean\"), expected a whole \
+                    number of at least 0";
+    assert_eq!(refusal(&pooling), expected);
+}
+
+/// The end token is what such models are trained to be read at.
+#[test]
+fn texts_of_which_the_last_token_counts_end_with_the_end_token() {
+    let file = || {
+        GgufFile::new("qwen3")
+            .str("tokenizer.ggml.model", "gpt2")
+            .str("tokenizer.ggml.pre", "qwen2")
+            .strings("tokenizer.ggml.tokens", &["a", "b", "<|endoftext|>"])
+            .i32s("tokenizer.ggml.token_type", &[1, 1, 3])
+            .strings("tokenizer.ggml.merges", &[])
+    };
+    let end = "tokenizer.ggml.eos_token_id";
+    let tokens = |file: &GgufFile| text(file).unwrap().tokenizer.encode("ab", AddSpecial::Yes);
+    let last = || file().u32("qwen3.pooling_type", 3);
+    assert_eq!(tokens(&last().u32(end, 2)), [0, 1, 2]);
+    let said = |says| last().u32(end, 2).bool("tokenizer.ggml.add_eos_token", says);
+    assert_eq!(tokens(&said(true)), [0, 1, 2]);
+    assert_eq!(tokens(&said(false)), [0, 1]);
+    assert_eq!(tokens(&last()), [0, 1]);
+    assert_eq!(tokens(&last().u32(end, 3)), [0, 1]);
+    assert_eq!(tokens(&file().u32(end, 2)), [0, 1]);
+    assert_eq!(tokens(&file().u32(end, 2).u32("qwen3.pooling_type", 1)), [0, 1]);
+}
+
+#[test]
+fn a_vocabulary_that_puts_no_space_before_texts_is_refused() {
+    let file = vocabulary("t5", &["<s>", "</s>", "<unk>", "▁a"])
+        .f32s("tokenizer.ggml.scores", &[0.0, 0.0, 0.0, -1.0]);
+    let spaces = file.clone().bool("tokenizer.ggml.remove_extra_whitespaces", false);
+    let encode = |file: &GgufFile| text(file).unwrap().tokenizer.encode("a  a", AddSpecial::Yes);
+    assert_eq!(encode(&file.clone().bool("tokenizer.ggml.add_space_prefix", true)), [0, 3, 3, 1]);
+    // What may be said of models that cut at all spaces.
+    assert_eq!(encode(&spaces), [0, 3, 3, 1]);
+    let expected = "`tokenizer.ggml.add_space_prefix` is false, only true is supported of a `t5` \
+                    vocabulary";
+    let none = file.bool("tokenizer.ggml.add_space_prefix", false);
+    assert_eq!(text(&none).unwrap_err(), expected);
+}
+
+#[test]
+fn a_vocabulary_larger_than_any_is_refused() {
+    let long = "a".repeat(1025);
+    for model in ["bert", "t5"] {
+        let names = ["[CLS]", "[SEP]", "[UNK]", "<s>", "</s>", "<unk>"];
+        let file = vocabulary(model, &[&names[..], &[&long]].concat());
+        let expected = "token 6 has 1025 bytes, expected at most 1024";
+        assert_eq!(text(&file).unwrap_err(), expected);
+        let most = vec![&long[..1024]; 1 << 16];
+        let file = vocabulary(model, &[&names[..], &most].concat());
+        let expected = "`tokenizer.ggml.tokens` has 67108891 bytes, expected at most 67108864";
+        assert_eq!(text(&file).unwrap_err(), expected);
+    }
 }

@@ -231,8 +231,8 @@ fn a_hostile_gguf_file_is_refused() {
         ),
         ("a type nobody knows", new().tensor("a", 99, &[256], &[0; 74]), &["`a`", "type 99"]),
         ("heads that rows do not divide", head_count(2), &["q_proj", "6 rows", "2 heads"]),
-        ("no heads", head_count(0), &["num_attention_heads", "is 0"]),
-        ("2^32 - 1 heads", head_count(u32::MAX), &["num_attention_heads", "4294967295"]),
+        ("no heads", head_count(0), &["`llama.attention.head_count`", "is 0"]),
+        ("2^32 - 1 heads", head_count(u32::MAX), &["`llama.attention.head_count`", "4294967295"]),
         (
             "layers that differ",
             new().i32s("llama.attention.head_count_kv", &[1, 2]),

@@ -44,6 +44,7 @@ pub(super) fn load_stack<B: Backend>(
     let config = loader.config();
     only(config, "position_embedding_type", &json!("absolute"))?;
     only(config, "is_decoder", &json!(false))?;
+    only(config, "is_causal", &json!(false))?;
     let hidden_size = config.count("hidden_size")?;
     let eps = config.optional_f32("layer_norm_eps")?.unwrap_or(1e-12);
     let scope = scope(loader, name);

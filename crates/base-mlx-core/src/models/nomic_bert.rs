@@ -35,6 +35,7 @@ pub(super) fn load<B: Backend>(loader: &Loader<B>) -> Result<EncoderModel<B>, Lo
         ("activation_function", json!("swiglu")),
         ("hidden_act", json!("silu")),
         ("causal", json!(false)),
+        ("is_causal", json!(false)),
         ("parallel_block", json!(false)),
         ("prenorm", json!(false)),
         ("rotary_emb_fraction", json!(1.0)),

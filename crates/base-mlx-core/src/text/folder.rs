@@ -7,6 +7,7 @@ use std::path::Path;
 
 use serde_json::{Map, Value};
 
+use super::charsmap;
 use super::end::EndTokens;
 use super::template::{ChatTemplate, SpecialTokens};
 use super::tokenizer::{Pieces, Spelling, Tokenizer};
@@ -53,6 +54,7 @@ fn tokenizer(folder: &Path) -> Result<Tokenizer, LoadError> {
     // How long a text may be is not the tokenizer's business.
     inner.with_padding(None);
     inner.with_truncation(None).map_err(|source| error(source.to_string()))?;
+    inner.get_normalizer().map_or(Ok(()), charsmap::check_all).map_err(error)?;
 
     let spelling = Spelling::of(&inner).map_err(error)?;
     let added = inner.get_added_vocabulary().get_added_tokens_decoder();

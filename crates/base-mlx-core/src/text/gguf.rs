@@ -30,20 +30,24 @@ use super::tokenizer::{Pieces, Spelling, Tokenizer};
 use super::{MAX_TOKENS, Text};
 use crate::TokenId;
 use crate::weights::LoadError;
-use crate::weights::gguf::{Array, Metadata};
+use crate::weights::gguf::{Array, Metadata, Value};
 
 pub(super) fn load(path: &Path, metadata: &Metadata) -> Result<Text, LoadError> {
     let error = |what| LoadError::Tokenizer { path: path.to_owned(), what };
     let vocabulary = Vocabulary::read(metadata).map_err(error)?;
+    for doubt in &vocabulary.doubts {
+        tracing::warn!("{}: {doubt}", path.display());
+    }
     // Long lists from a foreign file meet a library that trusts them; whatever it trips over is the file's fault.
     let tokenizer = catch_unwind(AssertUnwindSafe(|| vocabulary.tokenizer()))
         .unwrap_or_else(|_| Err("its vocabulary is damaged".to_owned()))
         .map_err(error)?;
 
     let mut special = SpecialTokens::new();
+    let keys = Keys(metadata);
     for name in ["bos", "eos", "unk", "padding"] {
         let key = if name == "unk" { "unknown" } else { name };
-        if let Some(token) = vocabulary.id(metadata, key) {
+        if let Some(token) = vocabulary.id(keys, key).map_err(error)? {
             let name = if name == "padding" { "pad" } else { name };
             special.insert(format!("{name}_token"), vocabulary.text(token as usize).into_owned());
         }
@@ -51,7 +55,7 @@ pub(super) fn load(path: &Path, metadata: &Metadata) -> Result<Text, LoadError> 
     let mut sources = BTreeMap::new();
     for (key, value) in metadata.iter() {
         let Some(name) = key.strip_prefix("tokenizer.chat_template") else { continue };
-        if let crate::weights::gguf::Value::String(source) = value {
+        if let Value::String(source) = value {
             let name = name.strip_prefix('.').unwrap_or("default");
             sources.insert(name.to_owned(), source.clone());
         }
@@ -62,7 +66,9 @@ pub(super) fn load(path: &Path, metadata: &Metadata) -> Result<Text, LoadError> 
     };
 
     let mut end = EndTokens::new(&tokenizer);
-    end.add(["eos", "eot", "eom"].iter().filter_map(|name| vocabulary.id(metadata, name)));
+    for name in ["eos", "eot", "eom"] {
+        end.add(vocabulary.id(keys, name).map_err(error)?.into_iter());
+    }
     end.add_turn_ends(template.as_ref());
     let end_tokens = end.finish();
     Ok(Text::new(tokenizer, template, template_error, end_tokens))
@@ -81,7 +87,13 @@ struct Vocabulary<'a> {
     charsmap: Vec<u8>,
     before: Vec<TokenId>,
     after: Vec<TokenId>,
+    /// What the file leaves open and whoever compares its vectors should know.
+    doubts: Vec<String>,
 }
+
+/// The keys `tokenizer.ggml.*`.
+#[derive(Clone, Copy)]
+struct Keys<'a>(&'a Metadata);
 
 enum Model {
     ByteLevel(&'static PreTokenizer),
@@ -124,13 +136,17 @@ enum Kind {
 
 impl<'a> Vocabulary<'a> {
     fn read(metadata: &'a Metadata) -> Result<Self, String> {
-        let name = metadata
-            .str("tokenizer.ggml.model")
-            .ok_or("the file has none (`tokenizer.ggml.model` is missing)")?;
-        let flag = |name: &str| metadata.bool(&format!("tokenizer.ggml.{name}"));
+        let keys = Keys(metadata);
+        let name =
+            keys.str("model")?.ok_or("the file has none (`tokenizer.ggml.model` is missing)")?;
+        let tokens = keys.strings("tokens")?.ok_or("`tokenizer.ggml.tokens` is missing")?;
+        if tokens.is_empty() || tokens.len() > MAX_TOKENS {
+            return Err(format!("it has {} tokens, expected 1..={MAX_TOKENS}", tokens.len()));
+        }
+        let mut doubts = Vec::new();
         let (model, adds_bos) = match name {
             "gpt2" => {
-                let pre = metadata.str("tokenizer.ggml.pre").ok_or(
+                let pre = keys.str("pre")?.ok_or(
                     "`tokenizer.ggml.pre` is missing, so how it cuts words is unknown\n\
                      hint: the file was made by an old converter; use a newer one",
                 )?;
@@ -139,19 +155,35 @@ impl<'a> Vocabulary<'a> {
                 (Model::ByteLevel(pre), pre.adds_bos)
             }
             "llama" => (
-                Model::SentencePiece { adds_space: flag("add_space_prefix").unwrap_or(true) },
+                Model::SentencePiece { adds_space: keys.bool("add_space_prefix")?.unwrap_or(true) },
                 true,
             ),
             "gemma4" => (Model::MergedSentencePiece, true),
             // Files without the flags are read by everybody as those of a model that knows small letters only.
             "bert" => {
-                let lowercase = flag("normalizer.lowercase").unwrap_or(true);
-                let strips_accents = flag("normalizer.strip_accents").unwrap_or(lowercase);
-                let around = Around::read(metadata, ["[CLS]", "[SEP]", "[UNK]"])?;
+                let lowercase = keys.bool("normalizer.lowercase")?.unwrap_or(true);
+                let strips_accents = keys.bool("normalizer.strip_accents")?.unwrap_or(lowercase);
+                let around = Around::read(keys, tokens, ["[CLS]", "[SEP]", "[UNK]"])?;
                 (Model::WordPiece { lowercase, strips_accents, around }, false)
             }
             "t5" => {
-                let around = Around::read(metadata, ["<s>", "</s>", "<unk>"])?;
+                if keys.bool("add_space_prefix")? == Some(false) {
+                    return Err(
+                        "`tokenizer.ggml.add_space_prefix` is false, only true is supported \
+                                of a `t5` vocabulary"
+                            .to_owned(),
+                    );
+                }
+                // Converters that read tokenizer.json take this from a setting of how tokens are written as text, and say
+                // it of models that cut at all spaces. SentencePiece's own files say true.
+                if keys.bool("remove_extra_whitespaces")? == Some(false) {
+                    doubts.push(
+                        "`tokenizer.ggml.remove_extra_whitespaces` is false, and yet several \
+                         spaces count as one"
+                            .to_owned(),
+                    );
+                }
+                let around = Around::read(keys, tokens, ["<s>", "</s>", "<unk>"])?;
                 (Model::Unigram { around }, false)
             }
             other => {
@@ -161,19 +193,26 @@ impl<'a> Vocabulary<'a> {
                 ));
             }
         };
-        let list = |name: &str| metadata.array(&format!("tokenizer.ggml.{name}"));
-        let tokens = list("tokens")
-            .and_then(|tokens| tokens.strings())
-            .ok_or("`tokenizer.ggml.tokens` is missing or no list of strings")?;
-        if tokens.is_empty() || tokens.len() > MAX_TOKENS {
-            return Err(format!("it has {} tokens, expected 1..={MAX_TOKENS}", tokens.len()));
-        }
-        let kinds = match list("token_type").and_then(|kinds| kinds.integers()) {
+        let kinds = match keys.list("token_type", "whole numbers", Array::integers)? {
             Some(kinds) => kinds.into_iter().map(Kind::of).collect(),
             None => vec![Kind::Normal; tokens.len()],
         };
-        let scores = list("scores").and_then(|scores| scores.f32s()).unwrap_or_default();
-        let merges = list("merges").and_then(|merges| merges.strings()).unwrap_or_default();
+        let scores = keys.list("scores", "F32 numbers", Array::f32s)?.unwrap_or_default();
+        let merges = keys.strings("merges")?.unwrap_or_default();
+        for (name, texts) in [("tokens", tokens), ("merges", merges)] {
+            let bytes: usize = texts.iter().map(String::len).sum();
+            if bytes > MAX_VOCABULARY_BYTES {
+                return Err(format!(
+                    "`tokenizer.ggml.{name}` has {bytes} bytes, expected at most \
+                     {MAX_VOCABULARY_BYTES}"
+                ));
+            }
+        }
+        if let Model::WordPiece { .. } | Model::Unigram { .. } = model {
+            for (id, token) in tokens.iter().enumerate() {
+                check_length(id, token)?;
+            }
+        }
         let scored = matches!(model, Model::SentencePiece { .. } | Model::Unigram { .. });
         for (name, len) in [("token_type", kinds.len()), ("scores", scores.len())] {
             if len != tokens.len() && (name == "token_type" || scored) {
@@ -183,13 +222,22 @@ impl<'a> Vocabulary<'a> {
                 ));
             }
         }
-        let charsmap = match list("precompiled_charsmap") {
-            Some(Array::U8(bytes)) => bytes.clone(),
-            Some(Array::I8(bytes)) => bytes.iter().map(|&byte| byte as u8).collect(),
-            _ => Vec::new(),
+        let charsmap = keys.list("precompiled_charsmap", "bytes", |bytes| match bytes {
+            Array::U8(bytes) => Some(bytes.clone()),
+            Array::I8(bytes) => Some(bytes.iter().map(|&byte| byte as u8).collect()),
+            _ => None,
+        })?;
+        let mut vocabulary = Self {
+            model,
+            tokens,
+            kinds,
+            scores,
+            merges,
+            charsmap: charsmap.unwrap_or_default(),
+            before: Vec::new(),
+            after: Vec::new(),
+            doubts,
         };
-        let (before, after) = (Vec::new(), Vec::new());
-        let mut vocabulary = Self { model, tokens, kinds, scores, merges, charsmap, before, after };
         if let Some(Around { first, last, unknown }) = vocabulary.around() {
             // SentencePiece counts the last apart, and Hugging Face's vocabularies do not.
             for id in [first, last, unknown] {
@@ -197,13 +245,43 @@ impl<'a> Vocabulary<'a> {
             }
             return Ok(vocabulary);
         }
-        if flag("add_bos_token").unwrap_or(adds_bos) {
-            vocabulary.before.extend(vocabulary.id(metadata, "bos"));
+        if keys.bool("add_bos_token")?.unwrap_or(adds_bos) {
+            vocabulary.before.extend(vocabulary.id(keys, "bos")?);
         }
-        if flag("add_eos_token").unwrap_or(false) {
-            vocabulary.after.extend(vocabulary.id(metadata, "eos"));
-        }
+        vocabulary.end(keys)?;
         Ok(vocabulary)
+    }
+
+    /// Reads what is put behind every text.
+    ///
+    /// Models whose vector is that of the last token were trained with the end token there. Early files of such models do not
+    /// say that it is to be added, and with them others take the vector of the text's own last token, which finds little.
+    /// Nobody wants that, so it is added unless the file says no.
+    fn end(&mut self, keys: Keys) -> Result<(), String> {
+        let (added, eos) = (keys.bool("add_eos_token")?, self.id(keys, "eos")?);
+        let last = keys.pools_last()?;
+        if added.unwrap_or(last) {
+            self.after.extend(eos);
+        }
+        let doubt = match (added, eos) {
+            _ if !last => return Ok(()),
+            (Some(true), Some(_)) => return Ok(()),
+            (None, Some(eos)) => format!(
+                "`tokenizer.ggml.add_eos_token` is missing, and vectors are those of the last \
+                 token: {:?} is put behind every text",
+                self.text(eos as usize)
+            ),
+            (Some(false), _) => {
+                "`tokenizer.ggml.add_eos_token` is false, and vectors are those of \
+                                 the last token: a text's own, where mostly an end token is meant"
+                    .to_owned()
+            }
+            (_, None) => "`tokenizer.ggml.eos_token_id` names no token, and vectors are those of \
+                          the last token: a text's own, where mostly an end token is meant"
+                .to_owned(),
+        };
+        self.doubts.push(doubt);
+        Ok(())
     }
 
     fn around(&self) -> Option<Around> {
@@ -214,9 +292,8 @@ impl<'a> Vocabulary<'a> {
     }
 
     /// The token with the role `name`, if the file names one that exists.
-    fn id(&self, metadata: &Metadata, name: &str) -> Option<TokenId> {
-        let id = metadata.u64(&format!("tokenizer.ggml.{name}_token_id"))?;
-        (id < self.tokens.len() as u64).then_some(id as TokenId)
+    fn id(&self, keys: Keys, name: &str) -> Result<Option<TokenId>, String> {
+        Ok(keys.id(name)?.and_then(|id| token_of(id, self.tokens)))
     }
 
     fn tokenizer(&self) -> Result<Tokenizer, String> {
@@ -388,9 +465,7 @@ impl<'a> Vocabulary<'a> {
             if !matches!(self.kinds[id], Kind::Normal | Kind::UserDefined | Kind::Unused) {
                 continue;
             }
-            if token.len() > MAX_TOKEN_BYTES {
-                return Err(format!("token {id} has {} bytes", token.len()));
-            }
+            check_length(id, token)?;
             let mut cuts = Vec::new();
             for (at, _) in token.char_indices().skip(1) {
                 let (left, right) = token.split_at(at);
@@ -406,24 +481,84 @@ impl<'a> Vocabulary<'a> {
     }
 }
 
+impl<'a> Keys<'a> {
+    fn str(self, name: &str) -> Result<Option<&'a str>, String> {
+        self.0.told_str(&format!("tokenizer.ggml.{name}"))
+    }
+
+    fn bool(self, name: &str) -> Result<Option<bool>, String> {
+        self.0.told_bool(&format!("tokenizer.ggml.{name}"))
+    }
+
+    /// The token of a role, or what stands in its place.
+    fn id(self, role: &str) -> Result<Option<i128>, String> {
+        let key = format!("tokenizer.ggml.{role}_token_id");
+        self.0.told(&key, "a whole number", Value::integer)
+    }
+
+    fn list<T>(
+        self,
+        name: &str,
+        of: &str,
+        read: impl FnOnce(&'a Array) -> Option<T>,
+    ) -> Result<Option<T>, String> {
+        let key = format!("tokenizer.ggml.{name}");
+        self.0.told(&key, &format!("an array of {of}"), |value| read(value.array()?))
+    }
+
+    fn strings(self, name: &str) -> Result<Option<&'a [String]>, String> {
+        self.list(name, "strings", Array::strings)
+    }
+
+    /// Whether a text's vector is that of its last token.
+    fn pools_last(self) -> Result<bool, String> {
+        let architecture = self.0.told_str("general.architecture")?.unwrap_or_default();
+        Ok(self.0.told_u64(&format!("{architecture}.pooling_type"))? == Some(LAST))
+    }
+}
+
 impl Around {
     /// By their roles, or as most models of the kind name them.
-    fn read(metadata: &Metadata, names: [&str; 3]) -> Result<Self, String> {
-        let tokens = metadata.array("tokenizer.ggml.tokens").and_then(|tokens| tokens.strings());
-        let tokens = tokens.unwrap_or_default();
+    fn read(keys: Keys, tokens: &[String], names: [&str; 3]) -> Result<Self, String> {
         // The third spelling is the one that files have.
         let roles = [&["cls", "bos"][..], &["sep", "separator", "seperator", "eos"], &["unknown"]];
-        let [first, last, unknown] = [0, 1, 2].map(|which| {
-            let of_role = |role: &&str| metadata.u64(&format!("tokenizer.ggml.{role}_token_id"));
-            let id = roles[which].iter().find_map(of_role).map(|id| id as usize);
-            let id = id.or_else(|| tokens.iter().position(|token| token == names[which]));
-            let id = id.filter(|&id| id < tokens.len()).map(|id| id as TokenId);
-            id.ok_or_else(|| {
-                format!("it has no `{}`, and names no token in its place", names[which])
+        let find = |which: usize| {
+            let name = names[which];
+            let mut beyond = None;
+            for role in roles[which] {
+                let Some(id) = keys.id(role)? else { continue };
+                if let Some(token) = token_of(id, tokens) {
+                    return Ok(token);
+                }
+                beyond = beyond.or(Some((role, id)));
+            }
+            if let Some(id) = tokens.iter().position(|token| token == name) {
+                return Ok(id as TokenId);
+            }
+            Err(match beyond {
+                None => format!("it has no `{name}`, and names no token in its place"),
+                Some((role, id)) => format!(
+                    "`tokenizer.ggml.{role}_token_id` is {id}, expected a number below that of its \
+                     tokens, {}, none of which is `{name}`",
+                    tokens.len()
+                ),
             })
-        });
-        Ok(Self { first: first?, last: last?, unknown: unknown? })
+        };
+        Ok(Self { first: find(0)?, last: find(1)?, unknown: find(2)? })
     }
+}
+
+/// The token of this number, if there is one.
+fn token_of(id: i128, tokens: &[String]) -> Option<TokenId> {
+    usize::try_from(id).ok().filter(|&id| id < tokens.len()).map(|id| id as TokenId)
+}
+
+fn check_length(id: usize, token: &str) -> Result<(), String> {
+    if token.len() > MAX_TOKEN_BYTES {
+        let bytes = token.len();
+        return Err(format!("token {id} has {bytes} bytes, expected at most {MAX_TOKEN_BYTES}"));
+    }
+    Ok(())
 }
 
 impl Kind {
@@ -444,3 +579,10 @@ const GOES_ON: &str = "##";
 
 /// SentencePiece's own limit is far below; without one, cutting takes quadratic time.
 const MAX_TOKEN_BYTES: usize = 1024;
+
+/// Of all tokens together, and of all merges. The largest vocabularies of today have 5 MB, and what looks tokens up takes
+/// some hundred bytes for each of theirs.
+const MAX_VOCABULARY_BYTES: usize = 64 << 20;
+
+/// `pooling_type` of models whose vector is that of a text's last token.
+const LAST: u64 = 3;

@@ -1,3 +1,4 @@
+use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 
 use serde::de::DeserializeOwned;
@@ -12,12 +13,19 @@ use super::mapping::read_text;
 pub struct Config {
     path: PathBuf,
     values: Map<String, Value>,
+    /// What the file itself has in the place of a key, where it has words of its own.
+    spelling: BTreeMap<&'static str, String>,
 }
 
 impl Config {
     /// `path` is the file that errors name.
     pub fn new(path: &Path, values: Map<String, Value>) -> Self {
-        Self { path: path.to_owned(), values }
+        Self { path: path.to_owned(), values, spelling: BTreeMap::new() }
+    }
+
+    /// Errors call these keys by the names that the file has for them: nobody finds others in it.
+    pub(super) fn spelled(self, spelling: BTreeMap<&'static str, String>) -> Self {
+        Self { spelling, ..self }
     }
 
     /// Reads a `config.json`.
@@ -75,7 +83,8 @@ impl Config {
 
     /// An error about `key`; `what` completes the sentence "`key` in config.json …".
     pub fn error(&self, key: &str, what: &str) -> LoadError {
-        LoadError::Config { path: self.path.clone(), key: key.to_owned(), what: what.to_owned() }
+        let key = self.spelling.get(key).map_or(key, String::as_str).to_owned();
+        LoadError::Config { path: self.path.clone(), key, what: what.to_owned() }
     }
 }
 

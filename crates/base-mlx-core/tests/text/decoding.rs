@@ -2,8 +2,11 @@
 
 use base_mlx_core::TokenId;
 use base_mlx_core::text::{AddSpecial, Tokenizer};
+use base64::Engine;
+use base64::engine::general_purpose::STANDARD;
+use serde_json::json;
 
-use crate::files::{self, Entry};
+use crate::files::{self, Entry, Folder};
 use crate::support::dice::Dice;
 
 /// Tokens from a small generator: any of the vocabulary, or only those of few bytes, which break characters.
@@ -168,4 +171,18 @@ fn vocabularies_that_contradict_themselves_are_errors() {
     assert!(files::from_gguf(&unscored).is_err());
     assert!(files::from_gguf(&[("tokenizer.ggml.model", Entry::Str("rwkv"))]).is_err());
     assert!(files::from_gguf(&[]).is_err());
+}
+
+/// Its lookups would leave the table with the first character of any text.
+#[test]
+fn a_table_of_normalizations_that_leads_out_of_itself_is_refused() {
+    let trie = [u32::MAX, 0, 0, 0].map(u32::to_le_bytes).concat();
+    let table = STANDARD.encode([&16_u32.to_le_bytes()[..], &trie, b"b\0"].concat());
+    let table = json!({ "type": "Precompiled", "precompiled_charsmap": table });
+    let folder = Folder::new();
+    let mut tokenizer = folder.json("tokenizer.json");
+    tokenizer["normalizer"] = json!({ "type": "Sequence", "normalizers": [table] });
+    let error = folder.with("tokenizer.json", &tokenizer.to_string()).load().unwrap_err();
+    let expected = "its `precompiled_charsmap` has a trie whose unit 0 leads out of it";
+    assert!(error.to_string().ends_with(expected), "{error}");
 }

@@ -68,6 +68,10 @@ impl Folder {
         self
     }
 
+    pub(crate) fn json(&self, name: &str) -> Value {
+        serde_json::from_slice(&std::fs::read(self.folder.path().join(name)).unwrap()).unwrap()
+    }
+
     pub(crate) fn config(mut self, config: Value) -> Self {
         self.config = config;
         self

@@ -1,7 +1,9 @@
+use std::collections::BTreeMap;
+
 use serde_json::{Map, Number, Value as Json, json};
 
 use super::{Gguf, Metadata, Value};
-use crate::weights::entry::{ParseError, damaged};
+use crate::weights::entry::{Entry, ParseError, damaged};
 
 /// How a GGUF architecture differs from the Hugging Face checkpoint it was made from. An architecture that is not in
 /// [`ARCHITECTURES`] still opens, under the decoders' names; whether its family is known is for `models` to say.
@@ -16,6 +18,8 @@ pub struct Architecture {
     /// The rows of q and k are reordered so that the pairs of a rotation are neighbours.
     pub(super) interleaved_rope: bool,
     names: &'static Names,
+    /// Matrices that can have a single row.
+    maybe_single_rows: &'static [&'static str],
 }
 
 /// Mistral's files, and those of many others, say `llama`; XLM-RoBERTa's say `bert`, and have lost the rows of places that
@@ -29,10 +33,22 @@ static ARCHITECTURES: &[Architecture] = &[
         model_type: "bert",
         hidden_act: Some("gelu"),
         names: &BERT,
+        maybe_single_rows: &[TOKEN_TYPES, SCORE],
         ..UNKNOWN
     },
-    Architecture { name: "nomic-bert", model_type: "nomic_bert", names: &NOMIC_BERT, ..UNKNOWN },
+    Architecture {
+        name: "nomic-bert",
+        model_type: "nomic_bert",
+        names: &NOMIC_BERT,
+        maybe_single_rows: &[TOKEN_TYPES, SCORE],
+        ..UNKNOWN
+    },
 ];
+
+/// One row for each text of a pair, or one for all that a model knows.
+const TOKEN_TYPES: &str = "token_types.weight";
+/// The last layer of a head.
+const SCORE: &str = "cls.output.weight";
 
 const UNKNOWN: Architecture = Architecture {
     name: "",
@@ -40,6 +56,7 @@ const UNKNOWN: Architecture = Architecture {
     hidden_act: None,
     interleaved_rope: false,
     names: &DECODERS,
+    maybe_single_rows: &[],
 };
 
 /// GGUF's names and those of the Hugging Face layout, without `.weight` and `.bias`.
@@ -124,6 +141,14 @@ impl Architecture {
         self.translate(name).unwrap_or_else(|| name.to_owned())
     }
 
+    /// ggml counts no dimension beyond the last that is more than 1, so that what its tools have rewritten has lost those
+    /// of a matrix with one row.
+    pub(super) fn restore_shape(&self, entry: &mut Entry) {
+        if entry.shape.len() == 1 && self.maybe_single_rows.contains(&entry.name.as_str()) {
+            entry.shape.insert(0, 1);
+        }
+    }
+
     fn translate(&self, name: &str) -> Option<String> {
         let (stem, kind) = name.rsplit_once('.')?;
         let Some(layer) = stem.strip_prefix("blk.") else {
@@ -157,7 +182,8 @@ pub fn config(gguf: &Gguf) -> Result<Map<String, Json>, ParseError> {
         }
     }
 
-    if let Some(causal) = metadata.bool(&format!("{name}.attention.causal")) {
+    let causal = metadata.told_bool(&format!("{name}.attention.causal"));
+    if let Some(causal) = causal.map_err(ParseError::Damaged)? {
         config.insert("is_causal".into(), causal.into());
     }
 
@@ -192,7 +218,7 @@ pub fn config(gguf: &Gguf) -> Result<Map<String, Json>, ParseError> {
     if let Some(table) = tensor("token_embd.weight") {
         config.insert("vocab_size".into(), table.shape[0].into());
     }
-    if let Some(table) = tensor("token_types.weight") {
+    if let Some(table) = tensor(TOKEN_TYPES) {
         config.insert("type_vocab_size".into(), table.shape[0].into());
     }
     if let Some(labels) = labels(gguf, name)? {
@@ -205,11 +231,34 @@ pub fn config(gguf: &Gguf) -> Result<Map<String, Json>, ParseError> {
     Ok(config)
 }
 
+/// Where a file has what config.json has under a key: in metadata, or in a tensor.
+pub(super) fn config_spelling(metadata: &Metadata) -> BTreeMap<&'static str, String> {
+    let name = metadata.str("general.architecture").unwrap_or_default();
+    let below = [("is_causal", "attention.causal"), ("rope_scaling", "rope.scaling.type")];
+    let below = below.into_iter().chain(KEYS.iter().map(|&(from, to)| (to, from)));
+    let spelled = below.map(|(key, from)| {
+        (
+            key,
+            if from.starts_with("tokenizer.") { from.to_owned() } else { format!("{name}.{from}") },
+        )
+    });
+    let elsewhere = [
+        ("model_type", "general.architecture"),
+        ("vocab_size", "token_embd.weight"),
+        ("type_vocab_size", TOKEN_TYPES),
+        ("architectures", SCORE),
+        ("id2label", SCORE),
+        ("num_labels", SCORE),
+    ];
+    spelled.chain(elsewhere.map(|(key, from)| (key, from.to_owned()))).collect()
+}
+
 /// How many scores a cross-encoder gives; `None` if it is none. Not every file that has a head says what it is for.
 fn labels(gguf: &Gguf, name: &str) -> Result<Option<usize>, ParseError> {
     let tensor = |name: &str| gguf.tensors.iter().find(|entry| entry.name == name);
-    let pooling = gguf.metadata.u64(&format!("{name}.pooling_type"));
-    let (dense, out) = (tensor("cls.weight"), tensor("cls.output.weight"));
+    let pooling = gguf.metadata.told_u64(&format!("{name}.pooling_type"));
+    let pooling = pooling.map_err(ParseError::Damaged)?;
+    let (dense, out) = (tensor("cls.weight"), tensor(SCORE));
     match (pooling, dense, out) {
         (Some(RANK), Some(_), Some(out)) | (None, Some(_), Some(out)) => Ok(Some(out.shape[0])),
         (Some(RANK), ..) | (None, Some(_), None) | (None, None, Some(_)) => {
@@ -268,7 +317,7 @@ fn number(metadata: &Metadata, key: &str) -> Result<Option<Number>, ParseError> 
     };
     match number {
         Some(number) => Ok(Some(number)),
-        None => damaged(format!("`{key}` is {value:?}, expected a number")),
+        None => damaged(format!("`{key}` is {}, expected a number", value.shown())),
     }
 }
 
@@ -276,7 +325,8 @@ fn number(metadata: &Metadata, key: &str) -> Result<Option<Number>, ParseError> 
 fn rope_scaling(metadata: &Metadata, name: &str) -> Result<Option<Json>, ParseError> {
     let find = |key: &str| number(metadata, &format!("{name}.rope.{key}"));
     let mut scaling = Map::new();
-    match (metadata.str(&format!("{name}.rope.scaling.type")), find("scale_linear")?) {
+    let kind = metadata.told_str(&format!("{name}.rope.scaling.type"));
+    match (kind.map_err(ParseError::Damaged)?, find("scale_linear")?) {
         (Some("none"), _) | (None, None) => return Ok(None),
         (Some(kind), _) => scaling.insert("rope_type".into(), kind.into()),
         // What linear scaling was called in early files.

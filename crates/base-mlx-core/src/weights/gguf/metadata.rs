@@ -52,12 +52,36 @@ impl Metadata {
         self.values.iter().map(|(key, value)| (key.as_str(), value))
     }
 
+    /// What `read` makes of the value at `key`; `None` if there is no such key. A value that is something else than `expected`
+    /// is an error: taken for nothing, it would be replaced by a default that the file does not mean.
+    pub fn told<'a, T>(
+        &'a self,
+        key: &str,
+        expected: &str,
+        read: impl FnOnce(&'a Value) -> Option<T>,
+    ) -> Result<Option<T>, String> {
+        let Some(value) = self.get(key) else { return Ok(None) };
+        match read(value) {
+            Some(told) => Ok(Some(told)),
+            None => Err(format!("`{key}` is {}, expected {expected}", value.shown())),
+        }
+    }
+
+    pub fn told_str(&self, key: &str) -> Result<Option<&str>, String> {
+        self.told(key, "a string", Value::str)
+    }
+
+    pub fn told_bool(&self, key: &str) -> Result<Option<bool>, String> {
+        self.told(key, "true or false", Value::bool)
+    }
+
+    pub fn told_u64(&self, key: &str) -> Result<Option<u64>, String> {
+        self.told(key, "a whole number of at least 0", |value| value.integer()?.try_into().ok())
+    }
+
     /// The string at `key`; `None` if there is none or it is something else, as in all the getters below.
     pub fn str(&self, key: &str) -> Option<&str> {
-        match self.get(key)? {
-            Value::String(text) => Some(text),
-            _ => None,
-        }
+        self.get(key)?.str()
     }
 
     /// An integer of any width that is not negative.
@@ -74,17 +98,11 @@ impl Metadata {
     }
 
     pub fn bool(&self, key: &str) -> Option<bool> {
-        match *self.get(key)? {
-            Value::Bool(value) => Some(value),
-            _ => None,
-        }
+        self.get(key)?.bool()
     }
 
     pub fn array(&self, key: &str) -> Option<&Array> {
-        match self.get(key)? {
-            Value::Array(array) => Some(array),
-            _ => None,
-        }
+        self.get(key)?.array()
     }
 
     pub(super) fn insert(&mut self, key: String, value: Value) {
@@ -93,6 +111,40 @@ impl Metadata {
 }
 
 impl Value {
+    pub fn str(&self) -> Option<&str> {
+        match self {
+            Self::String(text) => Some(text),
+            _ => None,
+        }
+    }
+
+    pub fn bool(&self) -> Option<bool> {
+        match *self {
+            Self::Bool(value) => Some(value),
+            _ => None,
+        }
+    }
+
+    pub fn array(&self) -> Option<&Array> {
+        match self {
+            Self::Array(array) => Some(array),
+            _ => None,
+        }
+    }
+
+    /// For a message, in which no vocabulary belongs.
+    pub(super) fn shown(&self) -> String {
+        match self {
+            Self::Array(array) => {
+                format!("an array of {} values of type {}", array.len(), array.kind())
+            }
+            Self::String(text) if text.chars().nth(MAX_SHOWN).is_some() => {
+                format!("a string of {} bytes", text.len())
+            }
+            other => format!("{other:?}"),
+        }
+    }
+
     /// An integer of any width. No width exceeds 64 bits, so `i128` holds them all.
     pub fn integer(&self) -> Option<i128> {
         Some(match *self {
@@ -125,6 +177,24 @@ impl Array {
             Self::Bool(values) => values.len(),
             Self::String(values) => values.len(),
             Self::Array(values) => values.len(),
+        }
+    }
+
+    fn kind(&self) -> &'static str {
+        match self {
+            Self::U8(_) => "U8",
+            Self::I8(_) => "I8",
+            Self::U16(_) => "U16",
+            Self::I16(_) => "I16",
+            Self::U32(_) => "U32",
+            Self::I32(_) => "I32",
+            Self::U64(_) => "U64",
+            Self::I64(_) => "I64",
+            Self::F32(_) => "F32",
+            Self::F64(_) => "F64",
+            Self::Bool(_) => "Bool",
+            Self::String(_) => "String",
+            Self::Array(_) => "Array",
         }
     }
 
@@ -171,3 +241,6 @@ impl Array {
         }
     }
 }
+
+/// Characters of a string that a message has room for.
+const MAX_SHOWN: usize = 100;

@@ -1,5 +1,6 @@
 use std::path::{Path, PathBuf};
 
+use super::architecture::config_spelling;
 use super::{Architecture, Gguf, Metadata, config, parse};
 use crate::weights::checkpoint::Stored;
 use crate::weights::mapping::{Mapping, map};
@@ -16,11 +17,15 @@ pub(in crate::weights) fn open(path: &Path) -> Result<(Config, Metadata, Vec<Sto
     check_split(&parts)?;
 
     // Only the first part has the metadata; the tensors of all parts together are the model's.
+    let architecture = Architecture::of(&parts[0].2.metadata);
+    for entry in parts.iter_mut().flat_map(|(_, _, part)| &mut part.tensors) {
+        architecture.restore_shape(entry);
+    }
     let (first, _, gguf) = &parts[0];
-    let architecture = Architecture::of(&gguf.metadata);
     let tensors = parts.iter().flat_map(|(_, _, part)| part.tensors.clone()).collect();
     let whole = Gguf { version: gguf.version, metadata: gguf.metadata.clone(), tensors };
-    let config = Config::new(first, config(&whole).map_err(|error| error.at(first))?);
+    let values = config(&whole).map_err(|error| error.at(first))?;
+    let config = Config::new(first, values).spelled(config_spelling(&whole.metadata));
 
     let mut stored = Vec::with_capacity(whole.tensors.len());
     for (path, bytes, part) in &parts {
@@ -77,8 +82,11 @@ fn split_name(name: &str) -> Option<(&str, usize)> {
 /// Compares what the parts say of themselves with what was found.
 fn check_split(parts: &[(PathBuf, Mapping, Gguf)]) -> Result<(), LoadError> {
     for (index, (path, _, gguf)) in parts.iter().enumerate() {
-        let says = |key, default| gguf.metadata.u64(key).unwrap_or(default);
-        let (number, count) = (says("split.no", 0), says("split.count", 1));
+        let says = |key| {
+            let damaged = |what| LoadError::Damaged { path: path.clone(), what };
+            gguf.metadata.told_u64(key).map_err(damaged)
+        };
+        let (number, count) = (says("split.no")?.unwrap_or(0), says("split.count")?.unwrap_or(1));
         if (number, count.max(1)) != (index as u64, parts.len() as u64) {
             return Err(LoadError::Damaged {
                 path: path.clone(),
