@@ -145,6 +145,9 @@ impl Model {
             return;
         }
         let mut others = lock(&self.others);
+        if others.contains_key(&directory.name) {
+            return;
+        }
         if others.len() >= MOST_NAMES {
             others.clear();
         }

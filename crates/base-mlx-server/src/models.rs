@@ -456,9 +456,11 @@ impl Models {
         let loaded = ready.iter().map(|model| &model.directory);
         let others: Vec<&ModelDir> = self.default.iter().chain(loaded).collect();
         let mut on_disk = self.store.survey(|entry| read(&entry.path)).models;
-        // Who asks for the name of one of these gets it, whatever else is called so.
+        // Who asks for a name that one of these has, or has been called by, gets it, whatever else is called so.
         on_disk.retain(|entry| {
-            others.iter().all(|other| other.name != entry.name || other.real == entry.real)
+            let default = self.default.clone().filter(|default| default.name == entry.name);
+            let called = || ready.iter().find_map(|model| model.called(&entry.name));
+            default.or_else(called).is_none_or(|it| it.real == entry.real)
         });
         let mut models: Vec<Listed> =
             on_disk.into_iter().map(|entry| self.listed(entry.into(), &own)).collect();
@@ -519,7 +521,7 @@ impl Models {
             return Some(header);
         }
         let checkpoint = Checkpoint::open(path).ok()?;
-        checkpoint.config().model_type().ok()?;
+        models::family(&checkpoint).ok()?;
         let header = Header { trained: models::context(checkpoint.config()).ok() };
         lock(&self.headers).insert(path.to_owned(), (written, header));
         Some(header)

@@ -3,6 +3,7 @@ use std::io::{self, Write};
 
 use anyhow::Result;
 use base_mlx_core::engine::Purpose;
+use base_mlx_core::models::family;
 use base_mlx_core::store::{Bytes, Entry, Nameless, Store};
 use base_mlx_core::weights::{Checkpoint, LoadError};
 use clap::Args;
@@ -120,7 +121,7 @@ impl Kind {
             values += tensor.shape.iter().map(|&size| size as f64).product::<f64>();
         }
         let bits = (values > 0.0).then(|| bytes * 8.0 / values);
-        let family = checkpoint.config().model_type()?.to_owned();
+        let family = family(&checkpoint)?.to_owned();
         let purpose = Purpose::of_checkpoint(&checkpoint).ok().map(|purpose| match purpose {
             Purpose::Generate => "text",
             Purpose::Embed => "embeddings",

@@ -1,7 +1,7 @@
 use std::io::Write;
 use std::net::TcpListener;
 
-use serde_json::json;
+use serde_json::{Value, json};
 
 use crate::adopt::{link, manifest, write};
 use crate::process::{Serving, User, free_port, output};
@@ -134,6 +134,10 @@ fn what_is_whole_but_not_read_is_not_wrong() {
         |part: &str| assert!(ok.iter().any(|line| line.contains(part)), "no `{part}` in {stdout}");
     counted("no model; of kinds that are not read: 1");
     counted("1 model, 98.4 MB; of kinds that are not read: 1");
+    let (_, listed, _) = output(&mut user.command(&["list", "--json"]));
+    let listed: Vec<Value> = serde_json::from_str(&listed).unwrap();
+    let odd = listed.iter().find(|row| row["name"] == "me/Odd:F16").unwrap();
+    assert!(odd["error"].as_str().unwrap().contains("wombt"), "{odd}");
     assert!(!stdout.contains("rm --force"), "{stdout}");
 }
 

@@ -1,4 +1,5 @@
 use std::fs;
+use std::io;
 use std::path::{Path, PathBuf};
 
 use super::hub::cache::RepoCache;
@@ -119,6 +120,7 @@ impl Store {
         let mut places = all.iter().map(|looked| &looked.place).filter(|it| it.source() == source);
         let place = places.find(|place| path.starts_with(place.folder()));
         let place = place.ok_or_else(|| self.not_found(text))?;
+        check_within(path, place.folder())?;
         let bytes = place.remove(name, path)?;
         Ok(Removed { name: text.to_owned(), path: path.to_owned(), bytes })
     }
@@ -185,6 +187,21 @@ impl Store {
         let bytes = places::delete(&path)?;
         Ok(Removed { name: name.to_owned(), path, bytes })
     }
+}
+
+/// Fails if what lies there is somewhere else, behind a link to a folder: that is not the place's own.
+fn check_within(path: &Path, folder: &Path) -> Result<(), StoreError> {
+    let parent = path.parent().unwrap_or(path);
+    let (Ok(parent), Ok(folder)) = (parent.canonicalize(), folder.canonicalize()) else {
+        // What is not there is told by whoever is to remove it.
+        return Ok(());
+    };
+    if parent.starts_with(&folder) {
+        return Ok(());
+    }
+    let (parent, folder) = (parent.display(), folder.display());
+    let why = format!("a link leads from {folder} to {parent}; remove the file there, or the link");
+    Err(StoreError::io("remove", path)(io::Error::other(why)))
 }
 
 fn hold(name: &str, lock: &Path) -> Result<Lock, StoreError> {

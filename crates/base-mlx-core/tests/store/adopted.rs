@@ -366,3 +366,20 @@ fn a_pull_of_ours_that_stopped_is_told() {
     world.store().remove("me/x").unwrap();
     assert_eq!(reasons(&survey(&world)), []);
 }
+
+/// Behind a link to a folder lies what is not the place's, and may be the only one of its kind.
+#[test]
+fn what_lies_behind_a_linked_folder_stays() {
+    let mut world = World::new();
+    world.options.models_dir = Some(world.path("models"));
+    world.write("elsewhere/owner/x.gguf", gguf());
+    fs::create_dir_all(world.path("models")).unwrap();
+    symlink(world.path("elsewhere/owner"), world.path("models/owner")).unwrap();
+    let store = world.store();
+    let survey = survey(&world);
+    assert_eq!(names(&survey), ["owner/x"]);
+    let error = store.remove_forced("owner/x").unwrap_err();
+    let told = format!("{error}: {:?}", std::error::Error::source(&error).map(ToString::to_string));
+    assert!(told.contains("a link leads from"), "{told}");
+    assert!(world.path("elsewhere/owner/x.gguf").is_file());
+}

@@ -71,6 +71,10 @@ fn look_at(folder: &Folder, survey: &Survey, report: &mut Report) {
 
 fn mend(name: &str, source: Source) -> String {
     match source {
+        // The hub's oldest repositories have no owner, and no name that a pull takes.
+        Source::HubCache if !name.contains('/') => {
+            format!("`base-mlx rm {name}` clears it away")
+        }
         Source::HubCache | Source::Pip => format!(
             "`base-mlx pull {name}` fetches what is missing, `base-mlx rm {name}` clears it away"
         ),

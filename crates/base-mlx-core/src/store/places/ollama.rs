@@ -44,18 +44,24 @@ impl Place for Ollama {
     }
 
     /// The manifest, and the blobs that no other one needs; or what is left of a download.
-    fn remove(&self, name: &Name, path: &Path) -> Result<u64, StoreError> {
-        if let Some(blob) = half_at(path) {
+    fn remove(&self, name: &Name, model: &Path) -> Result<u64, StoreError> {
+        if let Some(blob) = half_at(model) {
             let halves = children(&self.blobs()).into_iter();
             let its = halves.filter(|(name, _)| modelfile::half(name) == Some(blob));
             return its.map(|(_, path)| delete(&path)).sum();
         }
         let Some(path) = self.manifest(name) else {
             // A folder that cannot be read is all that is listed without one.
-            let error = fs::read_dir(path).err().unwrap_or(io::ErrorKind::NotFound.into());
-            return Err(StoreError::io("read", path)(error));
+            let error = fs::read_dir(model).err().unwrap_or(io::ErrorKind::NotFound.into());
+            return Err(StoreError::io("read", model)(error));
         };
         let own = Manifest::read(&path);
+        // A name of the catalogue may have been found under another one.
+        let weights = own.as_ref().ok().and_then(|own| own.weights(&self.blobs()).ok());
+        if let Some(weights) = weights.filter(|weights| weights != model) {
+            let why = format!("that name is another model's here, {}", weights.display());
+            return Err(StoreError::io("remove", model)(io::Error::other(why)));
+        }
         let mut bytes = delete(&path)?;
         prune(&path, &self.0.join("manifests"));
         // Who cannot be read may need any of them, and so may a pull that is not done.
