@@ -1,4 +1,4 @@
-//! Products `x @ w.T` by plain floats: a tile of rows × outputs is kept in registers while it runs over some places of both.
+//! Products `x @ w.T`, also of rounded numbers: a tile of rows × outputs is kept in registers while it runs over some places.
 
 use std::ops::Range;
 
